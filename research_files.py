@@ -1,4 +1,7 @@
-"""Files that are whole or absent: written aside, flushed to the disk, then renamed into place."""
+"""Files and folders that are whole or absent: written aside, flushed to the disk, then renamed into place.
+
+What stands aside is named `.*.tmp`, so what a killed process leaves is known for what it is.
+"""
 
 from __future__ import annotations
 
@@ -8,8 +11,12 @@ import shutil
 from pathlib import Path
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Replace `path` by `content` so that a reader, or a crash, sees the old bytes or the new ones."""
+def write_atomic(path: Path, content: bytes | memoryview) -> None:
+    """Replace `path` by `content` so that a reader, or a crash, sees the old bytes or the new ones.
+
+    Raises:
+        OSError: as for any write, a full disk included; `path` is as it was and nothing else is left.
+    """
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with open(temporary, "wb") as file:
@@ -41,12 +48,33 @@ def flush_tree(folder: Path) -> None:
 
 
 def publish_folder(temporary: Path, final: Path) -> None:
-    """Rename a finished folder into place, replacing what stands there."""
+    """Rename a finished folder into place, replacing what stands there.
+
+    The old one is renamed away before it is deleted: a reader finds it whole, or finds nothing for a
+    moment, or finds the new one, but never a half of either.
+    """
     flush_tree(temporary)
-    if final.exists():
-        shutil.rmtree(final)
+    displaced = final.with_name(f".{final.name}.old.tmp")
+    remove(displaced)
+    if os.path.lexists(final):
+        os.replace(final, displaced)
     os.replace(temporary, final)
     flush_folder(final.parent)
+    remove(displaced)
+
+
+def remove(path: Path) -> None:
+    """Delete a file, or a folder with all it holds; what is not there needs no deleting."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_litter(folder: Path) -> None:
+    """Delete what killed processes left aside in a folder that no other process is writing to."""
+    for path in folder.glob(".*.tmp"):
+        remove(path)
 
 
 def hash_file(path: Path) -> str:
@@ -64,7 +92,7 @@ def hash_tree(folder: Path) -> dict[str, str]:
 def link_folder(source: Path, target: Path, ignore: tuple[str, ...] = ()) -> None:
     """Put a folder's files at `target` too, as hard links where the file system allows, else as copies."""
     temporary = target.with_name(f".{target.name}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    remove(temporary)
     shutil.copytree(source, temporary, copy_function=_link_or_copy, ignore=shutil.ignore_patterns(*ignore))
     publish_folder(temporary, target)
 
