@@ -7,13 +7,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
 import hashlib
+import itertools
 import json
 import math
 import os
+import re
+import stat
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
@@ -27,8 +31,13 @@ class FlagErrors(InputError):
     """Every fault found in the flags, one line each."""
 
     def __init__(self, faults: Sequence[str]) -> None:
-        super().__init__("\n".join(faults))
-        self.faults = tuple(faults)
+        self.faults = tuple(map(escape_controls, faults))
+        super().__init__("\n".join(self.faults))
+
+
+def escape_controls(text: str) -> str:
+    """Return a text as one line without control characters, which a flag or a path may hold."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
 @dataclass(frozen=True)
@@ -65,17 +74,22 @@ PIPELINES: dict[str, Pipeline] = {
 
 LAYER_STRATEGIES = ("uniform", "last", "first")
 
+# Past this a seed, a size or a count overflows in one of the libraries below.
+LARGEST_WHOLE_NUMBER = 2**31 - 1
+LONGEST_SHOWN = 120
+
 Check = Callable[[Any], str | None]
 
 
 def between(low: float, high: float = math.inf, *, open_low: bool = False, note: str = "") -> Check:
-    """Return a check that a number lies in [low, high], or (low, high] with `open_low`."""
-    bound = f"greater than {low:g}" if open_low else f"at least {low:g}"
-    wanted = bound if high == math.inf else f"{'above ' if open_low else ''}{low:g} to {high:g}"
+    """Return a check that a number lies in [low, high], or in (low, high] with `open_low`."""
+    bounds = [f"greater than {low}" if open_low else f"at least {low}"]
+    if high < math.inf:
+        bounds.append(f"at most {high}")
 
     def check(value: float) -> str | None:
-        inside = (low < value if open_low else low <= value) and value <= high and not math.isnan(value)
-        return None if inside else f"must be {wanted}, got {value:g}" + (f" ({note})" if note else "")
+        inside = (low < value if open_low else low <= value) and value <= high
+        return None if inside else f"must be {' and '.join(bounds)}, got {value}" + (f" ({note})" if note else "")
 
     return check
 
@@ -116,6 +130,13 @@ class ExperimentConfig:
         "seed of the split and of the teacher's fine-tuning; runs that differ by --seed share test part and teacher",
         check=between(0),
     )
+    sweep: tuple[str, ...] = setting(
+        (),
+        "what to run",
+        "run the product of these values, as in kd_alpha=0.3,0.5 kd_temperature=2,4; each run gets a folder below --output_dir",
+        metavar="FLAG=V1,V2",
+    )
+    jobs: int = setting(1, "what to run", "worker processes of --sweep", check=between(1))
     num_folds: int = setting(1, "what to run", "folds of cross-validation; 1 is one split", check=between(1))
 
     dataset_path: str = setting(
@@ -283,7 +304,7 @@ class ExperimentConfig:
 
 
 # Where a run is written and how it shares its work decide nothing in its results.
-PLACE_FIELDS = frozenset({"output_dir", "cache_dir", "overwrite", "checkpoint_minutes"})
+PLACE_FIELDS = frozenset({"output_dir", "cache_dir", "overwrite", "checkpoint_minutes", "sweep", "jobs"})
 
 
 def saved_settings(config: ExperimentConfig) -> dict[str, Any]:
@@ -297,93 +318,185 @@ def saved_settings(config: ExperimentConfig) -> dict[str, Any]:
 def parse_layer_mapping(text: str) -> tuple[tuple[int, int], ...] | None:
     """Return the (teacher, student) pairs of an explicit mapping, None for a strategy's name.
 
+    Layers count from 0, the embeddings.
+
     Raises:
-        ValueError: neither a strategy nor `teacher:student` pairs.
+        ValueError: neither a strategy nor `teacher:student` pairs, or a pair is given twice.
     """
     if text in LAYER_STRATEGIES:
         return None
-    pairs = []
+    pairs: list[tuple[int, int]] = []
     for part in text.split(","):
-        teacher, separator, student = part.strip().partition(":")
-        if not separator or not teacher.strip().isdecimal() or not student.strip().isdecimal():
+        if not re.fullmatch(r"\s*[0-9]{1,6}\s*:\s*[0-9]{1,6}\s*", part):
             raise ValueError(
-                f"'{part.strip()}' is neither teacher:student (as in 2:1,4:2) nor one of {', '.join(LAYER_STRATEGIES)}"
+                f"{describe(part.strip())} is neither teacher:student (as in 2:1,4:2) nor one of {', '.join(LAYER_STRATEGIES)}"
             )
-        pairs.append((int(teacher), int(student)))
+        teacher, student = map(int, part.split(":"))
+        if (teacher, student) in pairs:
+            raise ValueError(f"the pair {teacher}:{student} is given twice")
+        pairs.append((teacher, student))
     return tuple(pairs)
 
 
-class _CollectingParser(argparse.ArgumentParser):
-    """An argparse parser whose errors can be reported together with the other faults."""
+# The command line
+
+
+class _RaisingParser(argparse.ArgumentParser):
+    """An argparse parser that raises its complaint, so it can be reported together with the others."""
 
     def error(self, message: str) -> NoReturn:
-        raise FlagErrors([message])
+        raise FlagErrors([message.removeprefix("argument ")])
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Build the parser from the fields of ExperimentConfig; values stay text until `convert`."""
-    parser = _CollectingParser(
+    parser = _RaisingParser(
         prog="research_main.py",
+        usage="python %(prog)s [--flag VALUE ...]",
         description="Distil a large multi-label text classifier into a small one. One command is one run.",
         epilog="Exit status: 0 done, 1 failed while running, 2 bad flags or input, 3 teacher too weak, 130 interrupted.",
         allow_abbrev=False,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        argument_default=argparse.SUPPRESS,
     )
-    groups: dict[str, Any] = {}
-    for entry in dataclasses.fields(ExperimentConfig):
-        meta = entry.metadata
-        group = groups.setdefault(meta["group"], None) or parser.add_argument_group(meta["group"])
-        groups[meta["group"]] = group
-        add_flag(group, entry)
-    groups["what to run"].add_argument(
-        "--config",
-        default=argparse.SUPPRESS,
-        metavar="FILE",
-        help="take the flags of an earlier run's config.json; flags given beside it win",
+    parser.add_argument(
+        "--config", metavar="FILE", help="take the flags of an earlier run's config.json; flags given beside it win"
     )
+    for title, entries in itertools.groupby(dataclasses.fields(ExperimentConfig), lambda entry: entry.metadata["group"]):
+        group = parser.add_argument_group(title)
+        for entry in entries:
+            group.add_argument(f"--{entry.name}", **flag_options(entry))
     return parser
 
 
-def add_flag(group: Any, entry: dataclasses.Field[Any]) -> None:
-    meta = entry.metadata
-    shown = "" if entry.default is None or entry.default == () else f" (default: {show(entry.default)})"
-    help_text = (meta["help"] + shown).replace("%", "%%")
-    if isinstance(entry.default, bool):
-        group.add_argument(f"--{entry.name}", action=argparse.BooleanOptionalAction, default=argparse.SUPPRESS, help=help_text)
-        return
-    metavar = meta["metavar"] or ("{" + ",".join(meta["choices"]) + "}" if meta["choices"] else type_name(entry.name))
-    group.add_argument(
-        f"--{entry.name}",
-        default=argparse.SUPPRESS,
-        help=help_text,
-        metavar=metavar,
-        nargs="+" if accepts(entry.name, tuple) else None,
-    )
+def flag_options(entry: dataclasses.Field[Any]) -> dict[str, Any]:
+    """Return what argparse needs to know of a field's flag."""
+    meta, default = entry.metadata, entry.default
+    shown = {True: "on", False: "off"}[default] if isinstance(default, bool) else default
+    help_text = meta["help"] if shown is None or shown == () else f"{meta['help']} (default: {shown})"
+    options: dict[str, Any] = {"help": help_text.replace("%", "%%")}
+    if isinstance(default, bool):
+        return options | {"action": argparse.BooleanOptionalAction}
+    if meta["choices"]:
+        return options | {"metavar": "{" + ",".join(meta["choices"]) + "}"}
+    if accepts(entry.name, tuple):
+        return options | {"metavar": meta["metavar"], "nargs": "+"}
+    return options | {"metavar": "N" if accepts(entry.name, int) else "X" if accepts(entry.name, float) else "TEXT"}
 
 
-def show(value: Any) -> str:
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-_HINTS: dict[str, Any] = {}
-
-
-def field_types(name: str) -> tuple[Any, ...]:
-    """Return the types a field accepts, as (float,) or (int, NoneType)."""
-    if not _HINTS:
-        _HINTS.update(typing.get_type_hints(ExperimentConfig))
-    hint = _HINTS[name]
-    return typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,)
+@functools.cache
+def field_types() -> dict[str, tuple[Any, ...]]:
+    """Return the types each field accepts, as {"student_layers": (int, NoneType)}."""
+    hints = typing.get_type_hints(ExperimentConfig)
+    options = {name: typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,) for name, hint in hints.items()}
+    return {name: tuple(typing.get_origin(option) or option for option in found) for name, found in options.items()}
 
 
 def accepts(name: str, kind: type) -> bool:
-    return any(typing.get_origin(hint) is kind or hint is kind for hint in field_types(name))
+    return kind in field_types()[name]
 
 
-def type_name(name: str) -> str:
-    return "N" if accepts(name, int) else "X" if accepts(name, float) else "TEXT"
+@dataclass(frozen=True)
+class Arguments:
+    """The parsed command line: the config, and the fields that a flag or the --config file set."""
+
+    config: ExperimentConfig
+    explicit: frozenset[str]
+
+
+def parse_arguments(argv: Sequence[str]) -> Arguments:
+    """Parse and check the command line.
+
+    Raises:
+        FlagErrors: every fault found, together; nothing has been loaded or written.
+        SystemExit: after --help.
+    """
+    given, faults = read_flags(argv)
+    values: dict[str, Any] = {}
+    if (path := given.pop("config", None)) is not None:
+        values, config_faults = read_config_file(Path(path))
+        faults += config_faults
+    for name, value in given.items():
+        try:
+            values[name] = convert(name, value)
+        except ValueError as error:
+            faults.append(f"--{name}: {error}")
+    config = ExperimentConfig(**values)
+    # A flag that could not be read holds its default here: what is wrong with that is not the user's doing.
+    unread = tuple(fault.partition(":")[0] + ":" for fault in faults)
+    faults += [fault for fault in check_config(config) if not fault.startswith(unread)]
+    if faults:
+        raise FlagErrors(faults)
+    return Arguments(config, frozenset(values))
+
+
+def read_flags(argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the flags' values, as text, and the faults; each flag is parsed on its own, so none hides another."""
+    parser = build_parser()
+    given: dict[str, Any] = {}
+    faults: list[str] = []
+    for words in split_at_flags(argv):
+        try:
+            found, extra = parser.parse_known_args(words)
+        except FlagErrors as error:
+            faults += error.faults
+            continue
+        if not vars(found):
+            faults.append(describe_unknown(words[0]))
+        elif extra:
+            faults.append(f"{words[0].partition('=')[0]}: has no place for {describe(' '.join(extra))}")
+        for name, value in vars(found).items():
+            if name == "sweep":
+                value = [*given.get(name, []), *value]
+            elif isinstance(value, list) and name in given:
+                faults.append(f"--{name}: is given twice; list its values after one --{name}")
+            given[name] = value
+    return given, faults
+
+
+def split_at_flags(argv: Sequence[str]) -> Iterator[list[str]]:
+    """Yield each flag together with its values."""
+    starts = [position for position, word in enumerate(argv) if position == 0 or word.startswith("--") or word == "-h"]
+    for start, end in itertools.pairwise([*starts, len(argv)]):
+        words = list(argv[start:end])
+        # Joined, since argparse takes a lone -1e-5 for a flag.
+        yield ["=".join(words)] if len(words) == 2 and words[0].startswith("--") and "=" not in words[0] else words
+
+
+def describe_unknown(word: str) -> str:
+    if not word.startswith("--"):
+        return f"{describe(word)}: a value without a flag"
+    from difflib import get_close_matches  # only a mistake pays for importing it
+
+    flag = word.partition("=")[0]
+    near = get_close_matches(flag, [f"--{entry.name}" for entry in dataclasses.fields(ExperimentConfig)], n=1)
+    return f"{flag}: unknown flag; " + (f"did you mean {near[0]}?" if near else "--help lists them")
+
+
+def read_config_file(path: Path) -> tuple[dict[str, Any], list[str]]:
+    """Read an earlier run's config.json into field values and the faults found in it."""
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return {}, [f"--config: no such file: {path}"]
+    except OSError as error:
+        return {}, [f"--config: {path} cannot be read: {error.strerror}"]
+    except (ValueError, RecursionError) as error:
+        return {}, [f"--config: {path} is not JSON: {error}"]
+    if not isinstance(loaded, dict):
+        return {}, [f"--config: {path} holds no settings: expected an object with a key per flag"]
+    values, faults = {}, []
+    for name, value in loaded.items():
+        if name not in field_types():
+            faults.append(f"--config: {path} names an unknown flag {describe(name)}")
+            continue
+        try:
+            values[name] = convert(name, value)
+        except ValueError as error:
+            faults.append(f"--{name}: {error}, in {path}")
+    return values, faults
+
+
+# Values
 
 
 def convert(name: str, value: Any) -> Any:
@@ -397,173 +510,150 @@ def convert(name: str, value: Any) -> Any:
     if accepts(name, bool):
         if isinstance(value, bool):
             return value
-        raise ValueError(f"must be true or false, got {value!r}")
+        raise ValueError(f"must be true or false, got {describe(value)}")
     if accepts(name, tuple):
-        if isinstance(value, list | tuple) and all(isinstance(item, str) for item in value):
+        if isinstance(value, list) and all(map(is_plain_text, value)):
             return tuple(value)
-        raise ValueError(f"must be a list of names, got {value!r}")
+        raise ValueError(f"must be a list of names, got {describe(value)}")
     if accepts(name, str):
-        if isinstance(value, str) and value and "\0" not in value:
+        if is_plain_text(value):
             return value
-        raise ValueError(f"must be a text that is not empty, got {value!r}")
+        raise ValueError(f"must be a text that is not empty, got {describe(value)}")
     return convert_number(value, int if accepts(name, int) else float)
+
+
+def is_plain_text(value: Any) -> bool:
+    """Whether a value is a text that can name a file or a column."""
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        return False
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell but nothing can write
+        return False
+    return True
 
 
 def convert_number(value: Any, kind: type[int] | type[float]) -> int | float:
     word = "a whole number" if kind is int else "a number"
-    if isinstance(value, bool) or not isinstance(value, str | int | float):
-        raise ValueError(f"must be {word}, got {value!r}")
     try:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError
         number = kind(value)
+        if isinstance(value, float) and number != value:
+            raise ValueError
     except (ValueError, OverflowError):
-        raise ValueError(f"must be {word}, got {value!r}") from None
-    if kind is float and not math.isfinite(number):
-        raise ValueError(f"must be a finite number, got {value!r}")
-    if isinstance(value, float) and number != value:
-        raise ValueError(f"must be {word}, got {value!r}")
+        raise ValueError(f"must be {word}, got {describe(value)}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"must be a finite number, got {describe(value)}")
+    if kind is int and number > LARGEST_WHOLE_NUMBER:
+        raise ValueError(f"must be at most {LARGEST_WHOLE_NUMBER}, got {describe(value)}")
     return number
 
 
+def describe(value: Any) -> str:
+    """Return a value as an error line shows it: on one line, and not at any length."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    text = repr(value)
+    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
+
+
+# Checks
+
+
 def check_config(config: ExperimentConfig) -> list[str]:
-    """Return every fault that can be seen without opening a file, as `--flag: what` lines."""
+    """Return every fault that can be seen without reading a file, as `--flag: what` lines."""
     faults = []
     for entry in dataclasses.fields(config):
         value, meta = getattr(config, entry.name), entry.metadata
         if meta["choices"] and value not in meta["choices"]:
-            faults.append(f"--{entry.name}: must be one of {', '.join(meta['choices'])}, got {value}")
+            faults.append(f"--{entry.name}: must be one of {', '.join(meta['choices'])}, got {describe(value)}")
         elif meta["check"] and value is not None and (fault := meta["check"](value)):
             faults.append(f"--{entry.name}: {fault}")
-    return faults + check_distillation(config) + check_data_flags(config) + check_places(config)
+    return faults + check_distillation(config) + check_data_flags(config) + check_device(config) + check_places(config)
 
 
 def check_distillation(config: ExperimentConfig) -> list[str]:
     faults = []
+    labels = [entry.rpartition("=")[0] for entry in config.label_alphas]
     for entry in config.label_alphas:
-        label, separator, value = entry.rpartition("=")
+        label, _, alpha = entry.rpartition("=")
         try:
-            valid = bool(separator and label) and 0 <= float(value) <= 1
+            valid = label != "" and 0 <= float(alpha) <= 1
         except ValueError:
             valid = False
         if not valid:
-            faults.append(f"--label_alphas: '{entry}' is not LABEL=ALPHA with an alpha from 0 to 1, as in threat=0.9")
+            faults.append(f"--label_alphas: {describe(entry)} is not LABEL=ALPHA with an alpha from 0 to 1, as in threat=0.9")
+    for label in sorted({label for label in labels if label and labels.count(label) > 1}):
+        faults.append(f"--label_alphas: {describe(label)} is given twice")
     try:
-        pairs = parse_layer_mapping(config.layer_mapping) or ()
-        if any(teacher < 0 or student < 0 for teacher, student in pairs):
-            faults.append(f"--layer_mapping: layers count from 0 (the embeddings), got {config.layer_mapping}")
+        parse_layer_mapping(config.layer_mapping)
     except ValueError as error:
         faults.append(f"--layer_mapping: {error}")
-    needs_teacher = PIPELINES.get(config.pipeline, PIPELINES["kd_only"]).teacher
-    if config.student_init == "teacher" and not needs_teacher:
-        faults.append("--student_init teacher: needs a pipeline with a teacher, as kd_only")
+    if config.student_init == "teacher" and config.pipeline in PIPELINES and not PIPELINES[config.pipeline].teacher:
+        faults.append(f"--student_init: teacher needs a pipeline with a teacher, got --pipeline {config.pipeline}")
     return faults
 
 
 def check_data_flags(config: ExperimentConfig) -> list[str]:
     faults = []
-    if config.label_columns is not None and len(set(config.label_columns)) < len(config.label_columns):
-        faults.append(f"--label_columns: a column is named twice in {' '.join(config.label_columns)}")
+    columns = config.label_columns
+    if columns == ():
+        faults.append("--label_columns: names no column; leave it out to have the columns found")
+    elif columns is not None and len(set(columns)) < len(columns):
+        faults.append(f"--label_columns: a column is named twice in {describe(' '.join(columns))}")
+    if config.text_column is not None and config.text_column in (columns or ()):
+        faults.append(f"--text_column: {describe(config.text_column)} is also one of --label_columns")
     if config.num_folds > 1 and config.test_path:
         faults.append("--num_folds: folds make their own test parts; drop --test_path")
     shares = (0 if config.val_path else config.val_fraction) + (0 if config.test_path else config.test_fraction)
     if shares >= 1:
-        faults.append(f"--val_fraction and --test_fraction: together must be under 1, got {shares:g}")
-    if not (config.device in ("auto", "cpu", "cuda") or config.device.removeprefix("cuda:").isdecimal()):
-        faults.append(f"--device: must be auto, cpu, cuda or cuda:N, got {config.device}")
+        faults.append(f"--val_fraction: must be under 1 together with --test_fraction, got {shares:g}")
     return faults
+
+
+def check_device(config: ExperimentConfig) -> list[str]:
+    if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", config.device):
+        return []
+    return [f"--device: must be auto, cpu, cuda or cuda:N, got {describe(config.device)}"]
 
 
 def check_places(config: ExperimentConfig) -> list[str]:
     """Return the faults in the paths: tables that are not there, folders that cannot be written."""
+    tables = {"dataset_path", "unlabelled_path", "val_path", "test_path"}
+    models = {"teacher_path", "teacher_checkpoint", "student_path"}
+    if config.demo:  # which builds these itself
+        tables.remove("dataset_path")
+        models -= {"teacher_path", "student_path"}
     faults = []
-    tables = (
-        ("unlabelled_path", "val_path", "test_path")
-        if config.demo
-        else ("dataset_path", "unlabelled_path", "val_path", "test_path")
-    )
-    for name in tables:
+    # os.path answers no for a path the system refuses, where pathlib raises.
+    for name in sorted(tables):
         path = getattr(config, name)
-        if path is not None and not Path(path).is_file():
-            what = "is a folder" if Path(path).is_dir() else "no such file"
-            faults.append(f"--{name}: {what}: {path}. Give a .csv, .tsv or .jsonl table.")
-    for name in ("teacher_path", "teacher_checkpoint", "student_path"):
+        if path is not None and not os.path.isfile(path):
+            what = "is a folder" if os.path.isdir(path) else "no such file"
+            faults.append(f"--{name}: {what}: {describe(path)}. Give a .csv, .tsv or .jsonl table.")
+    for name in sorted(models):
         path = getattr(config, name)
-        if path and path.startswith((".", "/", "~")) and not Path(path).expanduser().is_dir():
-            faults.append(f"--{name}: no such folder: {path}")
-    for name, path in (("output_dir", config.output_dir), ("cache_dir", config.cache_dir)):
-        if path and (fault := unwritable(Path(path))):
+        if path is not None and path.startswith((".", "/", "~")) and not os.path.isdir(os.path.expanduser(path)):
+            faults.append(f"--{name}: no such folder: {describe(path)}")
+    for name, folder in (("output_dir", config.run_dir), ("cache_dir", Path(config.cache_dir))):
+        if fault := find_obstacle(folder):
             faults.append(f"--{name}: {fault}. Choose another folder.")
     return faults
 
 
-def unwritable(path: Path) -> str | None:
-    """Say why a folder cannot be made or written at `path`; None when it can."""
-    existing = path
-    while not existing.exists() and existing != existing.parent:
-        existing = existing.parent
-    if not existing.is_dir():
-        return f"{existing} is a file, not a folder"
-    if not os.access(existing, os.W_OK | os.X_OK):
-        return f"{existing} is not writable"
-    return None
-
-
-@dataclass(frozen=True)
-class Arguments:
-    """The parsed command line: the config, and which flags the user gave."""
-
-    config: ExperimentConfig
-    explicit: frozenset[str]
-
-
-def parse_arguments(argv: Sequence[str]) -> Arguments:
-    """Parse and check the command line.
-
-    Raises:
-        FlagErrors: every fault found, together; nothing has been loaded or written.
-        SystemExit: after --help.
-    """
-    parser = build_parser()
-    given, unknown = parser.parse_known_args(list(argv))
-    faults = [f"{token}: unknown flag; --help lists them" for token in unknown if token.startswith("-")]
-    faults += [f"'{token}': a value without a flag" for token in unknown if not token.startswith("-")]
-    explicit = vars(given)
-    values: dict[str, Any] = {}
-    if (path := explicit.pop("config", None)) is not None:
-        values, config_faults = read_config_file(Path(path))
-        faults += config_faults
-    for name, value in explicit.items():
+def find_obstacle(folder: Path) -> str | None:
+    """Say why a folder cannot be made or written; None when it can."""
+    for place in (folder, *folder.absolute().parents):
         try:
-            values[name] = convert(name, value)
-        except ValueError as error:
-            faults.append(f"--{name}: {error}")
-            values.pop(name, None)
-    config = ExperimentConfig(**values)
-    faults += check_config(config)
-    if faults:
-        raise FlagErrors(faults)
-    return Arguments(config, frozenset(values))
-
-
-def read_config_file(path: Path) -> tuple[dict[str, Any], list[str]]:
-    """Read an earlier run's config.json into field values and the faults found in it."""
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}, [f"--config: no such file: {path}"]
-    except OSError as error:
-        return {}, [f"--config: {path} cannot be read: {error.strerror}"]
-    except (ValueError, RecursionError) as error:
-        return {}, [f"--config: {path} is not JSON: {error}"]
-    if not isinstance(loaded, Mapping):
-        return {}, [f"--config: {path} holds no settings: expected an object with a key per flag"]
-    known = {entry.name for entry in dataclasses.fields(ExperimentConfig)}
-    values, faults = {}, []
-    for name, value in loaded.items():
-        if name not in known:
-            faults.append(f"--config: {path} names an unknown flag '{name}'")
+            mode = place.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
             continue
-        try:
-            values[name] = convert(name, value)
-        except ValueError as error:
-            faults.append(f"--config: {path}: {name} {error}")
-    return values, faults
+        except OSError as error:
+            return f"{describe(str(place))} cannot be used: {error.strerror}"
+        if not stat.S_ISDIR(mode):
+            return f"{describe(str(place))} is a file, not a folder"
+        return None if os.access(place, os.W_OK | os.X_OK) else f"{describe(str(place))} is not writable"
+    return f"{describe(str(folder))} has no folder above it"

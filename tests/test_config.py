@@ -1,0 +1,433 @@
+"""Every fault in the flags is found before anything is loaded, and no input ends in a traceback."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import json
+import math
+import os
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from research_config import (
+    KD_METHODS,
+    PIPELINES,
+    PLACE_FIELDS,
+    Arguments,
+    ExperimentConfig,
+    FlagErrors,
+    build_parser,
+    parse_arguments,
+    parse_layer_mapping,
+    saved_settings,
+)
+
+ROOT = Path(__file__).resolve().parent.parent
+FIELDS = tuple(entry.name for entry in dataclasses.fields(ExperimentConfig))
+FUZZ = settings(max_examples=150, deadline=None, database=None, derandomize=True)
+
+
+@pytest.fixture(autouse=True, scope="module")
+def project(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A folder that holds data/comments.csv, so that the defaults are without a fault."""
+    folder = tmp_path_factory.mktemp("project")
+    (folder / "data").mkdir()
+    (folder / "data" / "comments.csv").write_text("text,bully\n")
+    before = Path.cwd()
+    os.chdir(folder)
+    yield folder
+    os.chdir(before)
+
+
+def parse(line: str) -> ExperimentConfig:
+    return parse_arguments(shlex.split(line)).config
+
+
+def faults_of(*argv: str) -> tuple[str, ...]:
+    with pytest.raises(FlagErrors) as caught:
+        parse_arguments(argv)
+    return caught.value.faults
+
+
+def fault_of(line: str) -> str:
+    (fault,) = faults_of(*shlex.split(line))
+    return fault
+
+
+def write_config(folder: Path, content: Any) -> str:
+    path = folder / "config.json"
+    path.write_text(json.dumps(content), encoding="utf-8")
+    return str(path)
+
+
+# Flags
+
+
+def test_no_flags_give_the_defaults_and_none_is_explicit() -> None:
+    assert parse_arguments([]) == Arguments(ExperimentConfig(), frozenset())
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_every_field_has_a_flag_with_its_meaning(name: str) -> None:
+    (action,) = (action for action in build_parser()._actions if f"--{name}" in action.option_strings)
+    assert action.help is not None
+    assert len(action.help) > 10
+
+
+def test_every_default_stands_in_the_help() -> None:
+    text = " ".join(build_parser().format_help().split())
+    for entry in dataclasses.fields(ExperimentConfig):
+        if entry.default in (None, ()):
+            continue
+        shown = {True: "on", False: "off"}[entry.default] if isinstance(entry.default, bool) else entry.default
+        assert f"(default: {shown})" in text[text.index(f"--{entry.name}") :], entry.name
+
+
+@pytest.mark.parametrize(
+    ("line", "name", "value"),
+    [
+        ("--kd_alpha 0.3", "kd_alpha", 0.3),
+        ("--kd_alpha=0.3", "kd_alpha", 0.3),
+        ("--lr 1e-5", "lr", 1e-5),
+        ("--seed 1 --seed 2", "seed", 2),
+        ("--no-amp", "amp", False),
+        ("--no-amp --amp", "amp", True),
+        ("--label_columns bully threat", "label_columns", ("bully", "threat")),
+        ("--label_columns bully", "label_columns", ("bully",)),
+        ("--text_column 'the text'", "text_column", "the text"),
+        ("--text_column=--odd", "text_column", "--odd"),
+        ("--student_layers 3", "student_layers", 3),
+        ("--device cuda:1", "device", "cuda:1"),
+        ("--layer_mapping 2:1,4:2", "layer_mapping", "2:1,4:2"),
+    ],
+)
+def test_flag_sets_its_field(line: str, name: str, value: object) -> None:
+    arguments = parse_arguments(shlex.split(line))
+    assert getattr(arguments.config, name) == value
+    assert arguments.explicit == {name}
+
+
+@pytest.mark.parametrize("method", KD_METHODS)
+@pytest.mark.parametrize("pipeline", PIPELINES)
+def test_every_method_and_pipeline_of_the_tables_is_accepted(method: str, pipeline: str) -> None:
+    config = parse(f"--kd_method {method} --pipeline {pipeline}")
+    assert (config.method, config.pipeline) == (KD_METHODS[method], pipeline)
+
+
+def test_all_faults_are_reported_at_once() -> None:
+    line = "stray --kd_alhpa 1 --lr --amp=1 --seed x --pipeline all --kd_alpha 2 --label_alphas t --layer_mapping 2 --val_path no"
+    assert [fault.partition(":")[0] for fault in faults_of(*shlex.split(line))] == [
+        "'stray'", "--kd_alhpa", "--lr", "--amp/--no-amp", "--seed", "--pipeline", "--kd_alpha", "--label_alphas",
+        "--layer_mapping", "--val_path",
+    ]  # fmt: skip
+
+
+def test_flag_that_cannot_be_read_is_not_blamed_for_its_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)  # where the default table is missing
+    assert fault_of("--dataset_path ''").startswith("--dataset_path: must be a text")
+
+
+@pytest.mark.parametrize(
+    ("line", "fault"),
+    [
+        ("--kd_temperature 0", "--kd_temperature: must be greater than 0, got 0.0 (1 leaves logits unsoftened)"),
+        ("--kd_temperature -1e-5", "--kd_temperature: must be greater than 0, got -1e-05 (1 leaves logits unsoftened)"),
+        ("--kd_alpha 1.0000001", "--kd_alpha: must be at least 0 and at most 1, got 1.0000001"),
+        ("--val_fraction 0", "--val_fraction: must be greater than 0 and at most 0.9, got 0.0"),
+        ("--epochs 0", "--epochs: must be at least 1, got 0"),
+        ("--epochs 1.5", "--epochs: must be a whole number, got '1.5'"),
+        ("--epochs -1", "--epochs: must be at least 1, got -1"),
+        ("--seed 2147483648", "--seed: must be at most 2147483647, got '2147483648'"),
+        ("--lr nan", "--lr: must be a finite number, got 'nan'"),
+        ("--lr inf", "--lr: must be a finite number, got 'inf'"),
+        ("--lr 1e999", "--lr: must be a finite number, got '1e999'"),
+        ("--lr", "--lr: expected one argument"),
+        ("--label_columns", "--label_columns: expected at least one argument"),
+        ("--label_columns a a", "--label_columns: a column is named twice in 'a a'"),
+        ("--label_columns a --label_columns b", "--label_columns: is given twice; list its values after one --label_columns"),
+        ("--text_column a --label_columns a b", "--text_column: 'a' is also one of --label_columns"),
+        ("--text_column ''", "--text_column: must be a text that is not empty, got ''"),
+        ("--amp=1", "--amp/--no-amp: ignored explicit argument '1'"),
+        ("--seed 1 2", "--seed: has no place for '2'"),
+        ("--kd_method both", "--kd_method: must be one of logit, hidden, attention, multi_level, got 'both'"),
+        ("--kd_alhpa 0.5", "--kd_alhpa: unknown flag; did you mean --kd_alpha?"),
+        ("--kd_alhpa=0.5", "--kd_alhpa: unknown flag; did you mean --kd_alpha?"),
+        ("--kd_alph 0.5", "--kd_alph: unknown flag; did you mean --kd_alpha?"),
+        ("--xyzzy -1 -2", "--xyzzy: unknown flag; --help lists them"),
+        ("stray words", "'stray': a value without a flag"),
+        ("--device 5", "--device: must be auto, cpu, cuda or cuda:N, got '5'"),
+        ("--device cuda:", "--device: must be auto, cpu, cuda or cuda:N, got 'cuda:'"),
+        ("--num_folds 3 --test_path data/comments.csv", "--num_folds: folds make their own test parts; drop --test_path"),
+        ("--val_fraction 0.5 --test_fraction 0.5", "--val_fraction: must be under 1 together with --test_fraction, got 1"),
+        ("--pipeline student_only --student_init teacher",
+         "--student_init: teacher needs a pipeline with a teacher, got --pipeline student_only"),
+    ],
+)  # fmt: skip
+def test_fault_says_what_was_found_where_and_what_is_wanted(line: str, fault: str) -> None:
+    assert fault_of(line) == fault
+
+
+@pytest.mark.parametrize("entry", ["threat", "=0.5", "threat=", "threat=x", "threat=1.5", "threat=-0.1", "threat=nan"])
+def test_label_alpha_that_cannot_be_used_is_named(entry: str) -> None:
+    assert fault_of(f"--label_alphas bully=0.5 '{entry}'").startswith(f"--label_alphas: '{entry}' is not LABEL=ALPHA")
+
+
+def test_label_alpha_given_twice_is_a_fault() -> None:
+    assert fault_of("--label_alphas threat=0.9 bully=1 threat=0.5") == "--label_alphas: 'threat' is given twice"
+
+
+def test_label_alphas_map_names_that_hold_an_equals_sign() -> None:
+    assert parse("--label_alphas threat=0.9 a=b=0.5").label_alpha_map == {"threat": 0.9, "a=b": 0.5}
+
+
+@pytest.mark.parametrize("mapping", ["2", "2:", ":1", "2:1,", "2:1,x", "2:-1", "2:1:3", "middle", "2:1,2:1", "9" * 5000 + ":1"])
+def test_layer_mapping_that_cannot_be_read_is_a_fault(mapping: str) -> None:
+    fault = fault_of(f"--layer_mapping={mapping}")
+    assert fault.startswith("--layer_mapping: ")
+    assert len(fault) < 300
+
+
+def test_layer_mapping_is_read_as_pairs_or_as_a_strategy() -> None:
+    assert parse_layer_mapping("2:1, 12 : 6") == ((2, 1), (12, 6))
+    assert parse_layer_mapping("uniform") is None
+
+
+def test_fault_of_a_long_value_stays_one_short_line() -> None:
+    (fault,) = faults_of("--kd_method", "a\nb" * 5000)
+    assert "\n" not in fault
+    assert len(fault) < 300
+
+
+# Places
+
+
+def test_missing_table_and_folder_as_table_are_told_apart() -> None:
+    assert fault_of("--dataset_path absent.csv").startswith("--dataset_path: no such file: 'absent.csv'")
+    assert fault_of("--val_path data").startswith("--val_path: is a folder: 'data'")
+
+
+def test_missing_model_folder_is_a_fault_but_a_hub_name_is_not() -> None:
+    assert fault_of("--teacher_path ./absent") == "--teacher_path: no such folder: './absent'"
+    assert parse("--teacher_path org/absent").teacher_path == "org/absent"
+
+
+def test_demo_needs_none_of_the_files_it_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert parse("--demo --teacher_path ./gone --student_path ./gone").demo
+
+
+@pytest.mark.parametrize("flag", ["--output_dir", "--cache_dir"])
+def test_folder_below_a_file_cannot_be_written(flag: str) -> None:
+    fault = fault_of(f"{flag} data/comments.csv/deep/run")
+    assert fault == f"{flag}: '{Path.cwd() / 'data/comments.csv'}' is a file, not a folder. Choose another folder."
+    assert fault_of(f"{flag} data/comments.csv") == f"{flag}: 'data/comments.csv' is a file, not a folder. Choose another folder."
+
+
+def test_folder_the_system_refuses_is_a_fault() -> None:
+    assert "File name too long" in fault_of(f"--output_dir {'x' * 300}")
+    assert "no such file" in fault_of(f"--dataset_path {'x' * 300}")
+
+
+def test_folder_without_write_permission_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "access", lambda *_arguments: False)  # which the superuser never sees
+    assert [fault.partition(":")[0] for fault in faults_of("--output_dir", "run")] == ["--output_dir", "--cache_dir"]
+
+
+def test_checking_creates_nothing(tmp_path: Path) -> None:
+    parse(f"--output_dir {tmp_path}/a/b --cache_dir {tmp_path}/c")
+    assert list(tmp_path.iterdir()) == []
+
+
+# --config
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "--lr 1.23456789012e-07 --kd_alpha 0.1 --no-amp --no-t_squared",
+        "--label_columns 'এক' 'two words' --text_column text --label_alphas a=0.5 b=1e-3 --student_layers 2 --num_threads 3",
+        "--pipeline baseline --num_folds 5 --demo --layer_mapping 2:1 --device cuda:0 --unlabelled_path data/comments.csv",
+    ],
+)
+def test_saved_settings_given_back_as_config_make_the_same_run(tmp_path: Path, line: str) -> None:
+    config = parse(line)
+    again = parse(f"--config {write_config(tmp_path, saved_settings(config))}")
+    assert again == config
+    assert again.run_dir == config.run_dir
+
+
+def test_explicit_flags_win_over_the_config_file_on_either_side_of_it(tmp_path: Path) -> None:
+    path = write_config(tmp_path, {"seed": 1, "epochs": 2, "amp": False, "label_columns": ["a", "b"]})
+    config = parse(f"--seed 7 --config {path} --amp --label_columns c")
+    assert (config.seed, config.epochs, config.amp, config.label_columns) == (7, 2, True, ("c",))
+
+
+def test_fields_of_the_config_file_count_as_explicit(tmp_path: Path) -> None:
+    path = write_config(tmp_path, {"epochs": 2})
+    assert parse_arguments(["--config", path, "--seed", "7"]).explicit == {"epochs", "seed"}
+
+
+@pytest.mark.parametrize(
+    ("content", "fault"),
+    [
+        ({"epochs": "two"}, "--epochs: must be a whole number, got 'two', in "),
+        ({"epochs": True}, "--epochs: must be a whole number, got true, in "),
+        ({"epochs": 1.5}, "--epochs: must be a whole number, got 1.5, in "),
+        ({"epochs": None}, "--epochs: must be a whole number, got null, in "),
+        ({"epochs": math.nan}, "--epochs: must be a whole number, got nan, in "),
+        ({"lr": math.inf}, "--lr: must be a finite number, got inf, in "),
+        ({"lr": 10**400}, "--lr: must be a number, got 1000"),
+        ({"amp": 1}, "--amp: must be true or false, got 1, in "),
+        ({"pipeline": ["kd_only"]}, "--pipeline: must be a text that is not empty, got a list, in "),
+        ({"dataset_path": {"a": 1}}, "--dataset_path: must be a text that is not empty, got an object, in "),
+        ({"dataset_path": "a\0b"}, "--dataset_path: must be a text that is not empty, got 'a\\x00b', in "),
+        ({"text_column": "\ud800"}, "--text_column: must be a text that is not empty, got '\\ud800', in "),
+        ({"label_columns": "bully"}, "--label_columns: must be a list of names, got 'bully', in "),
+        ({"label_columns": ["bully", 1]}, "--label_columns: must be a list of names, got a list, in "),
+        ({"label_columns": []}, "--label_columns: names no column"),
+        ({"learning_rate": 1}, "--config: "),
+        ([], "--config: "),
+        ("text", "--config: "),
+        (None, "--config: "),
+    ],
+)
+def test_config_file_of_the_wrong_kind_is_one_fault(tmp_path: Path, content: Any, fault: str) -> None:
+    assert fault_of(f"--config {write_config(tmp_path, content)}").startswith(fault)
+
+
+def test_unknown_key_of_the_config_file_is_named(tmp_path: Path) -> None:
+    path = write_config(tmp_path, {"learning_rate": 1, "seed": 1})
+    assert fault_of(f"--config {path}") == f"--config: {path} names an unknown flag 'learning_rate'"
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"{", b"\xff\xfe{}", b"[" * 100_000, b'{"seed": ' + b"9" * 5000 + b"}", b"[" * 400 + b"]" * 400],
+    ids=["empty", "cut off", "not utf-8", "endless nesting", "endless number", "nesting"],
+)
+def test_config_file_that_is_no_object_is_one_short_line(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "config.json").write_bytes(content)
+    fault = fault_of(f"--config {tmp_path / 'config.json'}")
+    assert fault.startswith(f"--config: {tmp_path}")
+    assert "\n" not in fault
+    assert len(fault) < 400
+
+
+@pytest.mark.parametrize("depth", range(900, 1000, 7))
+def test_nested_value_at_the_edge_of_what_can_be_parsed_is_a_fault(tmp_path: Path, depth: int) -> None:
+    (tmp_path / "config.json").write_text('{"seed": ' + "[" * depth + "]" * depth + "}")
+    assert fault_of(f"--config {tmp_path / 'config.json'}").startswith("--")
+
+
+def test_config_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    (tmp_path / "config.json").write_bytes(b'\xef\xbb\xbf{"seed": 3}')
+    assert parse(f"--config {tmp_path / 'config.json'}").seed == 3
+
+
+def test_config_that_is_missing_or_a_folder_is_a_fault(tmp_path: Path) -> None:
+    assert fault_of(f"--config {tmp_path}/absent.json") == f"--config: no such file: {tmp_path}/absent.json"
+    assert fault_of(f"--config {tmp_path}") == f"--config: {tmp_path} cannot be read: Is a directory"
+
+
+# Identity
+
+
+def test_places_do_not_change_the_fingerprint_and_every_other_field_does() -> None:
+    config = ExperimentConfig()
+    others: dict[type, Any] = {bool: None, int: 7, float: 0.77, str: "another", tuple: ("another",), type(None): "another"}
+    for name in FIELDS:
+        default = getattr(config, name)
+        change: dict[str, Any] = {name: not default if isinstance(default, bool) else others[type(default)]}
+        changed = dataclasses.replace(config, **change)
+        assert (changed.fingerprint == config.fingerprint) is (name in PLACE_FIELDS), name
+
+
+def test_config_is_frozen() -> None:
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        ExperimentConfig().seed = 1  # type: ignore[misc]
+
+
+# The process
+
+
+def test_importing_the_config_loads_the_standard_library_only() -> None:
+    code = "import sys, research_config; print(*{name.partition('.')[0] for name in sys.modules} - sys.stdlib_module_names)"
+    output = subprocess.run([sys.executable, "-S", "-c", code], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(output.split()) <= {"research_config"} | {name for name in output.split() if name.startswith("__")}
+
+
+def test_help_exits_with_0_and_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        parse_arguments(["--seed", "x", "--help"])
+    assert caught.value.code == 0
+    text = capsys.readouterr().out
+    assert [name for name in FIELDS if f"--{name}" not in text] == []
+
+
+# Fuzz
+
+JSON_VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["0.5", "2:1", "\ud800"]),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
+    max_leaves=6,
+)
+FLAGS = st.sampled_from([f"--{name}" for name in FIELDS] + ["--no-amp", "--no-demo", "--config", "-h", "--", "-", "--=", "-1"])
+WORDS = FLAGS | st.sampled_from(["0", "-1e-5", "nan", "data/comments.csv", "data", "a=0.5", "2:1"]) | st.text(max_size=12)
+ARGUMENTS = WORDS | st.tuples(FLAGS, st.text(max_size=6)).map("=".join)
+
+
+def outcome_of(argv: list[str]) -> ExperimentConfig | FlagErrors | SystemExit:
+    with contextlib.redirect_stdout(io.StringIO()):
+        try:
+            return parse_arguments(argv).config
+        except (FlagErrors, SystemExit) as error:
+            return error
+
+
+def check_outcome(argv: list[str]) -> None:
+    """Assert that the arguments give a config that can be saved, the help, or faults of one line each."""
+    outcome = outcome_of(argv)
+    if isinstance(outcome, FlagErrors):
+        assert outcome.faults
+        assert all(len(fault.splitlines()) == 1 for fault in outcome.faults), outcome.faults
+    elif isinstance(outcome, SystemExit):
+        assert outcome.code == 0
+    else:
+        assert json.loads(json.dumps(saved_settings(outcome), allow_nan=False)) == saved_settings(outcome)
+
+
+@FUZZ
+@given(st.lists(ARGUMENTS, max_size=8))
+@example(["--config", "data/comments.csv"])
+@example(["--output_dir", "\0"])
+@example(["--dataset_path", "\ud800"])
+@example(["--config", "a\nb"])
+@example(["--xyz\nabc"])
+def test_no_arguments_end_in_a_traceback(argv: list[str]) -> None:
+    check_outcome(argv)
+
+
+@FUZZ
+@given(st.dictionaries(st.sampled_from(FIELDS) | st.text(max_size=6), JSON_VALUES, max_size=6))
+def test_no_config_object_ends_in_a_traceback(content: dict[str, Any]) -> None:
+    Path("fuzz.json").write_text(json.dumps(content), encoding="utf-8")
+    check_outcome(["--config", "fuzz.json"])
+
+
+@FUZZ
+@given(st.binary(max_size=40))
+@example(b'{"\\n": 1}')
+@example(b"\xef\xbb\xbf")
+def test_no_config_bytes_end_in_a_traceback(content: bytes) -> None:
+    Path("fuzz.json").write_bytes(content)
+    check_outcome(["--config", "fuzz.json"])
