@@ -1,0 +1,111 @@
+"""Attention maps and queries, keys, values of chosen layers, taken while an encoder runs.
+
+Fused attention kernels return no probabilities, and running every layer without them, only to read a
+few, is slow. Here the encoder keeps its fused kernel; a layer somebody asked for computes its
+probabilities in the open, from the very queries and keys the model made.
+
+Shapes: B batch, A heads, L tokens, D width of a head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AttentionInterface, AttentionMaskInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import sdpa_mask
+
+RECORDED_SDPA = "recorded_sdpa"
+
+Relations = tuple[Tensor, Tensor, Tensor]
+
+
+class AttentionRecorder:
+    """Collects from some layers of one forward pass.
+
+    Args:
+        layers: Layers to collect, counted from 1 in the order in which they run.
+        keep: "heads" for maps (B, A, L, L), "mean" for head-averaged maps (B, L, L), "relation" for
+            queries, keys and values, (B, L, A * D) each.
+    """
+
+    def __init__(self, layers: Collection[int], keep: str) -> None:
+        assert keep in ("heads", "mean", "relation")
+        self.layers = frozenset(layers)
+        self.keep = keep
+        self.layers_run = 0
+        self.maps: dict[int, Tensor] = {}
+        self.relations: dict[int, Relations] = {}
+
+
+_active_recorder: ContextVar[AttentionRecorder | None] = ContextVar("active_recorder", default=None)
+
+
+@contextmanager
+def record_attention(layers: Collection[int], keep: str) -> Iterator[AttentionRecorder]:
+    """Collect from `layers` of the encoder that runs inside this block."""
+    recorder = AttentionRecorder(layers, keep)
+    token = _active_recorder.set(recorder)
+    try:
+        yield recorder
+    finally:
+        _active_recorder.reset(token)
+
+
+def recorded_sdpa(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    dropout: float = 0.0,
+    scaling: float | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Run the fused kernel, and keep what the active recorder wants of this layer.
+
+    Query, key and value are (B, A, L, D); the attention mask is boolean (true: attend) or additive.
+    """
+    recorder = _active_recorder.get()
+    if recorder is not None:
+        recorder.layers_run += 1
+    if recorder is None or recorder.layers_run not in recorder.layers:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    layer = recorder.layers_run
+    if recorder.keep == "relation":
+        query_states, key_states, value_states = (part.transpose(1, 2).flatten(2) for part in (query, key, value))
+        recorder.relations[layer] = (query_states, key_states, value_states)
+        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    probs = attention_probs(query, key, attention_mask, scaling, kwargs.get("position_bias"))
+    # Kept before dropout: a map with holes is no distribution, and no teacher has one.
+    recorder.maps[layer] = probs if recorder.keep == "heads" else probs.float().mean(dim=1)
+    probs = nn.functional.dropout(probs, p=dropout, training=module.training)
+    groups = query.shape[1] // value.shape[1]
+    output = probs @ value.repeat_interleave(groups, dim=1)
+    return output.transpose(1, 2).contiguous(), None
+
+
+def attention_probs(
+    query: Tensor, key: Tensor, attention_mask: Tensor | None, scaling: float | None, position_bias: Tensor | None
+) -> Tensor:
+    """Return softmax(Q K^T * scaling + bias) over the keys that the mask allows, (B, A, L, L)."""
+    groups = query.shape[1] // key.shape[1]
+    scores = query @ key.repeat_interleave(groups, dim=1).transpose(-1, -2)
+    scores = scores * (1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling)
+    if position_bias is not None:
+        scores = scores + position_bias
+    if attention_mask is not None and attention_mask.dtype == torch.bool:
+        scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
+    elif attention_mask is not None:
+        scores = scores + attention_mask
+    return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+
+
+AttentionInterface.register(RECORDED_SDPA, recorded_sdpa)
+AttentionMaskInterface.register(RECORDED_SDPA, sdpa_mask)
