@@ -1,0 +1,330 @@
+"""The trainer: its losses, its frozen teacher, its guards and its resumption."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from transformers import BertConfig, BertModel
+
+from research_checkpoint import CheckpointFolder
+from research_config import KD_METHODS, ExperimentConfig
+from research_distillation import (
+    DistillationTrainer,
+    Interrupted,
+    ModelShape,
+    StopRequest,
+    StudentModel,
+    TeacherModel,
+    TrainingFault,
+    choose_autocast_dtype,
+    schedule,
+    verify_teacher_performance,
+)
+from research_models import make_recordable
+from research_tokens import BatchLoader, Tokens
+
+LABELS = ("bully", "threat", "spam")
+VOCABULARY = 50
+
+
+def tiny_encoder(layers: int, width: int = 16, seed: int = 0, dropout: float = 0.1) -> torch.nn.Module:
+    torch.manual_seed(seed)
+    config = BertConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=width,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        intermediate_size=2 * width,
+        max_position_embeddings=32,
+        hidden_dropout_prob=dropout,
+        attention_probs_dropout_prob=dropout,
+    )
+    return make_recordable(BertModel(config, add_pooling_layer=False))
+
+
+def tiny_teacher() -> TeacherModel:
+    return TeacherModel(num_labels=3, encoder=tiny_encoder(4, width=24, seed=1))
+
+
+def tiny_student(seed: int = 2, dropout: float = 0.1) -> StudentModel:
+    encoder = tiny_encoder(2, seed=seed, dropout=dropout)
+    return StudentModel(num_labels=3, dropout=dropout, classifier_hidden_size=8, encoder=encoder)
+
+
+def tiny_config(**changes: object) -> ExperimentConfig:
+    return dataclasses.replace(
+        ExperimentConfig(epochs=2, batch=4, lr=1e-2, early_stopping_patience=9),
+        **changes,  # type: ignore[arg-type]
+    )
+
+
+def tiny_loader(rows: int = 18, seed: int | None = 0, **extras: object) -> BatchLoader:
+    generator = np.random.default_rng(5)
+    lengths = generator.integers(3, 9, rows)
+    tokens = Tokens(
+        ids=generator.integers(3, VOCABULARY, lengths.sum()).astype(np.int32),
+        offsets=np.concatenate([[0], np.cumsum(lengths)]),
+        words=None,
+        pad_id=0,
+        key="tiny",
+    )
+    labels = generator.integers(0, 2, (rows, 3)).astype(np.float32)
+    labels[0, 1] = np.nan
+    return BatchLoader(np.arange(rows), tokens, labels, 4, seed=seed, **extras)  # type: ignore[arg-type]
+
+
+def constant_validation(model: torch.nn.Module) -> dict[str, float]:
+    return {"f1_macro": 0.5, "f1_micro": 0.5, "average_precision_macro": 0.5}
+
+
+def weights_of(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def equal_weights(left: dict[str, torch.Tensor], right: dict[str, torch.Tensor]) -> bool:
+    return left.keys() == right.keys() and all(torch.equal(left[name], right[name]) for name in left)
+
+
+@pytest.mark.parametrize("method", KD_METHODS)
+def test_training_leaves_every_teacher_parameter_and_buffer_bit_equal(method: str) -> None:
+    teacher = tiny_teacher()
+    before = weights_of(teacher) | {f"buffer {name}": buffer.clone() for name, buffer in teacher.named_buffers()}
+    trainer = DistillationTrainer(teacher, tiny_student(), tiny_config(kd_method=method), "cpu")
+    trainer.fit(tiny_loader(), constant_validation)
+    after = weights_of(teacher) | {f"buffer {name}": buffer.clone() for name, buffer in teacher.named_buffers()}
+    assert equal_weights(before, after)
+    assert not teacher.training
+    assert all(parameter.grad is None for parameter in teacher.parameters())
+
+
+@pytest.mark.parametrize("method", KD_METHODS)
+def test_train_step_returns_the_components_of_its_method(method: str) -> None:
+    trainer = DistillationTrainer(tiny_teacher(), tiny_student(), tiny_config(kd_method=method), "cpu")
+    batch = next(iter(tiny_loader()))
+    components = trainer.train_step(batch, trainer.build_optimizer(), torch.ones(3))
+    expected = {"total_loss", "soft_loss", "soft_excess", "hard_loss"}
+    expected |= {"hidden_loss"} if KD_METHODS[method].hidden else set()
+    expected |= {"attention_loss"} if KD_METHODS[method].attention else set()
+    assert set(components) == expected
+    assert all(isinstance(value, float) and value > 0 for value in components.values())
+
+
+def test_total_is_the_weighed_sum_of_its_components() -> None:
+    config = tiny_config(kd_method="multi_level", kd_alpha=0.4, hidden_loss_weight=0.6, attention_loss_weight=0.9)
+    loader = tiny_loader()
+    batch = loader.collate(np.arange(1, 5))
+    trainer = DistillationTrainer(tiny_teacher(), tiny_student(), config, "cpu")
+    losses = {name: value.item() for name, value in trainer.compute_losses(batch, None).items()}
+    logit_part = 0.4 * losses["soft_loss"] + 0.6 * losses["hard_loss"]
+    assert losses["total_loss"] == pytest.approx(
+        logit_part + 0.6 * losses["hidden_loss"] + 0.9 * losses["attention_loss"], rel=1e-6
+    )
+
+
+def test_train_step_changes_the_student_and_lowers_the_loss_of_its_batch() -> None:
+    trainer = DistillationTrainer(tiny_teacher(), tiny_student(dropout=0.0), tiny_config(kd_method="multi_level"), "cpu")
+    optimizer = trainer.build_optimizer()
+    batch = next(iter(tiny_loader()))
+    losses = [trainer.train_step(batch, optimizer)["total_loss"] for _ in range(20)]
+    assert losses[-1] < losses[0]
+
+
+def test_projections_carry_the_width_and_are_trained() -> None:
+    trainer = DistillationTrainer(tiny_teacher(), tiny_student(), tiny_config(kd_method="hidden"), "cpu")
+    assert {name: (layer.in_features, layer.out_features) for name, layer in trainer.projections.items()} == {
+        "2_1": (16, 24),
+        "4_2": (16, 24),
+    }
+    before = weights_of(trainer.projections)
+    trainer.train_step(next(iter(tiny_loader())), trainer.build_optimizer())
+    assert not equal_weights(before, weights_of(trainer.projections))
+    assert not any("projection" in name for name in trainer.student.state_dict())
+
+
+def test_equal_widths_need_no_projection() -> None:
+    teacher = TeacherModel(num_labels=3, encoder=tiny_encoder(4, width=16))
+    trainer = DistillationTrainer(teacher, tiny_student(), tiny_config(kd_method="hidden"), "cpu")
+    assert len(trainer.projections) == 0
+
+
+def test_logits_from_the_batch_train_like_the_live_teacher() -> None:
+    teacher = tiny_teacher().eval()
+    loader = tiny_loader()
+    logits = np.zeros((18, 3), dtype=np.float32)
+    with torch.no_grad():
+        for index in loader.plan(0):
+            batch = loader.collate(index)
+            logits[index] = teacher(batch["input_ids"], batch["attention_mask"])["logits"].numpy()
+    histories = []
+    for live, extras in ((teacher, {}), (None, {"teacher_logits": logits})):
+        torch.manual_seed(0)
+        trainer = DistillationTrainer(live, tiny_student(), tiny_config(), "cpu")
+        histories.append(trainer.fit(tiny_loader(**extras), constant_validation).history)
+    for live_row, cached_row in zip(*histories, strict=True):
+        assert cached_row == pytest.approx(live_row, rel=1e-5)
+
+
+def test_student_only_ignores_every_distillation_flag() -> None:
+    results = []
+    for changes in ({}, {"kd_alpha": 0.1, "kd_temperature": 9.0, "kd_method": "multi_level"}):
+        torch.manual_seed(0)
+        trainer = DistillationTrainer(None, tiny_student(), tiny_config(pipeline="student_only", **changes), "cpu")
+        results.append(trainer.fit(tiny_loader(), constant_validation).history)
+    assert results[0] == results[1]
+    assert "soft_loss" not in results[0][0]
+
+
+def test_label_alphas_weigh_single_labels() -> None:
+    config = tiny_config(kd_alpha=0.0, label_alphas=("threat=1",))
+    trainer = DistillationTrainer(tiny_teacher(), tiny_student(), config, "cpu", label_names=LABELS)
+    assert trainer.criterion.alpha.tolist() == [0.0, 1.0, 0.0]
+
+
+def test_accumulated_batches_give_the_gradient_of_one_large_batch() -> None:
+    gradients = []
+    for parts in ([np.arange(1, 9)], [np.arange(1, 5), np.arange(5, 9)]):
+        trainer = DistillationTrainer(tiny_teacher(), tiny_student(dropout=0.0), tiny_config(), "cpu")
+        trainer.student.eval()
+        loader = tiny_loader()
+        for index in parts:
+            trainer._backward(loader.collate(index), None, 1.0 / len(parts))
+        gradients.append([parameter.grad for parameter in trainer.parameters])
+    for whole, summed in zip(*gradients, strict=True):
+        torch.testing.assert_close(whole, summed, rtol=1e-4, atol=1e-6)
+
+
+def test_frozen_encoder_stays_and_classifier_learns() -> None:
+    student = tiny_student()
+    encoder, classifier = weights_of(student.encoder), weights_of(student.classifier)
+    config = tiny_config(freeze_student_encoder=True)
+    DistillationTrainer(tiny_teacher(), student, config, "cpu").fit(tiny_loader(), constant_validation)
+    assert equal_weights(encoder, weights_of(student.encoder))
+    assert not equal_weights(classifier, weights_of(student.classifier))
+
+
+def test_float16_autocast_runs_with_a_gradscaler_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("research_distillation.choose_autocast_dtype", lambda config, device: torch.float16)
+    trainer = DistillationTrainer(tiny_teacher(), tiny_student(), tiny_config(kd_method="multi_level"), "cpu")
+    assert trainer.scaler.is_enabled()
+    before = weights_of(trainer.student)
+    result = trainer.fit(tiny_loader(), constant_validation)
+    assert all(np.isfinite(row["total_loss"]) for row in result.history)
+    assert not equal_weights(before, weights_of(trainer.student))
+
+
+def test_scaler_skip_is_counted_and_does_not_advance_the_schedule(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("research_distillation.choose_autocast_dtype", lambda config, device: torch.float16)
+    trainer = DistillationTrainer(tiny_teacher(), tiny_student(), tiny_config(), "cpu")
+    trainer.scaler = torch.amp.GradScaler("cpu", init_scale=2.0**20)
+    result = trainer.fit(tiny_loader(), constant_validation)
+    assert 0 < result.skipped_steps < 8
+    taken = result.history[-1]["global_step"] - result.skipped_steps - 1
+    assert result.history[-1]["learning_rate"] == pytest.approx(1e-2 * schedule(taken, 10, 0.1))
+
+
+def test_autocast_is_float32_on_the_cpu_unless_bfloat16_is_asked_for() -> None:
+    cpu, cuda = torch.device("cpu"), torch.device("cuda")
+    assert choose_autocast_dtype(tiny_config(), cpu) is None
+    assert choose_autocast_dtype(tiny_config(amp_dtype="bfloat16"), cpu) is torch.bfloat16
+    assert choose_autocast_dtype(tiny_config(), cuda) is torch.float16
+    assert choose_autocast_dtype(tiny_config(amp=False), cuda) is None
+
+
+@pytest.mark.parametrize("amp_dtype", [None, torch.float16])
+def test_non_finite_loss_stops_before_the_step_and_names_step_component_and_rows(
+    amp_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("research_distillation.choose_autocast_dtype", lambda config, device: amp_dtype)
+    logits = np.zeros((18, 3), dtype=np.float32)
+    logits[7] = np.nan
+    trainer = DistillationTrainer(None, tiny_student(), tiny_config(), "cpu")
+    seen: list[dict[str, torch.Tensor]] = []
+    with pytest.raises(TrainingFault, match=r"^step \d+: soft_loss is nan.*Rows .*\b7\b") as caught:
+        trainer.fit(
+            tiny_loader(teacher_logits=logits),
+            constant_validation,
+            on_step=lambda step, total: seen.append(weights_of(trainer.student)),
+        )
+    assert "\n" not in str(caught.value)
+    assert all(torch.isfinite(tensor).all() for tensor in trainer.student.state_dict().values())
+    assert len(seen) < 2 or equal_weights(seen[-1], seen[-2])
+
+
+def test_resumed_training_matches_uninterrupted_training_bit_for_bit(tmp_path: Path) -> None:
+    config = tiny_config(kd_method="multi_level", epochs=3)
+
+    def train(folder: Path, stop: StopRequest, stop_at: int) -> tuple[list[dict[str, object]], dict[str, torch.Tensor]]:
+        torch.manual_seed(0)
+        student = tiny_student()
+        trainer = DistillationTrainer(tiny_teacher(), student, config, "cpu")
+        torch.manual_seed(9)
+
+        def on_step(step: int, total: int) -> None:
+            stop.requested = step == stop_at
+
+        result = trainer.fit(tiny_loader(), constant_validation, checkpoints=CheckpointFolder(folder), stop=stop, on_step=on_step)
+        return result.history, weights_of(student)
+
+    whole_history, whole_weights = train(tmp_path / "whole", StopRequest(), -1)
+    for stop_at in (2, 7):
+        folder = tmp_path / f"stopped_{stop_at}"
+        with pytest.raises(Interrupted):
+            train(folder, StopRequest(), stop_at)
+        history, weights = train(folder, StopRequest(), -1)
+        assert history == whole_history
+        assert equal_weights(weights, whole_weights)
+
+
+def test_student_ends_with_the_weights_of_its_best_epoch() -> None:
+    scores = iter([0.2, 0.9, 0.3])
+    kept: list[dict[str, torch.Tensor]] = []
+
+    def validate(model: torch.nn.Module) -> dict[str, float]:
+        kept.append(weights_of(model))
+        return {"f1_macro": next(scores), "f1_micro": 0.0, "average_precision_macro": 0.0}
+
+    trainer = DistillationTrainer(tiny_teacher(), tiny_student(), tiny_config(epochs=3), "cpu")
+    result = trainer.fit(tiny_loader(), validate)
+    assert (result.best_epoch, result.best_f1) == (2, 0.9)
+    assert equal_weights(weights_of(trainer.student), kept[1])
+
+
+def test_training_stops_when_validation_no_longer_improves() -> None:
+    config = tiny_config(epochs=10, early_stopping_patience=2)
+    result = DistillationTrainer(tiny_teacher(), tiny_student(), config, "cpu").fit(tiny_loader(), constant_validation)
+    assert len(result.history) == 3
+
+
+def test_schedule_warms_up_and_ends_at_nothing() -> None:
+    rates = [schedule(step, 100, 0.1) for step in range(100)]
+    assert rates[0] > 0
+    assert max(rates) == rates[10] == 1.0
+    assert rates[:11] == sorted(rates[:11])
+    assert rates[10:] == sorted(rates[10:], reverse=True)
+    assert rates[-1] == pytest.approx(1 / 90)
+
+
+def test_weak_teacher_is_told_from_a_strong_one() -> None:
+    class Oracle(torch.nn.Module):
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": torch.nan_to_num(self.answers) * 8 - 4}
+
+    oracle = Oracle()
+    loader = tiny_loader(rows=4, seed=None)
+    batch = loader.collate(np.arange(4))
+    oracle.answers = batch["labels"]  # type: ignore[assignment]
+    assert verify_teacher_performance(oracle, [batch], "cpu", 0.9) == (True, {"f1": 1.0})  # type: ignore[arg-type]
+    oracle.answers = 1 - batch["labels"]  # type: ignore[assignment]
+    assert verify_teacher_performance(oracle, [batch], "cpu", 0.4) == (False, {"f1": 0.0})  # type: ignore[arg-type]
+
+
+def test_shape_of_a_teacher_stands_in_for_the_teacher() -> None:
+    teacher = tiny_teacher()
+    config = tiny_config(kd_method="hidden")
+    by_model = DistillationTrainer(teacher, tiny_student(), config, "cpu")
+    by_shape = DistillationTrainer(None, tiny_student(), config, "cpu", teacher_shape=ModelShape(4, 24, 2))
+    assert by_model.projections.keys() == by_shape.projections.keys()
