@@ -1,0 +1,604 @@
+"""One run from table to results directory: inputs, teacher, student, evaluation, files."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import nn
+from tqdm import tqdm
+
+from research_cache import MANIFEST, Cache
+from research_checkpoint import CheckpointFolder
+from research_config import PIPELINES, ExperimentConfig, InputError, saved_settings
+from research_data import Comments, Split, compute_class_weights, describe, load_comments, split_comments
+from research_diagnostics import report_alignment, report_sizes, report_tokenizer
+from research_distillation import (
+    DistillationTrainer,
+    LayerComparison,
+    ModelShape,
+    StopRequest,
+    TrainingResult,
+    judge_teacher,
+)
+from research_evaluation import (
+    DEFAULT_THRESHOLD,
+    build_metrics,
+    compare_efficiency,
+    compute_metrics,
+    measure_efficiency,
+    predict_logits,
+    sigmoid,
+)
+from research_files import link_folder, publish_folder
+from research_models import (
+    SavedClassifier,
+    StudentModel,
+    TeacherModel,
+    TextClassifier,
+    cut_layers,
+    fingerprint_model,
+    load_classifier,
+    load_encoder,
+    load_model_config,
+    load_tokenizer,
+    save_classifier,
+)
+from research_results import RunDirectory, aggregate_folds, write_report
+from research_teacher import Teacher, estimate_bytes, fetch_layers, fetch_logits
+from research_tokens import BatchLoader, Tokens, WordPairs, fingerprint_tokenizer, pair_words, tokenize
+
+log = logging.getLogger(__name__)
+
+EVAL_BATCH = 128
+EFFICIENCY_BATCHES = 8
+EFFICIENCY_BUDGET_S = 0.5
+SCORES_PER_EPOCH = ("f1_macro", "f1_micro", "average_precision_macro")
+DATA_FIELDS = (
+    "dataset_path", "text_column", "label_columns", "val_path", "test_path", "unlabelled_path", "text_normalization",
+    "val_fraction", "test_fraction", "split_seed", "data_fraction", "num_folds",
+)  # fmt: skip
+TEACHER_FIELDS = (
+    "teacher_epochs", "pooling", "class_weights", "batch", "gradient_accumulation", "lr", "weight_decay", "warmup_ratio",
+    "dropout", "gradient_clip_norm", "early_stopping_patience", "amp", "amp_dtype", "split_seed",
+)  # fmt: skip
+
+
+class WeakTeacher(Exception):
+    """The teacher's validation macro-F1 is under --min_teacher_f1."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Everything that can be wrong with what the user supplied, loaded and checked before anything is written."""
+
+    config: ExperimentConfig
+    comments: Comments
+    split: Split
+    teacher_tokenizer: Any
+    student_tokenizer: Any
+    checkpoint: SavedClassifier | None
+    shapes: Mapping[str, ModelShape]
+
+
+@dataclass
+class Runtime:
+    """Where a run computes, and what it shares with others."""
+
+    device: torch.device
+    cache: Cache
+    stop: StopRequest
+    command_line: list[str]
+    timing_s: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def timed(self, phase: str) -> Iterator[None]:
+        started = time.monotonic()
+        yield
+        self.timing_s[phase] = self.timing_s.get(phase, 0.0) + time.monotonic() - started
+
+
+def choose_device(config: ExperimentConfig) -> torch.device:
+    """Return the device of --device.
+
+    Raises:
+        InputError: a CUDA device is asked for and there is none of that number.
+    """
+    if config.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    device = torch.device(config.device)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise InputError(f"--device: {config.device} is not there; {torch.cuda.device_count()} CUDA devices were found")
+    return device
+
+
+def load_data(config: ExperimentConfig, fold: int | None) -> tuple[Comments, Split]:
+    """Read and split the tables; a worker of a sweep keeps the last ones while their files stay as they are."""
+    paths = (config.dataset_path, config.val_path, config.test_path, config.unlabelled_path)
+    stats = [None if path is None or not Path(path).is_file() else Path(path).stat() for path in paths]
+    stamps = tuple(None if stat is None else (stat.st_mtime_ns, stat.st_size) for stat in stats)
+    return _load_data(tuple(getattr(config, name) for name in DATA_FIELDS), fold, stamps)
+
+
+@functools.lru_cache(maxsize=1)
+def _load_data(values: tuple[Any, ...], fold: int | None, _stamps: tuple[Any, ...]) -> tuple[Comments, Split]:
+    config = ExperimentConfig(**dict(zip(DATA_FIELDS, values, strict=True)))
+    comments = load_comments(
+        config.dataset_path,
+        text_column=config.text_column,
+        label_columns=config.label_columns,
+        val_path=config.val_path,
+        test_path=config.test_path,
+        unlabelled_path=config.unlabelled_path,
+        text_normalization=config.text_normalization,
+    )
+    split = split_comments(
+        comments,
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        seed=config.split_seed,
+        data_fraction=config.data_fraction,
+        fold=fold,
+        num_folds=config.num_folds,
+    )
+    return comments, split
+
+
+@functools.cache
+def open_cache(folder: str) -> Cache:
+    """Return one Cache a folder and process, so what a sweep's worker has verified it need not verify again."""
+    return Cache(Path(folder))
+
+
+def start_runtime(config: ExperimentConfig, command_line: list[str]) -> Runtime:
+    """Choose device and threads.
+
+    Raises:
+        InputError: the device is not there.
+    """
+    if config.num_threads is not None:
+        torch.set_num_threads(config.num_threads)
+    return Runtime(choose_device(config), open_cache(config.cache_dir), StopRequest(), command_line)
+
+
+def load_inputs(config: ExperimentConfig, fold: int | None = None) -> Inputs:
+    """Read the tables, split them and open tokenizers and model configurations.
+
+    Raises:
+        InputError: any fault in them; nothing has been written.
+    """
+    comments, split = load_data(config, fold)
+    config = dataclasses.replace(config, text_column=comments.text_column, label_columns=comments.label_names)
+    unknown = sorted(set(config.label_alpha_map) - set(comments.label_names))
+    if unknown:
+        raise InputError(f"--label_alphas: no label '{unknown[0]}'; the labels are {', '.join(comments.label_names)}")
+    parts = PIPELINES[config.pipeline]
+    checkpoint, teacher_tokenizer, student_tokenizer, shapes = None, None, None, {}
+    if parts.teacher and config.teacher_checkpoint:
+        checkpoint = load_classifier(config.teacher_checkpoint, comments.label_names)
+        teacher_tokenizer, shapes["teacher"] = checkpoint.tokenizer, ModelShape.of(checkpoint.model)
+    elif parts.teacher:
+        teacher_config = load_model_config("teacher_path", config.teacher_path)
+        teacher_tokenizer = load_tokenizer("teacher_path", config.teacher_path, config.max_length)
+        shapes["teacher"] = shape_of(teacher_config)
+    if parts.student and config.student_init == "teacher":
+        student_tokenizer, shapes["student"] = teacher_tokenizer, shapes["teacher"]
+    elif parts.student:
+        student_config = load_model_config("student_path", config.student_path)
+        student_tokenizer = load_tokenizer("student_path", config.student_path, config.max_length)
+        shapes["student"] = shape_of(student_config)
+    check_layers(config, shapes)
+    return Inputs(config, comments, split, teacher_tokenizer, student_tokenizer, checkpoint, shapes)
+
+
+def shape_of(model_config: Any) -> ModelShape:
+    return ModelShape(model_config.num_hidden_layers, model_config.hidden_size, model_config.num_attention_heads)
+
+
+def check_layers(config: ExperimentConfig, shapes: Mapping[str, ModelShape]) -> None:
+    """Check --student_layers and --layer_mapping against the models' depths."""
+    if "student" not in shapes:
+        return
+    student = shapes["student"]
+    if config.student_layers is not None and config.student_layers > student.num_layers:
+        raise InputError(f"--student_layers: the student has {student.num_layers} layers, got {config.student_layers}")
+    if "teacher" in shapes and (config.method.hidden or config.method.attention):
+        student = dataclasses.replace(student, num_layers=config.student_layers or student.num_layers)
+        try:
+            LayerComparison(config, shapes["teacher"], student)
+        except ValueError as error:
+            raise InputError(str(error)) from error
+
+
+class Experiment:
+    """One run over checked inputs, writing into a run directory it holds.
+
+    The methods stand in the order in which they run.
+    """
+
+    def __init__(self, inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> None:
+        self.config = inputs.config
+        self.inputs = inputs
+        self.comments = inputs.comments
+        self.split = inputs.split
+        self.runtime = runtime
+        self.run_dir = run_dir
+        self.label_names = inputs.comments.label_names
+        self.settings = {
+            "labels": list(self.label_names),
+            "max_length": self.config.max_length,
+            "text_normalization": self.config.text_normalization,
+        }
+        self.teacher_tokens: Tokens | None = None
+        self.student_tokens: Tokens | None = None
+        self.words: WordPairs | None = None
+
+    def run(self) -> dict[str, Any]:
+        """Do everything and return the content of metrics.json, which is written last.
+
+        Raises:
+            WeakTeacher: the teacher is under --min_teacher_f1 and --allow_weak_teacher was not given.
+        """
+        with self.runtime.timed("tokenize"):
+            self.tokenize()
+        probs: dict[str, dict[str, Any]] = {}
+        training: dict[str, Any] = {}
+        teacher = teacher_logits = student = None
+        if PIPELINES[self.config.pipeline].teacher:
+            with self.runtime.timed("teacher"):
+                teacher = self.get_teacher()
+            with self.runtime.timed("teacher_outputs"):
+                teacher_logits = self.compute_teacher_logits(teacher)
+            probs["teacher"] = {part: sigmoid(teacher_logits[getattr(self.split, part)]) for part in ("validation", "test")}
+            self.verify_teacher(probs["teacher"]["validation"])
+            training["teacher"] = teacher.training
+        if PIPELINES[self.config.pipeline].student:
+            with self.runtime.timed("student"):
+                student, result = self.train_student(teacher, teacher_logits)
+                probs["student"] = self.predict_student(student)
+            self.run_dir.write_history(result.history)
+            training["student"] = summarize(result)
+        labels = {part: self.comments.labels[getattr(self.split, part)] for part in ("train", "validation", "test")}
+        metrics = build_metrics(self.label_names, labels, probs, training)
+        with self.runtime.timed("save"):
+            self.save(metrics, labels, probs, teacher, student)
+        return metrics
+
+    def tokenize(self) -> None:
+        """Tokenise every text with each model's own tokenizer, and pair the words when the ids differ."""
+        inputs, cache = self.inputs, self.runtime.cache
+        config = self.config
+        two_tokenizers = (
+            inputs.teacher_tokenizer is not None
+            and inputs.student_tokenizer is not None
+            and fingerprint_tokenizer(inputs.teacher_tokenizer) != fingerprint_tokenizer(inputs.student_tokenizer)
+        )
+        with_words = two_tokenizers and (config.method.hidden or config.method.attention)
+        for side in ("teacher", "student"):
+            tokenizer = getattr(inputs, f"{side}_tokenizer")
+            if tokenizer is not None:
+                tokens = tokenize(self.comments, tokenizer, config.max_length, cache, with_words=with_words)
+                setattr(self, f"{side}_tokens", tokens)
+                if side == "teacher" or two_tokenizers or inputs.teacher_tokenizer is None:
+                    report_tokenizer(side, tokenizer, self.comments.iter_texts())
+        if with_words:
+            assert self.student_tokens is not None and self.teacher_tokens is not None
+            if not self.student_tokens.same_ids(self.teacher_tokens):
+                self.words = pair_words(self.student_tokens, self.teacher_tokens, cache)
+                report_alignment(self.words.aligned_share)
+
+    def get_teacher(self) -> Teacher:
+        """Return the teacher of --teacher_checkpoint, or the fine-tuned one, from the cache when it is there."""
+        checkpoint = self.inputs.checkpoint
+        if checkpoint is not None:
+            assert self.config.teacher_checkpoint is not None
+            identity = {"files": fingerprint_model(self.config.teacher_checkpoint), "labels": list(self.label_names)}
+            return Teacher(
+                identity,
+                ModelShape.of(checkpoint.model),
+                lambda: checkpoint.model,
+                lambda folder: self.save_model(checkpoint.model, checkpoint.tokenizer, folder, self.settings),
+                {"source": "checkpoint"},
+            )
+        folder = self.runtime.cache.fetch("teachers", self.teacher_key(), self.fine_tune_teacher)
+        identity = {"files": json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]}
+        return Teacher(
+            identity,
+            self.inputs.shapes["teacher"],
+            lambda: load_classifier(str(folder / "model"), self.label_names).model,
+            lambda target: link_folder(folder / "model", target),
+            json.loads((folder / "training.json").read_text(encoding="utf-8")),
+        )
+
+    def teacher_key(self) -> dict[str, Any]:
+        """Return everything the fine-tuned teacher's bytes depend on."""
+        assert self.inputs.teacher_tokenizer is not None
+        parts = {part: hash_rows(self.comments, getattr(self.split, part)) for part in ("train", "validation")}
+        return {
+            "model": fingerprint_model(self.config.teacher_path),
+            "tokenizer": fingerprint_tokenizer(self.inputs.teacher_tokenizer),
+            "settings": self.settings,
+            "rows": parts,
+            "training": {name: getattr(self.config, name) for name in TEACHER_FIELDS},
+            "device": self.runtime.device.type,
+            "threads": torch.get_num_threads(),
+            "versions": {name: version(name) for name in ("torch", "transformers")},
+        }
+
+    def fine_tune_teacher(self, folder: Path, scratch: Path) -> None:
+        """Fine-tune the teacher on the labels and leave its best epoch in `folder`."""
+        assert self.teacher_tokens is not None
+        config = dataclasses.replace(
+            self.config,
+            pipeline="student_only",
+            epochs=self.config.teacher_epochs,
+            seed=self.config.split_seed,
+            freeze_student_encoder=False,
+        )
+        log.info("fine-tuning the teacher %s on %d rows", config.teacher_path, len(self.split.train))
+        encoder = load_encoder(config.teacher_path)
+        torch.manual_seed(config.seed)
+        model = TeacherModel(num_labels=len(self.label_names), dropout=config.dropout, pooling=config.pooling, encoder=encoder)
+        trainer = DistillationTrainer(None, model, config, self.runtime.device)
+        loader = self.build_loader(self.split.train, self.teacher_tokens, seed=config.seed)
+        result = self.fit(trainer, loader, self.teacher_tokens, scratch, "teacher")
+        save_classifier(model.cpu(), self.inputs.teacher_tokenizer, folder / "model", self.settings)
+        (folder / "training.json").write_text(json.dumps(summarize(result), sort_keys=True), encoding="utf-8")
+
+    def fit(
+        self, trainer: DistillationTrainer, loader: BatchLoader, tokens: Tokens, checkpoints: Path, name: str
+    ) -> TrainingResult:
+        """Train with class weights, choosing the best epoch on validation, with a progress bar on stderr."""
+        class_weights = None
+        if self.config.class_weights:
+            weights, warnings = compute_class_weights(self.comments.labels[self.split.train], self.label_names)
+            class_weights = torch.from_numpy(weights)
+            for warning in warnings:
+                log.warning("%s", warning)
+        validation = self.build_loader(self.split.validation, tokens)
+        labels = self.comments.labels[self.split.validation]
+
+        def validate(model: nn.Module) -> dict[str, float]:
+            logits = predict_logits(model, validation, self.runtime.device, autocast_dtype=trainer.autocast_dtype)
+            scores = compute_metrics(labels, sigmoid(logits), DEFAULT_THRESHOLD, self.label_names)
+            return {score: scores[score] for score in SCORES_PER_EPOCH}
+
+        torch.manual_seed(trainer.config.seed)
+        with tqdm(desc=name, unit="step", disable=not sys.stderr.isatty(), leave=False) as bar:
+
+            def on_step(step: int, total: int) -> None:
+                bar.total = total
+                bar.update(step - bar.n)
+
+            return trainer.fit(
+                loader, validate, class_weights,
+                checkpoints=CheckpointFolder(checkpoints), stop=self.runtime.stop, on_step=on_step,
+            )  # fmt: skip
+
+    def build_loader(self, rows: NDArray[np.int64], tokens: Tokens, *, seed: int | None = None, **extras: Any) -> BatchLoader:
+        """Return training batches, shuffled by `seed`, or without one large batches for evaluation."""
+        size = EVAL_BATCH if seed is None else self.config.batch
+        return BatchLoader(rows, tokens, self.comments.labels, size, seed=seed, **extras)
+
+    def compute_teacher_logits(self, teacher: Teacher) -> NDArray[np.float32]:
+        """Return the teacher's logits of every row, (N, C)."""
+        assert self.teacher_tokens is not None
+        loader = self.build_loader(np.arange(len(self.comments)), self.teacher_tokens)
+        return fetch_logits(teacher, loader, self.runtime.device, self.runtime.cache)
+
+    def verify_teacher(self, probs: NDArray[np.float64]) -> None:
+        """Stop before any distillation when the teacher is too weak to learn from."""
+        labels = self.comments.labels[self.split.validation]
+        strong_enough, scores = judge_teacher(labels, probs, self.config.min_teacher_f1)
+        log.info("teacher: validation macro-F1 %.4f", scores["f1"])
+        if not strong_enough and not self.config.allow_weak_teacher:
+            raise WeakTeacher(
+                f"the teacher's validation macro-F1 is {scores['f1']:.4f}, under --min_teacher_f1 "
+                f"{self.config.min_teacher_f1:g}. Train it longer (--teacher_epochs, --lr), or go on with --allow_weak_teacher."
+            )
+
+    def train_student(
+        self, teacher: Teacher | None, teacher_logits: NDArray[np.float32] | None
+    ) -> tuple[StudentModel, TrainingResult]:
+        """Build the student and train it, from the teacher or from the labels alone."""
+        assert self.student_tokens is not None
+        student = self.build_student(teacher)
+        if teacher is not None:
+            report_sizes(int(self.measure_teacher(teacher)["parameters_total"]), student)
+        trainer = DistillationTrainer(
+            None,
+            student,
+            self.config,
+            self.runtime.device,
+            teacher_shape=None if teacher is None else teacher.shape,
+            label_names=self.label_names,
+        )
+        rows, extras = self.split.train, {}
+        if teacher is not None:
+            rows = np.concatenate([self.split.train, self.split.unlabelled])
+            extras["teacher_logits"] = teacher_logits
+            if trainer.comparison is not None:
+                extras |= self.teacher_layers(teacher, trainer, rows)
+        loader = self.build_loader(rows, self.student_tokens, seed=self.config.seed, **extras)
+        result = self.fit(trainer, loader, self.student_tokens, self.run_dir.path / "checkpoint", "student")
+        return student, result
+
+    def teacher_layers(self, teacher: Teacher, trainer: DistillationTrainer, rows: NDArray[np.int64]) -> dict[str, Any]:
+        """Return what the training loader needs to carry the teacher's layers, or to run it live past the budget."""
+        assert self.student_tokens is not None and self.teacher_tokens is not None and trainer.comparison is not None
+        extras: dict[str, Any] = {}
+        if self.words is not None:
+            extras = {"teacher_tokens": self.teacher_tokens, "words": self.words}
+        # A word has at least one token, so the tokens bound the positions of both paths from above.
+        size = estimate_bytes(trainer.comparison, self.teacher_tokens.lengths[rows], teacher.shape.hidden_size)
+        if size > self.config.cache_budget_gb * 1e9:
+            log.info(
+                "the teacher runs live: its layers would take %.2f GB of cache, over --cache_budget_gb %g",
+                size / 1e9,
+                self.config.cache_budget_gb,
+            )
+            trainer.attach_teacher(teacher.model)
+            return extras
+        loader = self.build_loader(rows, self.student_tokens, **extras)
+        with self.runtime.timed("teacher_outputs"):
+            layers = fetch_layers(teacher, trainer.comparison, loader, self.runtime.device, self.runtime.cache)
+        return {"words": self.words, "teacher_layers": layers}
+
+    def build_student(self, teacher: Teacher | None) -> StudentModel:
+        config = self.config
+        torch.manual_seed(config.seed)
+        if config.student_init == "teacher":
+            assert teacher is not None
+            encoder = copy.deepcopy(cast(nn.Module, teacher.model.encoder)).requires_grad_(True)
+        else:
+            encoder = load_encoder(config.student_path, random_init=config.student_init == "random")
+        if config.student_layers is not None:
+            encoder = cut_layers(encoder, config.student_layers)
+        # Seeded again here, so the head does not depend on how many numbers loading the encoder drew.
+        torch.manual_seed(config.seed)
+        return StudentModel(
+            num_labels=len(self.label_names),
+            dropout=config.dropout,
+            classifier_hidden_size=config.student_hidden_size,
+            pooling=config.pooling,
+            encoder=encoder,
+        )
+
+    def predict_student(self, student: StudentModel) -> dict[str, NDArray[np.float64]]:
+        assert self.student_tokens is not None
+        probs = {}
+        for part in ("validation", "test"):
+            loader = self.build_loader(getattr(self.split, part), self.student_tokens)
+            probs[part] = sigmoid(predict_logits(student, loader, self.runtime.device))
+        return probs
+
+    def save(
+        self,
+        metrics: dict[str, Any],
+        labels: Mapping[str, Any],
+        probs: Mapping[str, Mapping[str, Any]],
+        teacher: Teacher | None,
+        student: StudentModel | None,
+    ) -> None:
+        """Write the run directory; metrics.json comes last and means finished."""
+        run_dir = self.run_dir
+        for part in ("validation", "test"):
+            index = self.comments.source_row[getattr(self.split, part)]
+            of_part = {model: parts[part] for model, parts in probs.items()}
+            run_dir.write_predictions(part, index, self.label_names, labels[part], of_part)
+        run_dir.write_efficiency(self.measure_efficiency(teacher, student))
+        if teacher is not None:
+            teacher.store(run_dir.path / "teacher")
+        if student is not None:
+            settings = self.settings | {"thresholds": metrics["thresholds"]["student"]}
+            self.save_model(student, self.inputs.student_tokenizer, run_dir.path / "student", settings)
+        run_dir.write_environment(self.describe_environment())
+        write_report(run_dir.path, metrics)
+        run_dir.write_metrics(metrics)
+        # Only now: a run killed before this line resumes from its last checkpoint.
+        shutil.rmtree(run_dir.path / "checkpoint", ignore_errors=True)
+
+    def save_model(self, model: TextClassifier, tokenizer: Any, folder: Path, settings: Mapping[str, Any]) -> None:
+        temporary = folder.with_name(f".{folder.name}.tmp")
+        save_classifier(model.cpu(), tokenizer, temporary, settings)
+        publish_folder(temporary, folder)
+
+    def measure_efficiency(self, teacher: Teacher | None, student: StudentModel | None) -> dict[str, Any]:
+        """Measure each model's size and speed on test rows; the teacher's figures are shared by a sweep."""
+        result: dict[str, Any] = {}
+        if teacher is not None:
+            result["teacher"] = self.measure_teacher(teacher)
+        if student is not None:
+            assert self.student_tokens is not None
+            result["student"] = self.measure_model(student, self.student_tokens)
+        if teacher is not None and student is not None:
+            result |= compare_efficiency(result["teacher"], result["student"])
+        return result
+
+    def measure_teacher(self, teacher: Teacher) -> dict[str, float]:
+        assert self.teacher_tokens is not None
+        tokens = self.teacher_tokens
+        key = {"teacher": teacher.identity, "tokens": tokens.key, "machine": machine_name(self.runtime.device),
+               "threads": torch.get_num_threads()}  # fmt: skip
+
+        def build(folder: Path, _scratch: Path) -> None:
+            figures = self.measure_model(teacher.model, tokens)
+            (folder / "efficiency.json").write_text(json.dumps(figures), encoding="utf-8")
+
+        folder = self.runtime.cache.fetch("efficiency", key, build)
+        return json.loads((folder / "efficiency.json").read_text(encoding="utf-8"))
+
+    def measure_model(self, model: TextClassifier, tokens: Tokens) -> dict[str, float]:
+        loader = BatchLoader(self.split.test, tokens, self.comments.labels, 32, seed=0)
+        batches = [loader.collate(index) for index in loader.plan(0)[:EFFICIENCY_BATCHES]]
+        model.to(self.runtime.device)
+        return measure_efficiency(model, batches, self.runtime.device, time_budget_s=EFFICIENCY_BUDGET_S)
+
+    def describe_environment(self) -> dict[str, Any]:
+        names = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "iterative-stratification")
+        return {
+            "versions": {name: version(name) for name in names} | {"python": platform.python_version()},
+            "device": machine_name(self.runtime.device),
+            "num_threads": torch.get_num_threads(),
+            "command_line": self.runtime.command_line,
+            "dataset": describe(self.comments, self.split),
+            "data": {
+                "dataset_sha256": self.comments.file_sha256["main"],
+                "file_sha256": self.comments.file_sha256,
+                "test_sha256": hash_rows(self.comments, self.split.test),
+            },
+            "timing_s": {phase: round(seconds, 2) for phase, seconds in self.runtime.timing_s.items()},
+        }
+
+
+def summarize(result: TrainingResult) -> dict[str, int]:
+    """Return what metrics.json says of a training: only what repeats exactly."""
+    return {"best_epoch": result.best_epoch, "epochs_run": len(result.history), "skipped_steps": result.skipped_steps}
+
+
+def hash_rows(comments: Comments, rows: NDArray[np.int64]) -> str:
+    """Return a hash of some rows' texts and labels, in order."""
+    digest = hashlib.sha256(np.ascontiguousarray(comments.text_hash[rows]).tobytes())
+    digest.update(np.ascontiguousarray(comments.labels[rows]).tobytes())
+    return digest.hexdigest()
+
+
+def machine_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{platform.machine()} CPU"
+
+
+def run_folds(config: ExperimentConfig, runtime: Runtime, run_dir: RunDirectory, first: Inputs) -> dict[str, Any]:
+    """Run every fold in a directory of its own and write their mean and standard deviation beside them."""
+    metrics = []
+    for fold in range(config.num_folds):
+        inputs = first if fold == 0 else load_inputs(config, fold)
+        with RunDirectory(run_dir.path / f"fold_{fold + 1}") as fold_dir:
+            status = fold_dir.claim(saved_settings(inputs.config) | {"fold": fold + 1})
+            if status != "finished":
+                log.info("fold %d of %d", fold + 1, config.num_folds)
+                runtime.timing_s.clear()
+                Experiment(inputs, runtime, fold_dir).run()
+        metrics.append(json.loads((fold_dir.path / "metrics.json").read_text(encoding="utf-8")))
+    total = aggregate_folds(metrics)
+    write_report(run_dir.path, total)
+    run_dir.write_metrics(total)
+    return total
