@@ -1,0 +1,543 @@
+"""Which runs can be compared, what differs between them, and whether it is real: everything but the printing.
+
+A run directory gives a member (a cross-validated one a member per fold); members that differ only by seed
+or fold form a row; rows are compared with one of them, the baseline. Never imports torch.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import re
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+import research_statistics as statistics
+from research_config import ExperimentConfig, InputError
+from research_results import Predictions, Run, RunDirectory, dig, is_fold, load_run, read_json
+
+Key = tuple[int | None, int | None]  # seed and fold: what pairs a member of one row with a member of another
+FloatArray = npt.NDArray[np.floating[Any]]
+
+BOOTSTRAP_SEED = 0  # the same comparison twice prints the same bytes
+MAX_SEARCH_DEPTH = 4
+MAX_NAMED_RUNS = 5
+
+_FLAG_GROUPS = {entry.name: entry.metadata.get("group") for entry in dataclasses.fields(ExperimentConfig)}
+# Flags of these groups that another pipeline does use.
+_SHARED_FLAGS = {"class_weights", "pooling"}
+
+
+def _flags_of(*groups: str) -> frozenset[str]:
+    return frozenset(name for name, group in _FLAG_GROUPS.items() if group in groups) - _SHARED_FLAGS
+
+
+# config.json holds every flag, also those a pipeline never reads: a student_only run has a kd_alpha, which
+# says nothing about it and must neither make a column nor hide a control.
+UNUSED_FLAGS = {
+    "student_only": _flags_of("teacher", "distillation") | {"unlabelled_path"},
+    "baseline": _flags_of("student", "distillation") | {"unlabelled_path"},
+}
+MACHINE_FLAGS = _flags_of("runtime and output")
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model's predictions on one test part: those of a run, or of one fold of it."""
+
+    run: Run
+    owner: Path
+    key: Key
+    model: str
+    predictions: Predictions
+
+    @property
+    def probs(self) -> FloatArray:
+        return self.predictions.probs[self.model]
+
+    @property
+    def data(self) -> Mapping[str, Any]:
+        """Hashes of the data, empty for a run that recorded none."""
+        found = dig(self.run.environment, "data") if self.run.has("environment.json") else None
+        return found if isinstance(found, Mapping) else {}
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one line of the table stands for: a run, a run's folds, or runs that differ only by seed."""
+
+    name: str
+    settings: dict[str, Any]
+    members: tuple[Member, ...]
+
+    @property
+    def config(self) -> dict[str, Any]:
+        return self.members[0].run.config
+
+
+@dataclass(frozen=True)
+class Result:
+    """A row's figures; `difference` is None for the baseline. p values are nan where nothing could be tested."""
+
+    row: Row
+    estimate: statistics.Estimate
+    values: tuple[float, ...]
+    std: float
+    difference: statistics.Difference | None
+    p_holm: float = math.nan
+    p_members: float = math.nan
+    p_members_holm: float = math.nan
+    p_sign_flip: float = math.nan
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Everything a table or a figure shows."""
+
+    metric: str
+    part: str
+    resamples: int
+    group_by: str | None
+    flags: tuple[str, ...]
+    results: tuple[Result, ...]
+    unfinished: tuple[Path, ...]
+    baseline_note: str
+
+    @property
+    def baseline(self) -> Result:
+        return next(result for result in self.results if result.difference is None)
+
+    @property
+    def grouped(self) -> bool:
+        """Whether a row stands for several runs."""
+        return any(len(result.values) > 1 for result in self.results)
+
+    @property
+    def unit(self) -> str:
+        """What the runs of a row differ by: "seed" or "fold"."""
+        return "seed" if self.group_by == "seed" else "fold"
+
+
+# Finding runs
+
+
+def find_runs(paths: Iterable[str | Path]) -> tuple[list[Path], list[Path]]:
+    """Return the finished and the unfinished run directories at or below `paths`, each once.
+
+    Raises:
+        InputError: a path does not exist or holds no run.
+    """
+    found: dict[Path, Path] = {}
+    for path in map(Path, paths):
+        if not path.is_dir():
+            raise InputError(f"{path}: no such directory. Name run directories, or a folder of them.")
+        runs = list(_walk_runs(path, MAX_SEARCH_DEPTH))
+        if not runs:
+            raise InputError(f"{path} is no run directory and holds none (a run has a config.json with a pipeline).")
+        for run in runs:
+            found.setdefault(run.resolve(), run)
+    finished: list[Path] = []
+    unfinished: list[Path] = []
+    for run in found.values():
+        (finished if RunDirectory(run).status() == "finished" else unfinished).append(run)
+    return finished, unfinished
+
+
+def _walk_runs(path: Path, depth: int) -> Iterable[Path]:
+    """Yield `path` if it is a run, else the runs below it; what is inside a run belongs to it."""
+    if RunDirectory(path).status() in ("finished", "unfinished"):
+        yield path
+    elif depth:
+        for child in sorted(path.iterdir(), key=_natural_order):
+            if child.is_dir() and not child.name.startswith("."):
+                yield from _walk_runs(child, depth - 1)
+
+
+def _natural_order(path: Path) -> list[tuple[int, float, str]]:
+    """Sort alpha_2 before alpha_10."""
+    pieces = re.findall(r"\d+|\D+", path.name)
+    return [(0, float(piece), "") if piece.isdecimal() else (1, 0.0, piece) for piece in pieces]
+
+
+def load_members(paths: Iterable[Path], part: str, model: str | None, group_by: str | None) -> list[Member]:
+    """Read the runs' predictions of a part; a cross-validated run gives a member per fold."""
+    members: dict[Path, Member] = {}
+    for path in paths:
+        run = load_run(path)
+        for fold in run.folds:
+            owner, number = path, None
+            if run.num_folds > 1 or (group_by == "fold" and is_fold(path)):
+                owner = path if run.num_folds > 1 else path.parent
+                number = int(fold.path.name.removeprefix("fold_"))
+            seed = fold.config.get("seed") if group_by == "seed" else None
+            members.setdefault(fold.path.resolve(), _load_member(fold, owner, (seed, number), part, model))
+    if group_by == "fold" and all(member.key[1] is None for member in members.values()):
+        raise InputError("--group_by fold: none of the runs has folds (--num_folds 2 or more, or DIR/fold_1 ...).")
+    return list(members.values())
+
+
+def _load_member(run: Run, owner: Path, key: Key, part: str, model: str | None) -> Member:
+    predictions = run.predictions if part == "test" else run.validation_predictions
+    if not len(predictions.index):
+        raise InputError(f"{run.path}: its {part} part has no rows, so there is nothing to compare.")
+    name = model or ("student" if "student" in predictions.probs else next(iter(predictions.probs), ""))
+    if name not in predictions.probs:
+        present = ", ".join(predictions.probs) or "no model"
+        raise InputError(f"{run.path} has no predictions of the {model or 'student'}; found {present}. Set --model.")
+    if np.isnan(predictions.probs[name]).any():
+        raise InputError(f"{run.path}: the {name} has empty probabilities. Repeat the run with --overwrite.")
+    return Member(run, owner, key, name, predictions)
+
+
+# Rows and columns
+
+
+def build_rows(members: Sequence[Member], group_by: str | None) -> list[Row]:
+    """Gather members into rows in the order given.
+
+    Raises:
+        InputError: two runs of one group have the same seed, so that one run would count twice.
+    """
+    names = sorted({name for member in members for name in member.run.config})
+    groups: dict[str, list[Member]] = {}
+    settings: dict[str, dict[str, Any]] = {}
+    for member in members:
+        shared = _row_settings(member, names, group_by)
+        identity = json.dumps([shared, member.model]) if group_by == "seed" else str(member.owner.resolve())
+        groups.setdefault(identity, []).append(member)
+        settings.setdefault(identity, shared)
+    for group in groups.values():
+        _check_distinct(group)
+    rows = [Row(_name_group(group), settings[identity], tuple(group)) for identity, group in groups.items()]
+    return _disambiguate(rows)
+
+
+def _row_settings(member: Member, names: Iterable[str], group_by: str | None) -> dict[str, Any]:
+    """Return the settings that the members of a row share: all but what tells the members apart."""
+    settings = used_settings(member.run.config, names)
+    if group_by == "seed":
+        settings.pop("seed", None)
+    if member.key[1] is not None:
+        settings.pop("fold", None)
+    return settings
+
+
+def used_settings(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
+    """Return the flags of `names` that the run's pipeline reads; None where config.json lacks one."""
+    unused = UNUSED_FLAGS.get(str(config.get("pipeline")), frozenset())
+    return {name: config.get(name) for name in names if name not in unused}
+
+
+def _check_distinct(group: Sequence[Member]) -> None:
+    seen: dict[Key, Member] = {}
+    for member in group:
+        earlier = seen.setdefault(member.key, member)
+        if earlier is not member:
+            raise InputError(
+                f"{earlier.run.path} and {member.run.path} have the same flags and the same seed, so they would count "
+                "as two seeds. Leave one out."
+            )
+
+
+def _name_group(group: Sequence[Member]) -> str:
+    names = [member.owner.name or str(member.owner.resolve().name) for member in group]
+    shared = os.path.commonprefix(names)
+    if len(set(names)) > 1:
+        shared = re.sub(r"[\W_]*(seed|s)?[\W_]*$", "", shared)
+    return shared or f"{names[0]} and {len(names) - 1} more"
+
+
+def _disambiguate(rows: list[Row]) -> list[Row]:
+    """Name rows by their path where two directories have the same name."""
+    counts = Counter(row.name for row in rows)
+    return [row if counts[row.name] == 1 else dataclasses.replace(row, name=str(row.members[0].owner)) for row in rows]
+
+
+def differing_flags(rows: Sequence[Row]) -> tuple[str, ...]:
+    """Return the flags with two values or more among the rows that use them, in the command line's order."""
+    values: dict[str, set[str]] = {}
+    for row in rows:
+        for name, value in row.settings.items():
+            values.setdefault(name, set()).add(json.dumps(value))
+    order = {name: place for place, name in enumerate(_FLAG_GROUPS)}
+    differing = [name for name, seen in values.items() if len(seen) > 1]
+    return tuple(sorted(differing, key=lambda name: (order.get(name, len(order)), name)))
+
+
+# The baseline
+
+
+def control_key(config: Mapping[str, Any]) -> str:
+    """Return what a run and its student_only control have in common: data, seed, student and training flags."""
+    ignored = UNUSED_FLAGS["student_only"] | MACHINE_FLAGS | {"pipeline", "fold"}
+    return json.dumps({name: value for name, value in sorted(config.items()) if name not in ignored})
+
+
+def find_sibling_controls(members: Sequence[Member]) -> list[Path]:
+    """Return finished student_only runs beside the given ones that match one of them, one per match."""
+    wanted = {control_key(member.run.config) for member in members}
+    found: dict[str, Path] = {}
+    for parent in dict.fromkeys(member.owner.resolve().parent for member in members):
+        for path in sorted(parent.iterdir(), key=_natural_order):
+            if path.is_dir() and RunDirectory(path).status() == "finished":
+                config = read_json(path / "config.json")
+                if config["pipeline"] == "student_only" and control_key(config) in wanted:
+                    found.setdefault(control_key(config), _relative_to_here(path))
+    return list(found.values())
+
+
+def _relative_to_here(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
+
+
+def best_control(rows: Sequence[Row]) -> Row | None:
+    """Return the student_only row that is the control of the most other rows; None when it is of none."""
+    keys = [control_key(member.run.config) for row in rows if not _is_control(row) for member in row.members]
+    scored = []
+    for row in filter(_is_control, rows):
+        own = {control_key(member.run.config) for member in row.members}
+        scored.append((sum(key in own for key in keys), row))
+    matches, control = max(scored, key=lambda entry: entry[0], default=(0, None))
+    return control if matches else None
+
+
+def _is_control(row: Row) -> bool:
+    return row.config.get("pipeline") == "student_only"
+
+
+def gather_rows(
+    paths: Sequence[Path], baseline: str | None, part: str, model: str | None, group_by: str | None
+) -> tuple[list[Row], str]:
+    """Return the rows, the baseline first, and a sentence that says which it is and why.
+
+    Raises:
+        InputError: the runs cannot be read or grouped, or `baseline` is not one finished row.
+    """
+    load = partial(load_members, part=part, model=model, group_by=group_by)
+    if baseline is not None:
+        finished, unfinished = find_runs([baseline])
+        if unfinished:
+            raise InputError(f"--baseline {baseline}: {unfinished[0]} is unfinished. Finish it or name another.")
+        rows = build_rows(load([*finished, *paths]), group_by)
+        wanted = {path.resolve() for path in finished}
+        chosen = [row for row in rows if any(_belongs(member, wanted) for member in row.members)]
+        if len(chosen) != 1:
+            names = ", ".join(row.name for row in chosen[:MAX_NAMED_RUNS])
+            raise InputError(f"--baseline {baseline}: holds {len(chosen)} rows ({names}); name one run, or group by seed.")
+        return _first(rows, chosen[0]), f"baseline: {chosen[0].name} (--baseline)"
+    members = load(paths)
+    rows = build_rows(members, group_by)
+    control = best_control(rows)
+    if control is not None:
+        return _first(rows, control), f"baseline: {control.name} (the student_only run with the same data, seed and student)"
+    candidates = [member for member in members if member.run.config.get("pipeline") == "kd_only"]
+    beside = find_sibling_controls(candidates) if model in (None, "student") else []
+    if beside:
+        rows = build_rows([*load(beside), *members], group_by)
+        control = best_control(rows) or rows[0]
+        where = ", ".join(map(str, beside[:MAX_NAMED_RUNS]))
+        return _first(rows, control), f"baseline: {control.name} (student_only found beside the runs: {where})"
+    return rows, f"baseline: {rows[0].name} (the first row; no student_only run has the same data, seed and student)"
+
+
+def _belongs(member: Member, paths: set[Path]) -> bool:
+    return member.owner.resolve() in paths or member.run.path.resolve() in paths
+
+
+def _first(rows: Sequence[Row], chosen: Row) -> list[Row]:
+    return [chosen, *(row for row in rows if row is not chosen)]
+
+
+# Scores
+
+
+def check_same_rows(rows: Sequence[Row], part: str) -> None:
+    """Refuse a comparison of scores that were measured on different rows.
+
+    Members with the same seed and fold must have been tested on the same rows; members of other seeds or
+    folds may have other rows of the same table, which must then carry the same labels.
+
+    Raises:
+        InputError: naming the runs that differ from the first.
+    """
+    members = [member for row in rows for member in row.members]
+    first = members[0]
+    expected = first.predictions.label_names
+    _refuse([m for m in members if m.predictions.label_names != expected], first, "other label columns")
+    references: dict[Key, Member] = {}
+    for member in members:
+        references.setdefault(member.key, member)
+    for key, reference in references.items():
+        paired = [member for member in members if member.key == key]
+        hint = " Runs whose seeds split the data anew need --group_by seed." if key == (None, None) else ""
+        _refuse([m for m in paired if not _same_part(reference, m, part)], reference, f"another {part} part", hint)
+    _refuse([m for m in references.values() if not _same_table(first, m)], first, "another table")
+
+
+def _same_part(reference: Member, member: Member, part: str) -> bool:
+    hashes = (reference.data.get("test_sha256"), member.data.get("test_sha256"))
+    if part == "test" and None not in hashes and hashes[0] != hashes[1]:
+        return False
+    ours, theirs = reference.predictions, member.predictions
+    return np.array_equal(ours.index, theirs.index) and np.array_equal(ours.labels, theirs.labels, equal_nan=True)
+
+
+def _same_table(reference: Member, member: Member) -> bool:
+    hashes = (reference.data.get("dataset_sha256"), member.data.get("dataset_sha256"))
+    if reference.key != member.key and None not in hashes and hashes[0] != hashes[1]:
+        return False
+    ours, theirs = reference.predictions, member.predictions
+    _, here, there = np.intersect1d(ours.index, theirs.index, return_indices=True)
+    return np.array_equal(ours.labels[here], theirs.labels[there], equal_nan=True)
+
+
+def _refuse(differing: Sequence[Member], reference: Member, what: str, hint: str = "") -> None:
+    if not differing:
+        return
+    names = ", ".join(str(member.run.path) for member in differing[:MAX_NAMED_RUNS])
+    more = f" and {len(differing) - MAX_NAMED_RUNS} more" if len(differing) > MAX_NAMED_RUNS else ""
+    raise InputError(
+        f"{names}{more}: {what} than {reference.run.path}, so the scores cannot be compared. Leave out one or the other.{hint}"
+    )
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Every member's plain score and its (R,) scores on the shared resamples, by the member's directory."""
+
+    plain: dict[Path, float]
+    resampled: dict[Path, FloatArray]
+
+    def of(self, members: Sequence[Member]) -> list[float]:
+        return [self.plain[member.run.path] for member in members]
+
+    def mean(self, members: Sequence[Member]) -> tuple[float, FloatArray]:
+        """Return the members' mean score and its (R,) resampled values."""
+        replicates = np.mean([self.resampled[member.run.path] for member in members], axis=0)
+        return float(np.mean(self.of(members))), replicates
+
+
+def score_members(members: Sequence[Member], metric: str, resamples: int) -> Scores:
+    """Score members on the same resampled rows.
+
+    The rows of all parts are resampled together by their place in the table, so a comment that two seeds
+    test on is drawn for both or for neither.
+    """
+    table = np.unique(np.concatenate([member.predictions.index for member in members]))
+    metrics = [_restrict(_build_metric(member, metric), member.predictions.index, table) for member in members]
+    paths = [member.run.path for member in members]
+    plain = statistics.score_rows(metrics, len(table)).tolist()
+    replicates = statistics.bootstrap(metrics, len(table), resamples, BOOTSTRAP_SEED)
+    return Scores(dict(zip(paths, plain, strict=True)), dict(zip(paths, replicates, strict=True)))
+
+
+def _restrict(metric: statistics.Metric, index: npt.NDArray[np.int64], table: npt.NDArray[np.int64]) -> statistics.Metric:
+    """Let a metric of one part's rows take the weights of the whole table's."""
+    if np.array_equal(index, table):
+        return metric
+    places = np.searchsorted(table, index)
+    return lambda weights: metric(weights[places])
+
+
+def _build_metric(member: Member, metric: str) -> statistics.Metric:
+    thresholds = None
+    if metric == "f1_macro_tuned":
+        tuned = dig(member.run.metrics, "thresholds", member.model) or {}
+        if any(tuned.get(label) is None for label in member.predictions.label_names):
+            raise InputError(f"{member.run.path}/metrics.json has no tuned thresholds of the {member.model}.")
+        thresholds = [float(tuned[label]) for label in member.predictions.label_names]
+    return statistics.build_metric(metric, member.predictions.labels, member.probs, thresholds)
+
+
+def compare_rows(rows: Sequence[Row], metric: str, resamples: int) -> list[Result]:
+    """Score every row, and its difference to the first row, the baseline.
+
+    A row's score is the mean over its members. The difference is taken over the seeds and folds that the
+    row and the baseline share; over all of both when they share none, and then no test over seeds is made.
+    """
+    members = [member for row in rows for member in row.members]
+    scores = score_members(members, metric, resamples)
+    results = []
+    for row in rows:
+        values = scores.of(row.members)
+        value, replicates = scores.mean(row.members)
+        result = Result(row, statistics.estimate(value, replicates), tuple(values), statistics.mean_and_std(values)[1], None)
+        results.append(result if row is rows[0] else _add_difference(result, rows[0], scores))
+    corrected = zip(
+        results,
+        statistics.holm([result.difference.p_value if result.difference else math.nan for result in results]),
+        statistics.holm([result.p_members for result in results]),
+        strict=True,
+    )
+    return [
+        dataclasses.replace(result, p_holm=p_holm, p_members_holm=p_members_holm) for result, p_holm, p_members_holm in corrected
+    ]
+
+
+def _add_difference(result: Result, baseline: Row, scores: Scores) -> Result:
+    theirs = {member.key: member for member in baseline.members}
+    paired = [member for member in result.row.members if member.key in theirs]
+    partners = [theirs[member.key] for member in paired]
+    ours, others = (paired, partners) if paired else (result.row.members, baseline.members)
+    difference = statistics.paired_difference(*scores.mean(ours), *scores.mean(others))
+    if len(paired) < 2:
+        return dataclasses.replace(result, difference=difference)
+    differences = np.subtract(scores.of(paired), scores.of(partners)).tolist()
+    return dataclasses.replace(
+        result,
+        difference=difference,
+        p_members=statistics.paired_t_test(differences, _training_overlap(paired)),
+        p_sign_flip=statistics.sign_flip_test(differences),
+    )
+
+
+def _training_overlap(members: Sequence[Member]) -> float:
+    """Return test rows / training rows where the members' test parts differ, 0 where they share one."""
+    first = members[0].predictions.index
+    if all(np.array_equal(first, member.predictions.index) for member in members):
+        return 0.0
+    ratios = []
+    for member in members:
+        test, train = (dig(member.run.metrics, "rows", part) for part in ("test", "train"))
+        if not test or not train:
+            raise InputError(f"{member.run.path}/metrics.json has no rows of train and test. Repeat the run.")
+        ratios.append(test / train)
+    return float(np.mean(ratios))
+
+
+def compare_runs(
+    paths: Sequence[str | Path],
+    baseline: str | None = None,
+    metric: str = "f1_macro",
+    part: str = "test",
+    model: str | None = None,
+    group_by: str | None = None,
+    resamples: int = statistics.RESAMPLES,
+) -> Comparison:
+    """Compare the runs at or below `paths`.
+
+    `model` None takes the student's predictions, the teacher's in a run without a student; `group_by` is
+    None, "seed" or "fold"; `baseline` None looks for a control, see `gather_rows`.
+
+    Raises:
+        InputError: the runs cannot be found, read, grouped or compared.
+    """
+    finished, unfinished = find_runs(paths)
+    if not finished:
+        raise InputError(f"{unfinished[0]} is unfinished, and no finished run was given. Run its command again first.")
+    rows, note = gather_rows(finished, baseline, part, model, group_by)
+    check_same_rows(rows, part)
+    flags = differing_flags(rows)
+    if "seed" in flags:
+        note += "; runs of several seeds are compared with one of them: --group_by seed pairs equal seeds"
+    results = compare_rows(rows, metric, resamples)
+    return Comparison(metric, part, resamples, group_by, flags, tuple(results), tuple(unfinished), note)

@@ -1,0 +1,62 @@
+"""Run directories for the tests of comparing, written by the same code that a run uses."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from research_config import ExperimentConfig, saved_settings
+from research_results import RunDirectory
+
+LABELS = ("bully", "threat", "spam")
+PREVALENCE = np.array([0.4, 0.2, 0.3])
+
+
+def make_truth(num_rows: int = 120, seed: int = 0) -> np.ndarray:
+    rng = np.random.default_rng(seed)
+    return (rng.random((num_rows, len(LABELS))) < PREVALENCE).astype(float)
+
+
+def make_probs(truth: np.ndarray, skill: float, seed: int) -> np.ndarray:
+    """Return probabilities that follow known labels the better, the larger `skill`."""
+    noise = np.random.default_rng(seed).standard_normal(truth.shape)
+    return np.round(1 / (1 + np.exp(-(noise + skill * (np.nan_to_num(truth) - 0.5)))), 6)
+
+
+def write_run(
+    path: Path,
+    skill: float = 2.0,
+    truth: np.ndarray | None = None,
+    index: np.ndarray | None = None,
+    noise_seed: int = 1,
+    finished: bool = True,
+    test_sha256: str = "a" * 64,
+    efficiency: dict[str, Any] | None = None,
+    models: tuple[str, ...] = ("student",),
+    **flags: Any,
+) -> Path:
+    """Write a run directory whose student is as good as `skill`; `flags` go into its config."""
+    truth = make_truth() if truth is None else truth
+    index = np.arange(len(truth)) if index is None else index
+    path.mkdir(parents=True)
+    directory = RunDirectory(path)
+    directory.write_config(saved_settings(ExperimentConfig(**{"label_columns": LABELS, **flags})))
+    if not finished:
+        return path
+    probs = {model: make_probs(truth, skill + (model == "teacher"), noise_seed) for model in models}
+    for part in ("test", "validation"):
+        directory.write_predictions(part, index, LABELS, truth, probs)
+    directory.write_environment({"data": {"dataset_sha256": "d" * 64, "test_sha256": test_sha256}})
+    if efficiency is not None:
+        directory.write_efficiency(efficiency)
+    scores = {"test": {"at_0.5": {"f1_macro": 0.8}, "tuned": {"f1_macro": 0.81}}}
+    directory.write_metrics(
+        {
+            "labels": list(LABELS),
+            "rows": {"train": 4 * len(truth), "validation": len(truth), "test": len(truth)},
+            "headline": {"model": models[-1], "part": "test", "metric": "f1_macro", "value": 0.7},
+            "thresholds": {model: dict.fromkeys(LABELS, 0.4) for model in models},
+            **dict.fromkeys(models, scores),
+        }
+    )
+    return path
