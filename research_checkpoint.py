@@ -28,10 +28,15 @@ class CheckpointFolder:
     """A folder of `step-<global step>.<SHA-256>.ckpt` files in torch's format, used by one process at a time.
 
     The checksum is part of the name, so no second file can disagree with it.
+
+    Args:
+        identity: Names what is trained on what. A checkpoint of another identity, as of a table that was
+            edited since, is not used.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, identity: str = "") -> None:
         self.folder = folder
+        self.identity = identity
 
     def save(self, state: dict[str, Any], step: int) -> None:
         """Write the state of `step`; older files go only once the new one is safely on the disk.
@@ -43,7 +48,7 @@ class CheckpointFolder:
         remove_litter(self.folder)
         # Through memory, since torch turns the OSError of a full disk into an error of its own.
         buffer = io.BytesIO()
-        torch.save(state, buffer)
+        torch.save(state | {"identity": self.identity}, buffer)
         content = buffer.getbuffer()
         path = self.folder / f"step-{step:010d}.{hashlib.sha256(content).hexdigest()}.ckpt"
         write_atomic(path, content)
@@ -58,7 +63,7 @@ class CheckpointFolder:
         """
         for path in self._newest_first():
             try:
-                return _read(path)
+                return _read(path, self.identity)
             except UNREADABLE as error:
                 # The first line only: torch goes on with advice that does not apply here.
                 reason = (str(error).splitlines() or [type(error).__name__])[0]
@@ -71,7 +76,7 @@ class CheckpointFolder:
         return sorted(self.folder.glob("step-*.ckpt"), reverse=True)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def _read(path: Path, identity: str) -> dict[str, Any]:
     """Return a checkpoint's state; whatever is wrong with the file raises."""
     if hash_file(path) != path.name.split(".")[1]:
         raise ValueError("its bytes changed since it was written")
@@ -79,4 +84,6 @@ def _read(path: Path) -> dict[str, Any]:
     state = torch.load(path, weights_only=True, map_location="cpu")
     if not isinstance(state, dict):
         raise ValueError(f"it holds a {type(state).__name__}, not the state of a training")
+    if state.pop("identity", None) != identity:
+        raise ValueError("it belongs to other data, another teacher or other library versions")
     return state

@@ -485,6 +485,8 @@ def read_config_file(path: Path) -> tuple[dict[str, Any], list[str]]:
     if not isinstance(loaded, dict):
         return {}, [f"--config: {path} holds no settings: expected an object with a key per flag"]
     values, faults = {}, []
+    # A fold's config.json says which fold it is; repeating it repeats the whole cross-validation.
+    loaded.pop("fold", None)
     for name, value in loaded.items():
         if name not in field_types():
             faults.append(f"--config: {path} names an unknown flag {describe(name)}")

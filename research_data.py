@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from research_config import InputError
+from research_files import hash_file
 from research_tables import (
     UNKNOWN,
     Columns,
@@ -208,14 +209,6 @@ def _load_table(path: Path, source: int, main: Columns, normalization: str, stor
 def hash_text(encoded: bytes) -> int:
     """Return 64 bits that name a text; two of a million texts collide with probability 3e-8."""
     return int.from_bytes(hashlib.blake2b(encoded, digest_size=8).digest(), "little")
-
-
-def hash_file(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def count_repeats(text_hash: NDArray[np.uint64], codes: NDArray[np.int8]) -> tuple[int, int]:

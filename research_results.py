@@ -29,7 +29,7 @@ import numpy as np
 import numpy.typing as npt
 
 from research_config import InputError
-from research_files import write_atomic
+from research_files import remove_litter, write_atomic
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -249,8 +249,7 @@ class RunDirectory:
                 status = "absent"
             if status == "absent":
                 self.write_config(config)
-            for path in self.path.glob(".*.tmp"):
-                path.unlink(missing_ok=True)
+            remove_litter(self.path)
         except BaseException:
             self.release()
             raise

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from research_cache import MANIFEST, Cache
+from research_cache import MANIFEST, Cache, digest_key
 from research_checkpoint import CheckpointFolder
 from research_config import PIPELINES, ExperimentConfig, InputError, saved_settings
 from research_data import Comments, Split, compute_class_weights, describe, load_comments, split_comments
@@ -47,7 +47,7 @@ from research_evaluation import (
     predict_logits,
     sigmoid,
 )
-from research_files import link_folder, publish_folder
+from research_files import link_folder, publish_folder, remove
 from research_models import (
     SavedClassifier,
     StudentModel,
@@ -358,14 +358,17 @@ class Experiment:
         model = TeacherModel(num_labels=len(self.label_names), dropout=config.dropout, pooling=config.pooling, encoder=encoder)
         trainer = DistillationTrainer(None, model, config, self.runtime.device)
         loader = self.build_loader(self.split.train, self.teacher_tokens, seed=config.seed)
-        result = self.fit(trainer, loader, self.teacher_tokens, scratch, "teacher")
+        result = self.fit(trainer, loader, self.teacher_tokens, CheckpointFolder(scratch), "teacher")
         save_classifier(model.cpu(), self.inputs.teacher_tokenizer, folder / "model", self.settings)
         (folder / "training.json").write_text(json.dumps(summarize(result), sort_keys=True), encoding="utf-8")
 
     def fit(
-        self, trainer: DistillationTrainer, loader: BatchLoader, tokens: Tokens, checkpoints: Path, name: str
+        self, trainer: DistillationTrainer, loader: BatchLoader, tokens: Tokens, checkpoints: CheckpointFolder, name: str
     ) -> TrainingResult:
-        """Train with class weights, choosing the best epoch on validation, with a progress bar on stderr."""
+        """Train with class weights, choosing the best epoch on validation, with a progress bar on stderr.
+
+        Validation runs in float32 whatever the training's precision, as the final evaluation does.
+        """
         class_weights = None
         if self.config.class_weights:
             weights, warnings = compute_class_weights(self.comments.labels[self.split.train], self.label_names)
@@ -376,8 +379,8 @@ class Experiment:
         labels = self.comments.labels[self.split.validation]
 
         def validate(model: nn.Module) -> dict[str, float]:
-            logits = predict_logits(model, validation, self.runtime.device, autocast_dtype=trainer.autocast_dtype)
-            scores = compute_metrics(labels, sigmoid(logits), DEFAULT_THRESHOLD, self.label_names)
+            probs = sigmoid(predict_logits(model, validation, self.runtime.device))
+            scores = compute_metrics(labels, probs, DEFAULT_THRESHOLD, self.label_names)
             return {score: scores[score] for score in SCORES_PER_EPOCH}
 
         torch.manual_seed(trainer.config.seed)
@@ -388,9 +391,8 @@ class Experiment:
                 bar.update(step - bar.n)
 
             return trainer.fit(
-                loader, validate, class_weights,
-                checkpoints=CheckpointFolder(checkpoints), stop=self.runtime.stop, on_step=on_step,
-            )  # fmt: skip
+                loader, validate, class_weights, checkpoints=checkpoints, stop=self.runtime.stop, on_step=on_step
+            )
 
     def build_loader(self, rows: NDArray[np.int64], tokens: Tokens, *, seed: int | None = None, **extras: Any) -> BatchLoader:
         """Return training batches, shuffled by `seed`, or without one large batches for evaluation."""
@@ -437,8 +439,18 @@ class Experiment:
             if trainer.comparison is not None:
                 extras |= self.teacher_layers(teacher, trainer, rows)
         loader = self.build_loader(rows, self.student_tokens, seed=self.config.seed, **extras)
-        result = self.fit(trainer, loader, self.student_tokens, self.run_dir.path / "checkpoint", "student")
-        return student, result
+        checkpoints = CheckpointFolder(self.run_dir.path / "checkpoint", digest_key(self.training_identity(teacher, rows)))
+        return student, self.fit(trainer, loader, self.student_tokens, checkpoints, "student")
+
+    def training_identity(self, teacher: Teacher | None, rows: NDArray[np.int64]) -> dict[str, Any]:
+        """Return what a checkpoint must share, beside the config, with the run that goes on from it."""
+        assert self.student_tokens is not None
+        return {
+            "teacher": None if teacher is None else teacher.identity,
+            "tokens": self.student_tokens.key,
+            "rows": [hash_rows(self.comments, part) for part in (rows, self.split.validation)],
+            "versions": {name: version(name) for name in ("torch", "transformers")},
+        }
 
     def teacher_layers(self, teacher: Teacher, trainer: DistillationTrainer, rows: NDArray[np.int64]) -> dict[str, Any]:
         """Return what the training loader needs to carry the teacher's layers, or to run it live past the budget."""
@@ -517,6 +529,7 @@ class Experiment:
 
     def save_model(self, model: TextClassifier, tokenizer: Any, folder: Path, settings: Mapping[str, Any]) -> None:
         temporary = folder.with_name(f".{folder.name}.tmp")
+        remove(temporary)
         save_classifier(model.cpu(), tokenizer, temporary, settings)
         publish_folder(temporary, folder)
 

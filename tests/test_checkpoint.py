@@ -245,3 +245,9 @@ def test_killed_at_any_moment_the_last_finished_save_or_a_newer_one_is_loaded(tm
         assert step >= finished[-1]
         assert not list(tmp_path.glob("*.damaged"))
         last = step
+
+
+def test_checkpoint_of_another_identity_is_not_used(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    CheckpointFolder(tmp_path, "one table").save({"step": 1}, 1)
+    assert CheckpointFolder(tmp_path, "an edited table").load() is None
+    assert "other data" in caplog.text
