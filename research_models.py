@@ -342,9 +342,9 @@ def save_classifier(model: TextClassifier, tokenizer: Any, folder: Path, setting
 
 
 def load_classifier(
-    name: str, labels: Sequence[str], *, flag: str = "teacher_checkpoint", dropout: float = 0.1
+    name: str, labels: Sequence[str] | None = None, *, flag: str = "teacher_checkpoint", dropout: float = 0.1
 ) -> SavedClassifier:
-    """Load a fine-tuned classifier, its outputs in the order of `labels`.
+    """Load a fine-tuned classifier, its outputs in the order of `labels`, or in its own without them.
 
     Args:
         name: A folder written by `save_classifier`, a folder with `encoder/` and a head file, or a
@@ -362,35 +362,33 @@ def load_classifier(
     return load_sequence_classifier(name, labels, where, None)
 
 
-def load_encoder_and_head(folder: Path, labels: Sequence[str], where: str, dropout: float) -> SavedClassifier:
+def load_encoder_and_head(folder: Path, labels: Sequence[str] | None, where: str, dropout: float) -> SavedClassifier:
     settings = read_settings(folder, where)
     head = read_head(folder, where)
     encoder = load_encoder(str(folder / "encoder"))
     width = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
     if head["0.weight"].shape[1] != width:
         raise InputError(f"{where}: its head takes vectors of {head['0.weight'].shape[1]}, its encoder gives {width}")
-    num_labels = head["3.weight"].shape[0]
-    found = settings.get("labels")
-    if found is None and num_labels == len(labels):
-        log.warning("%s: its head names no labels; they are taken to be %s, in this order", where, ", ".join(labels))
-        found = list(labels)
-    if found is None or len(found) != num_labels:
-        raise InputError(f"{where}: its head has {num_labels} outputs for {len(found or labels)} labels")
-    order = match_labels(found, labels, where)
+    order = match_labels(head_labels(settings, len(head["3.bias"]), labels, where), labels, where)
+    head |= {name: head[name][order] for name in ("3.weight", "3.bias")}
     model = EncoderClassifier(
-        encoder, num_labels, settings.get("dropout", dropout), head["0.weight"].shape[0], settings.get("pooling", "cls")
+        encoder, len(order), settings.get("dropout", dropout), len(head["0.bias"]), settings.get("pooling", "cls")
     )
     model.classifier.load_state_dict(head)
-    last = model.classifier[3]
-    assert isinstance(last, nn.Linear)
-    reordered = nn.Linear(last.in_features, len(order))
-    with torch.no_grad():
-        reordered.weight.copy_(last.weight[order])
-        reordered.bias.copy_(last.bias[order])
-    model.classifier[3] = reordered
     places = (folder / "tokenizer", folder / "encoder", folder)
     tokenizer_folder = next((place for place in places if (place / "tokenizer_config.json").is_file()), folder)
     return SavedClassifier(model, open_saved_tokenizer(tokenizer_folder, where), settings)
+
+
+def head_labels(settings: Mapping[str, Any], outputs: int, labels: Sequence[str] | None, where: str) -> list[str]:
+    """Return the label of each output of a head: as its settings say, else, with a warning, as `labels` do."""
+    found = settings.get("labels")
+    if found is None and labels is not None and len(labels) == outputs:
+        log.warning("%s: its head names no labels; they are taken to be %s, in this order", where, ", ".join(labels))
+        return list(labels)
+    if found is None or len(found) != outputs:
+        raise InputError(f"{where}: its head has {outputs} outputs for {len(found or labels or ())} labels")
+    return list(found)
 
 
 def read_settings(folder: Path, where: str) -> dict[str, Any]:
@@ -427,7 +425,9 @@ def read_head(folder: Path, where: str) -> dict[str, Tensor]:
     return {name: tensor.float() for name, tensor in head.items()}
 
 
-def load_sequence_classifier(name: str, labels: Sequence[str], where: str, tokenizer_folder: Path | None) -> SavedClassifier:
+def load_sequence_classifier(
+    name: str, labels: Sequence[str] | None, where: str, tokenizer_folder: Path | None
+) -> SavedClassifier:
     config = load_model_config(where.split(":", 1)[0].removeprefix("--"), name)
     found = [config.id2label[place] for place in sorted(config.id2label)]
     try:
@@ -457,12 +457,14 @@ def open_saved_tokenizer(place: Path | str, where: str) -> Any:
         raise InputError(f"{where}: no tokenizer beside its weights: {first_line(error)}") from error
 
 
-def match_labels(found: Sequence[str], wanted: Sequence[str], where: str) -> list[int]:
-    """Return, for each wanted label, its place among those found: by exact name, else ignoring case.
+def match_labels(found: Sequence[str], wanted: Sequence[str] | None, where: str) -> list[int]:
+    """Return, for each wanted label, its place among those found: by exact name, else ignoring case; all without any.
 
     Raises:
         InputError: a wanted label is not there; outputs of the model for other labels are ignored.
     """
+    if wanted is None:
+        return list(range(len(found)))
     exact = {label: place for place, label in enumerate(found)}
     folded = {label.casefold(): place for place, label in enumerate(found)}
     order = [exact.get(label, folded.get(label.casefold())) for label in wanted]
