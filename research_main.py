@@ -128,7 +128,8 @@ def run(config: ExperimentConfig, argv: list[str]) -> dict[str, Any]:
     import torch
 
     from research_distillation import Interrupted, TrainingFault
-    from research_run import Experiment, WeakTeacher, load_inputs, run_folds, start_runtime
+    from research_inputs import load_inputs
+    from research_run import Experiment, WeakTeacher, run_folds, start_runtime
 
     quiet_libraries()
     runtime = start_runtime(config, ["python", "research_main.py", *argv])

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import pickle
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -34,6 +35,8 @@ log = logging.getLogger(__name__)
 CLASSIFIER_FILE = "classifier.safetensors"
 SETTINGS_FILE = "classifier.json"
 HEAD_FILES = (CLASSIFIER_FILE, "head.safetensors", "classifier.pt", "head.pt", "classifier.bin", "head.bin")
+# What torch.load and transformers raise for files that are damaged, or hold more than tensors.
+UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, EOFError, IndexError, pickle.UnpicklingError, SafetensorError)
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -258,7 +261,7 @@ def load_encoder(name: str, *, random_init: bool = False) -> nn.Module:
             config = AutoConfig.from_pretrained(name, trust_remote_code=False)
             return make_recordable(AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False))
         encoder, report = AutoModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True)
-    except (OSError, ValueError, KeyError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise InputError(f"model '{name}': cannot be loaded: {first_line(error)}") from error
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing or report["mismatched_keys"]:
@@ -398,9 +401,17 @@ def read_settings(folder: Path, where: str) -> dict[str, Any]:
         return {}
     except (OSError, ValueError) as error:
         raise InputError(f"{where}: {SETTINGS_FILE} cannot be read: {first_line(error)}") from error
-    if not isinstance(settings, dict) or not all(isinstance(label, str) for label in settings.get("labels", [])):
+    if not (isinstance(settings, dict) and is_plausible(settings)):
         raise InputError(f"{where}: {SETTINGS_FILE} does not describe a classifier")
     return settings
+
+
+def is_plausible(settings: Mapping[str, Any]) -> bool:
+    """Whether what a classifier.json says of the model, if it says it, can be true."""
+    labels, dropout = settings.get("labels", []), settings.get("dropout", 0.0)
+    named = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    drops = isinstance(dropout, int | float) and 0 <= dropout < 1
+    return named and drops and settings.get("pooling", "cls") in ("cls", "mean")
 
 
 def read_head(folder: Path, where: str) -> dict[str, Tensor]:
@@ -413,8 +424,10 @@ def read_head(folder: Path, where: str) -> dict[str, Tensor]:
         )
     try:
         head = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True, map_location="cpu")
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{where}: {path.name} cannot be read: {first_line(error)}") from error
+    if not isinstance(head, dict) or not all(isinstance(tensor, Tensor) for tensor in head.values()):
+        raise InputError(f"{where}: {path.name} holds no tensors by name; save the state_dict() of the head")
     head = {name.removeprefix("classifier.").removeprefix("head."): tensor for name, tensor in head.items()}
     expected = {"0.weight", "0.bias", "3.weight", "3.bias"}
     if set(head) != expected:
@@ -422,6 +435,11 @@ def read_head(folder: Path, where: str) -> dict[str, Tensor]:
             f"{where}: {path.name} holds {', '.join(sorted(head)[:6])}; expected {', '.join(sorted(expected))} "
             "(Linear, ReLU, Dropout, Linear)"
         )
+    sizes = {name: tuple(tensor.shape) for name, tensor in head.items()}
+    first, last = sizes["0.weight"], sizes["3.weight"]
+    fits = len(first) == len(last) == 2 and last[1] == first[0]
+    if not (fits and sizes["0.bias"] == first[:1] and sizes["3.bias"] == last[:1]):
+        raise InputError(f"{where}: {path.name}: the sizes of its tensors do not fit each other: {sizes}")
     return {name: tensor.float() for name, tensor in head.items()}
 
 
@@ -434,7 +452,7 @@ def load_sequence_classifier(
         model, report = AutoModelForSequenceClassification.from_pretrained(
             name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
         )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+    except UNREADABLE as error:
         raise InputError(f"{where}: cannot be loaded as a fine-tuned classifier: {first_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise InputError(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import dataclasses
 import functools
-import hashlib
 import json
 import logging
 import platform
@@ -28,11 +27,10 @@ from tqdm import tqdm
 from research_cache import MANIFEST, Cache, digest_key
 from research_checkpoint import CheckpointFolder
 from research_config import PIPELINES, ExperimentConfig, InputError, saved_settings
-from research_data import Comments, Split, compute_class_weights, describe, load_comments, split_comments
+from research_data import compute_class_weights, describe
 from research_diagnostics import report_alignment, report_sizes, report_tokenizer
 from research_distillation import (
     DistillationTrainer,
-    LayerComparison,
     ModelShape,
     StopRequest,
     TrainingResult,
@@ -48,8 +46,8 @@ from research_evaluation import (
     sigmoid,
 )
 from research_files import link_folder, publish_folder, remove
+from research_inputs import Inputs, hash_rows, load_inputs
 from research_models import (
-    SavedClassifier,
     StudentModel,
     TeacherModel,
     TextClassifier,
@@ -57,8 +55,6 @@ from research_models import (
     fingerprint_model,
     load_classifier,
     load_encoder,
-    load_model_config,
-    load_tokenizer,
     save_classifier,
 )
 from research_results import RunDirectory, aggregate_folds, write_report
@@ -71,10 +67,6 @@ EVAL_BATCH = 128
 EFFICIENCY_BATCHES = 8
 EFFICIENCY_BUDGET_S = 0.5
 SCORES_PER_EPOCH = ("f1_macro", "f1_micro", "average_precision_macro")
-DATA_FIELDS = (
-    "dataset_path", "text_column", "label_columns", "val_path", "test_path", "unlabelled_path", "text_normalization",
-    "val_fraction", "test_fraction", "split_seed", "data_fraction", "num_folds",
-)  # fmt: skip
 TEACHER_FIELDS = (
     "teacher_epochs", "pooling", "class_weights", "batch", "gradient_accumulation", "lr", "weight_decay", "warmup_ratio",
     "dropout", "gradient_clip_norm", "early_stopping_patience", "amp", "amp_dtype", "split_seed",
@@ -83,19 +75,6 @@ TEACHER_FIELDS = (
 
 class WeakTeacher(Exception):
     """The teacher's validation macro-F1 is under --min_teacher_f1."""
-
-
-@dataclass(frozen=True)
-class Inputs:
-    """Everything that can be wrong with what the user supplied, loaded and checked before anything is written."""
-
-    config: ExperimentConfig
-    comments: Comments
-    split: Split
-    teacher_tokenizer: Any
-    student_tokenizer: Any
-    checkpoint: SavedClassifier | None
-    shapes: Mapping[str, ModelShape]
 
 
 @dataclass
@@ -129,38 +108,6 @@ def choose_device(config: ExperimentConfig) -> torch.device:
     return device
 
 
-def load_data(config: ExperimentConfig, fold: int | None) -> tuple[Comments, Split]:
-    """Read and split the tables; a worker of a sweep keeps the last ones while their files stay as they are."""
-    paths = (config.dataset_path, config.val_path, config.test_path, config.unlabelled_path)
-    stats = [None if path is None or not Path(path).is_file() else Path(path).stat() for path in paths]
-    stamps = tuple(None if stat is None else (stat.st_mtime_ns, stat.st_size) for stat in stats)
-    return _load_data(tuple(getattr(config, name) for name in DATA_FIELDS), fold, stamps)
-
-
-@functools.lru_cache(maxsize=1)
-def _load_data(values: tuple[Any, ...], fold: int | None, _stamps: tuple[Any, ...]) -> tuple[Comments, Split]:
-    config = ExperimentConfig(**dict(zip(DATA_FIELDS, values, strict=True)))
-    comments = load_comments(
-        config.dataset_path,
-        text_column=config.text_column,
-        label_columns=config.label_columns,
-        val_path=config.val_path,
-        test_path=config.test_path,
-        unlabelled_path=config.unlabelled_path,
-        text_normalization=config.text_normalization,
-    )
-    split = split_comments(
-        comments,
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-        seed=config.split_seed,
-        data_fraction=config.data_fraction,
-        fold=fold,
-        num_folds=config.num_folds,
-    )
-    return comments, split
-
-
 @functools.cache
 def open_cache(folder: str) -> Cache:
     """Return one Cache a folder and process, so what a sweep's worker has verified it need not verify again."""
@@ -176,55 +123,6 @@ def start_runtime(config: ExperimentConfig, command_line: list[str]) -> Runtime:
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
     return Runtime(choose_device(config), open_cache(config.cache_dir), StopRequest(), command_line)
-
-
-def load_inputs(config: ExperimentConfig, fold: int | None = None) -> Inputs:
-    """Read the tables, split them and open tokenizers and model configurations.
-
-    Raises:
-        InputError: any fault in them; nothing has been written.
-    """
-    comments, split = load_data(config, fold)
-    config = dataclasses.replace(config, text_column=comments.text_column, label_columns=comments.label_names)
-    unknown = sorted(set(config.label_alpha_map) - set(comments.label_names))
-    if unknown:
-        raise InputError(f"--label_alphas: no label '{unknown[0]}'; the labels are {', '.join(comments.label_names)}")
-    parts = PIPELINES[config.pipeline]
-    checkpoint, teacher_tokenizer, student_tokenizer, shapes = None, None, None, {}
-    if parts.teacher and config.teacher_checkpoint:
-        checkpoint = load_classifier(config.teacher_checkpoint, comments.label_names)
-        teacher_tokenizer, shapes["teacher"] = checkpoint.tokenizer, ModelShape.of(checkpoint.model)
-    elif parts.teacher:
-        teacher_config = load_model_config("teacher_path", config.teacher_path)
-        teacher_tokenizer = load_tokenizer("teacher_path", config.teacher_path, config.max_length)
-        shapes["teacher"] = shape_of(teacher_config)
-    if parts.student and config.student_init == "teacher":
-        student_tokenizer, shapes["student"] = teacher_tokenizer, shapes["teacher"]
-    elif parts.student:
-        student_config = load_model_config("student_path", config.student_path)
-        student_tokenizer = load_tokenizer("student_path", config.student_path, config.max_length)
-        shapes["student"] = shape_of(student_config)
-    check_layers(config, shapes)
-    return Inputs(config, comments, split, teacher_tokenizer, student_tokenizer, checkpoint, shapes)
-
-
-def shape_of(model_config: Any) -> ModelShape:
-    return ModelShape(model_config.num_hidden_layers, model_config.hidden_size, model_config.num_attention_heads)
-
-
-def check_layers(config: ExperimentConfig, shapes: Mapping[str, ModelShape]) -> None:
-    """Check --student_layers and --layer_mapping against the models' depths."""
-    if "student" not in shapes:
-        return
-    student = shapes["student"]
-    if config.student_layers is not None and config.student_layers > student.num_layers:
-        raise InputError(f"--student_layers: the student has {student.num_layers} layers, got {config.student_layers}")
-    if "teacher" in shapes and (config.method.hidden or config.method.attention):
-        student = dataclasses.replace(student, num_layers=config.student_layers or student.num_layers)
-        try:
-            LayerComparison(config, shapes["teacher"], student)
-        except ValueError as error:
-            raise InputError(str(error)) from error
 
 
 class Experiment:
@@ -390,9 +288,7 @@ class Experiment:
                 bar.total = total
                 bar.update(step - bar.n)
 
-            return trainer.fit(
-                loader, validate, class_weights, checkpoints=checkpoints, stop=self.runtime.stop, on_step=on_step
-            )
+            return trainer.fit(loader, validate, class_weights, checkpoints=checkpoints, stop=self.runtime.stop, on_step=on_step)
 
     def build_loader(self, rows: NDArray[np.int64], tokens: Tokens, *, seed: int | None = None, **extras: Any) -> BatchLoader:
         """Return training batches, shuffled by `seed`, or without one large batches for evaluation."""
@@ -584,13 +480,6 @@ class Experiment:
 def summarize(result: TrainingResult) -> dict[str, int]:
     """Return what metrics.json says of a training: only what repeats exactly."""
     return {"best_epoch": result.best_epoch, "epochs_run": len(result.history), "skipped_steps": result.skipped_steps}
-
-
-def hash_rows(comments: Comments, rows: NDArray[np.int64]) -> str:
-    """Return a hash of some rows' texts and labels, in order."""
-    digest = hashlib.sha256(np.ascontiguousarray(comments.text_hash[rows]).tobytes())
-    digest.update(np.ascontiguousarray(comments.labels[rows]).tobytes())
-    return digest.hexdigest()
 
 
 def machine_name(device: torch.device) -> str:
