@@ -157,10 +157,10 @@ def encode(
     if not with_words:
         return [encoding.ids for encoding in backend.encode_batch_fast(texts)], None
     encodings = backend.encode_batch(texts)
-    return [encoding.ids for encoding in encodings], locate_words(texts, encodings, max_length)
+    return [encoding.ids for encoding in encodings], locate_words(texts, encodings)
 
 
-def locate_words(texts: Sequence[str], encodings: Sequence[Any], max_length: int) -> NDArray[np.int32]:
+def locate_words(texts: Sequence[str], encodings: Sequence[Any]) -> NDArray[np.int32]:
     """Return the flat array of every token's word, numbered as in `Tokens.words`.
 
     A token belongs to the word that holds its last character, or, when that is white space (a
@@ -195,35 +195,25 @@ def locate_words(texts: Sequence[str], encodings: Sequence[Any], max_length: int
     # A text without content tokens has special tokens only: the first opens it, the others close it.
     before &= (first_content[rows] < np.iinfo(np.int64).max) | (positions == 0)
     words[special] = np.where(before, 0, word_counts[rows] + 1)[special]
-    drop_cut_words(words, rows, lengths, special, spans[:, 1] + text_starts[rows], word_ends, first_words, max_length)
+    row_starts = np.cumsum(lengths) - lengths
+    for row, encoding in enumerate(encodings):
+        next_start = first_lost_character(encoding)
+        if next_start is None:
+            continue
+        # The word of the first token past max_length was cut, if any of it was kept.
+        cut_word = np.searchsorted(word_ends, next_start + text_starts[row], side="right") - first_words[row] + 1
+        of_row = words[row_starts[row] : row_starts[row] + lengths[row]]
+        of_row[(of_row == cut_word) & ~special[row_starts[row] : row_starts[row] + lengths[row]]] = NO_WORD
     return words
 
 
-def drop_cut_words(
-    words: NDArray[np.int32],
-    rows: NDArray[np.int64],
-    lengths: NDArray[np.int64],
-    special: NDArray[np.bool_],
-    token_ends: NDArray[np.int64],
-    word_ends: NDArray[np.int64],
-    first_words: NDArray[np.int64],
-    max_length: int,
-) -> None:
-    """Set NO_WORD, in place, for the tokens of a word that `max_length` cut in two.
-
-    Only the last word of a row that is `max_length` long can be cut; it is whole when its last
-    token reaches its end.
-    """
-    content = np.flatnonzero(~special & (words != NO_WORD))
-    last_content = np.full(len(lengths), -1)
-    last_content[rows[content]] = content
-    row_starts = np.cumsum(lengths) - lengths
-    for row in np.flatnonzero((lengths >= max_length) & (last_content >= 0)):
-        last = last_content[row]
-        word = words[last]
-        if token_ends[last] < word_ends[first_words[row] + word - 1]:
-            of_row = words[row_starts[row] : last + 1]
-            of_row[of_row == word] = NO_WORD
+def first_lost_character(encoding: Any) -> int | None:
+    """Return the place of the first token that truncation cut off, by its last character; None when nothing was cut."""
+    for lost in encoding.overflowing[:1]:
+        for (start, end), is_special in zip(lost.offsets, lost.special_tokens_mask, strict=True):
+            if not is_special:
+                return max(end - 1, start)
+    return None
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from builders import build_encoder
 from transformers import AutoModel
 
 import research_attention
-from builders import build_encoder
 from research_models import TeacherModel
 
 KINDS = ("bert", "electra", "distilbert", "mobilebert", "xlm-roberta", "roberta", "albert", "deberta-v2")
@@ -81,9 +82,12 @@ def test_only_asked_layers_are_computed_in_the_open(tmp_path: Path, monkeypatch:
     model = TeacherModel(str(build_encoder("bert", tmp_path, 60, layers=4)), num_labels=2).eval()
     calls = []
     original = research_attention.attention_probs
-    monkeypatch.setattr(
-        research_attention, "attention_probs", lambda *arguments: calls.append(1) or original(*arguments)
-    )
+
+    def counted(*arguments: Any) -> torch.Tensor:
+        calls.append(1)
+        return original(*arguments)
+
+    monkeypatch.setattr(research_attention, "attention_probs", counted)
     model(*batch(), attention_layers=(2, 4))
     assert len(calls) == 2
     model(*batch())

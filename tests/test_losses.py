@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -60,7 +62,7 @@ def random_maps() -> tuple[Array, Array]:
     return maps[0], maps[1]
 
 
-def pad(array: Array, axes: tuple[int, ...], extra: int, value: float) -> Array:
+def pad(array: NDArray[Any], axes: tuple[int, ...], extra: int, value: float) -> NDArray[Any]:
     widths = [(0, extra if axis in axes else 0) for axis in range(array.ndim)]
     return np.pad(array, widths, constant_values=value)
 
@@ -123,9 +125,7 @@ def test_worked_example_of_the_reference() -> None:
 
 def test_alpha_zero_equals_plain_bce() -> None:
     losses = MultiLabelDistillationLoss(0.0)(tensor(STUDENT), tensor(TEACHER), tensor(TRUTH), tensor(WEIGHTS))
-    plain = torch.nn.functional.binary_cross_entropy_with_logits(
-        tensor(STUDENT), tensor(TRUTH), pos_weight=tensor(WEIGHTS)
-    )
+    plain = torch.nn.functional.binary_cross_entropy_with_logits(tensor(STUDENT), tensor(TRUTH), pos_weight=tensor(WEIGHTS))
     torch.testing.assert_close(losses["total_loss"], plain)
 
 
