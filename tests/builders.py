@@ -6,7 +6,7 @@ import csv
 import hashlib
 import random
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +54,11 @@ def build_byte_bpe_tokenizer(texts: Sequence[str], folder: Path, vocab_size: int
     return wrap_tokenizer(tokenizer, folder, ROBERTA_SPECIAL_TOKENS, token_type_ids=False)
 
 
-TOKENIZERS = {"wordpiece": build_wordpiece_tokenizer, "unigram": build_unigram_tokenizer, "byte_bpe": build_byte_bpe_tokenizer}
+TOKENIZERS: dict[str, Callable[..., Any]] = {
+    "wordpiece": build_wordpiece_tokenizer,
+    "unigram": build_unigram_tokenizer,
+    "byte_bpe": build_byte_bpe_tokenizer,
+}
 
 
 def encoder_config(kind: str, vocab_size: int, layers: int, width: int, heads: int, pad_token_id: int) -> Any:
@@ -74,7 +78,11 @@ def encoder_config(kind: str, vocab_size: int, layers: int, width: int, heads: i
         case "distilbert":
             return transformers.DistilBertConfig(**common, n_layers=layers, dim=width, n_heads=heads, hidden_dim=2 * width)
         case "mobilebert":
-            bottleneck = {"intra_bottleneck_size": width // 2, "embedding_size": width, "true_hidden_size": width // 2}
+            bottleneck: dict[str, Any] = {
+                "intra_bottleneck_size": width // 2,
+                "embedding_size": width,
+                "true_hidden_size": width // 2,
+            }
             return transformers.MobileBertConfig(**common, **shape, **bottleneck, num_feedforward_networks=2)
         case "xlm-roberta":
             return transformers.XLMRobertaConfig(**common, **shape)
@@ -83,7 +91,7 @@ def encoder_config(kind: str, vocab_size: int, layers: int, width: int, heads: i
         case "albert":
             return transformers.AlbertConfig(**common, **shape, embedding_size=width)
         case "deberta-v2":
-            relative = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
+            relative: dict[str, Any] = {"relative_attention": True, "pos_att_type": ["p2c", "c2p"], "position_buckets": 8}
             return transformers.DebertaV2Config(**common, **shape, **relative)
     raise AssertionError(kind)
 
@@ -115,7 +123,7 @@ def build_model_folder(
 ) -> Path:
     """Save a tokenizer and an encoder that fits it in one folder."""
     options = {"lowercase": True, "strip_accents": True} if lowercase else {}
-    tokenizer = TOKENIZERS[tokenizer_kind](texts, folder, vocab_size, **options)  # type: ignore[operator]
+    tokenizer = TOKENIZERS[tokenizer_kind](texts, folder, vocab_size, **options)
     return build_encoder(kind, folder, len(tokenizer), pad_token_id=tokenizer.pad_token_id, **shape)
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -160,7 +161,8 @@ def test_logits_from_the_batch_train_like_the_live_teacher() -> None:
             batch = loader.collate(index)
             logits[index] = teacher(batch["input_ids"], batch["attention_mask"])["logits"].numpy()
     histories = []
-    for live, extras in ((teacher, {}), (None, {"teacher_logits": logits})):
+    carried: tuple[tuple[TeacherModel | None, dict[str, Any]], ...] = ((teacher, {}), (None, {"teacher_logits": logits}))
+    for live, extras in carried:
         torch.manual_seed(0)
         trainer = DistillationTrainer(live, tiny_student(), tiny_config(), "cpu")
         histories.append(trainer.fit(tiny_loader(**extras), constant_validation).history)
@@ -310,16 +312,19 @@ def test_schedule_warms_up_and_ends_at_nothing() -> None:
 
 def test_weak_teacher_is_told_from_a_strong_one() -> None:
     class Oracle(torch.nn.Module):
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
-            return {"logits": torch.nan_to_num(self.answers) * 8 - 4}
+        def __init__(self, answers: torch.Tensor) -> None:
+            super().__init__()
+            self.answers = torch.nan_to_num(answers)
 
-    oracle = Oracle()
-    loader = tiny_loader(rows=4, seed=None)
-    batch = loader.collate(np.arange(4))
-    oracle.answers = batch["labels"]  # type: ignore[assignment]
-    assert verify_teacher_performance(oracle, [batch], "cpu", 0.9) == (True, {"f1": 1.0})  # type: ignore[arg-type]
-    oracle.answers = 1 - batch["labels"]  # type: ignore[assignment]
-    assert verify_teacher_performance(oracle, [batch], "cpu", 0.4) == (False, {"f1": 0.0})  # type: ignore[arg-type]
+        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+            return {"logits": self.answers * 8 - 4}
+
+    batch = tiny_loader(rows=4, seed=None).collate(np.arange(4))
+    strong, weak = (cast(TeacherModel, Oracle(answers)) for answers in (batch["labels"], 1 - batch["labels"]))
+    assert verify_teacher_performance(strong, [batch], "cpu", 0.9) == (True, {"f1": 1.0})
+    passed, scores = verify_teacher_performance(weak, [batch], "cpu", 0.4)
+    assert not passed
+    assert scores == {"f1": 0.0}
 
 
 def test_shape_of_a_teacher_stands_in_for_the_teacher() -> None:

@@ -141,8 +141,10 @@ def test_cuda_logits_match_cpu_logits() -> None:
 
 def test_logits_that_are_not_finite_stop_the_evaluation() -> None:
     model = TinyClassifier()
+    last = model.classifier[3]
+    assert isinstance(last, torch.nn.Linear)
     with torch.no_grad():
-        model.classifier[3].bias[1] = float("inf")
+        last.bias[1] = float("inf")
     with pytest.raises(FloatingPointError, match="logits of 11 of 11 rows are not finite"):
         predict_logits(model, LengthSortedLoader(), "cpu")
 

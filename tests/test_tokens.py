@@ -52,7 +52,7 @@ class Texts:
 
 
 def build(kind: str, folder: Path, texts: list[str] = HARD_TEXTS, vocab_size: int = 120, **options: Any) -> Any:
-    return TOKENIZERS[kind](texts * 3, folder, vocab_size, **options)  # type: ignore[operator]
+    return TOKENIZERS[kind](texts * 3, folder, vocab_size, **options)
 
 
 def words_of_rows(tokens: Tokens) -> list[list[int]]:
