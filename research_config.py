@@ -9,12 +9,14 @@ import argparse
 import dataclasses
 import functools
 import hashlib
+import importlib.util
 import itertools
 import json
 import math
 import os
 import re
 import stat
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Sequence
@@ -73,6 +75,9 @@ PIPELINES: dict[str, Pipeline] = {
 }
 
 LAYER_STRATEGIES = ("uniform", "last", "first")
+
+# Each is its own library, installed by those who use it: none of them is a requirement.
+TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")
 
 # Past this a seed, a size or a count overflows in one of the libraries below.
 LARGEST_WHOLE_NUMBER = 2**31 - 1
@@ -224,6 +229,9 @@ class ExperimentConfig:
         "softening of both models' logits, greater than 0",
         check=between(0, open_low=True, note="1 leaves logits unsoftened"),
     )
+    with_control: bool = setting(
+        False, "distillation", "also train the student without the teacher, so the report says what distillation gained"
+    )
     label_alphas: tuple[str, ...] = setting(
         (), "distillation", "alpha of single labels instead of --kd_alpha, as in threat=0.9 bully=0.5", metavar="LABEL=A"
     )
@@ -280,6 +288,9 @@ class ExperimentConfig:
         "most GB (10^9 bytes) of cached teacher states and maps of one run; past it the teacher runs live",
         check=between(0),
     )
+    track: str = setting(
+        "none", "runtime and output", "also send config, history and final scores to a tracker", choices=("none", *TRACKERS)
+    )
     overwrite: bool = setting(False, "runtime and output", "start afresh in an output_dir that already holds a run")
 
     @property
@@ -303,12 +314,14 @@ class ExperimentConfig:
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
 
-# Where a run is written and how it shares its work decide nothing in its results.
-PLACE_FIELDS = frozenset({"output_dir", "cache_dir", "overwrite", "checkpoint_minutes", "sweep", "jobs"})
+# Where a run is written, how it shares its work and whether it may begin decide nothing in its results.
+PLACE_FIELDS = frozenset({
+    "output_dir", "cache_dir", "overwrite", "checkpoint_minutes", "sweep", "jobs", "track", "min_teacher_f1", "allow_weak_teacher",
+})  # fmt: skip
 
 
 def saved_settings(config: ExperimentConfig) -> dict[str, Any]:
-    """Return what `config.json` holds: every flag but those that only say where things are written."""
+    """Return what `config.json` holds: every flag that can change a result."""
     values = dataclasses.asdict(config)
     return {
         name: list(value) if isinstance(value, tuple) else value for name, value in values.items() if name not in PLACE_FIELDS
@@ -574,7 +587,14 @@ def check_config(config: ExperimentConfig) -> list[str]:
             faults.append(f"--{entry.name}: must be one of {', '.join(meta['choices'])}, got {describe(value)}")
         elif meta["check"] and value is not None and (fault := meta["check"](value)):
             faults.append(f"--{entry.name}: {fault}")
-    return faults + check_distillation(config) + check_data_flags(config) + check_device(config) + check_places(config)
+    return (
+        faults
+        + check_distillation(config)
+        + check_data_flags(config)
+        + check_device(config)
+        + check_tracker(config)
+        + check_places(config)
+    )
 
 
 def check_distillation(config: ExperimentConfig) -> list[str]:
@@ -596,6 +616,8 @@ def check_distillation(config: ExperimentConfig) -> list[str]:
         faults.append(f"--layer_mapping: {error}")
     if config.student_init == "teacher" and config.pipeline in PIPELINES and not PIPELINES[config.pipeline].teacher:
         faults.append(f"--student_init: teacher needs a pipeline with a teacher, got --pipeline {config.pipeline}")
+    if config.with_control and config.pipeline in PIPELINES and config.pipeline != "kd_only":
+        faults.append(f"--with_control: needs --pipeline kd_only, whose student it is compared with, got {config.pipeline}")
     return faults
 
 
@@ -620,6 +642,14 @@ def check_device(config: ExperimentConfig) -> list[str]:
     if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", config.device):
         return []
     return [f"--device: must be auto, cpu, cuda or cuda:N, got {describe(config.device)}"]
+
+
+def check_tracker(config: ExperimentConfig) -> list[str]:
+    """Say so before anything is computed when the tracker's library is not there."""
+    name = config.track
+    if name not in TRACKERS or name in sys.modules or importlib.util.find_spec(name) is not None:
+        return []
+    return [f"--track: the package {name} is not installed; pip install {name}, or leave out --track"]
 
 
 def check_places(config: ExperimentConfig) -> list[str]:

@@ -74,15 +74,22 @@ class StopRequest:
 
 @dataclass(frozen=True)
 class ModelShape:
-    """What layer mapping and projections need to know of a model."""
+    """What is known of a model before it is loaded."""
 
     num_layers: int
     hidden_size: int
     num_heads: int
+    vocabulary: int
 
     @classmethod
-    def of(cls, model: TextClassifier) -> ModelShape:
-        return cls(model.num_layers, model.hidden_size, model.num_heads)
+    def of(cls, model_config: Any) -> ModelShape:
+        """Take the shape from a transformers configuration."""
+        return cls(
+            int(model_config.num_hidden_layers),
+            int(model_config.hidden_size),
+            int(model_config.num_attention_heads),
+            int(model_config.vocab_size),
+        )
 
 
 @dataclass(frozen=True)
@@ -253,9 +260,9 @@ class DistillationTrainer:
         self.comparison: LayerComparison | None = None
         self.projections = nn.ModuleDict()
         if self.distils and (config.method.hidden or config.method.attention):
-            shape = ModelShape.of(teacher) if teacher_shape is None and teacher is not None else teacher_shape
+            shape = ModelShape.of(teacher.backbone_config) if teacher_shape is None and teacher is not None else teacher_shape
             assert shape is not None, "hidden and attention losses need the teacher's shape"
-            self.comparison = LayerComparison(config, shape, ModelShape.of(student))
+            self.comparison = LayerComparison(config, shape, ModelShape.of(student.backbone_config))
             self.projections = self._build_projections(shape)
         if config.freeze_student_encoder:
             cast(nn.Module, student.encoder).requires_grad_(False)
@@ -665,13 +672,14 @@ def verify_teacher_performance(
             logits.append(teacher(input_ids, attention_mask)["logits"].float())
             labels.append(batch["labels"])
     probs = torch.sigmoid(torch.cat(logits)).cpu().numpy()
-    return judge_teacher(torch.cat(labels).numpy(), probs, min_f1)
+    strong_enough, scores = judge_teacher(torch.cat(labels).numpy(), probs, min_f1)
+    if not strong_enough:
+        log.warning("the teacher is too weak to distil: validation macro-F1 %.4f is under %g", scores["f1"], min_f1)
+    return strong_enough, scores
 
 
 def judge_teacher(labels: Any, probs: Any, min_f1: float) -> tuple[bool, dict[str, float]]:
-    """Return whether macro-F1 at 0.5 reaches `min_f1`, and that F1; says so when it does not."""
+    """Return whether macro-F1 at 0.5 reaches `min_f1`, and that F1; labels and probs are (N, C)."""
     label_names = [str(column) for column in range(labels.shape[1])]
     f1 = compute_metrics(labels, probs, DEFAULT_THRESHOLD, label_names)["f1_macro"]
-    if f1 < min_f1:
-        log.warning("the teacher's validation macro-F1 is %.4f, under --min_teacher_f1 %.2f: too weak to distil", f1, min_f1)
     return f1 >= min_f1, {"f1": f1}

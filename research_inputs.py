@@ -52,23 +52,19 @@ def load_inputs(config: ExperimentConfig, fold: int | None = None) -> Inputs:
     checkpoint, teacher_tokenizer, student_tokenizer, shapes = None, None, None, {}
     if parts.teacher and config.teacher_checkpoint:
         checkpoint = load_classifier(config.teacher_checkpoint, comments.label_names)
-        teacher_tokenizer, shapes["teacher"] = checkpoint.tokenizer, ModelShape.of(checkpoint.model)
+        teacher_tokenizer, shapes["teacher"] = checkpoint.tokenizer, ModelShape.of(checkpoint.model.backbone_config)
     elif parts.teacher:
         teacher_config = load_model_config("teacher_path", config.teacher_path)
         teacher_tokenizer = load_tokenizer("teacher_path", config.teacher_path, config.max_length)
-        shapes["teacher"] = shape_of(teacher_config)
+        shapes["teacher"] = ModelShape.of(teacher_config)
     if parts.student and config.student_init == "teacher":
         student_tokenizer, shapes["student"] = teacher_tokenizer, shapes["teacher"]
     elif parts.student:
         student_config = load_model_config("student_path", config.student_path)
         student_tokenizer = load_tokenizer("student_path", config.student_path, config.max_length)
-        shapes["student"] = shape_of(student_config)
+        shapes["student"] = ModelShape.of(student_config)
     check_layers(config, shapes)
     return Inputs(config, comments, split, teacher_tokenizer, student_tokenizer, checkpoint, shapes)
-
-
-def shape_of(model_config: Any) -> ModelShape:
-    return ModelShape(model_config.num_hidden_layers, model_config.hidden_size, model_config.num_attention_heads)
 
 
 def check_layers(config: ExperimentConfig, shapes: Mapping[str, ModelShape]) -> None:

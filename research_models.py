@@ -222,12 +222,25 @@ def load_tokenizer(flag: str, name: str, max_length: int) -> Any:
     Raises:
         InputError: there is no such tokenizer, or it takes fewer tokens than `max_length`.
     """
-    try:
-        tokenizer = AutoTokenizer.from_pretrained(name, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(f"--{flag}: no tokenizer in '{name}': {first_line(error)}") from error
+    tokenizer = open_tokenizer(name, f"--{flag}: no tokenizer in '{name}'")
     if tokenizer.model_max_length < max_length:
         raise InputError(f"--max_length: {name} takes at most {tokenizer.model_max_length} tokens, got {max_length}")
+    return tokenizer
+
+
+def open_tokenizer(place: Path | str, complaint: str) -> Any:
+    """Load a tokenizer.
+
+    Raises:
+        InputError: the complaint and the reason, on one line.
+    """
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        raise InputError(f"{complaint}: {first_line(error)}") from error
+    # Where its files are missing, transformers makes one up that knows its special tokens only.
+    if not set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()) - set(tokenizer.all_special_tokens):
+        raise InputError(f"{complaint}: its vocabulary is empty; put the tokenizer's files (tokenizer.json) there")
     return tokenizer
 
 
@@ -380,7 +393,7 @@ def load_encoder_and_head(folder: Path, labels: Sequence[str] | None, where: str
     model.classifier.load_state_dict(head)
     places = (folder / "tokenizer", folder / "encoder", folder)
     tokenizer_folder = next((place for place in places if (place / "tokenizer_config.json").is_file()), folder)
-    return SavedClassifier(model, open_saved_tokenizer(tokenizer_folder, where), settings)
+    return SavedClassifier(model, open_tokenizer(tokenizer_folder, f"{where}: no tokenizer beside its weights"), settings)
 
 
 def head_labels(settings: Mapping[str, Any], outputs: int, labels: Sequence[str] | None, where: str) -> list[str]:
@@ -464,15 +477,8 @@ def load_sequence_classifier(
     order = match_labels(found, labels, where)
     if model._supports_sdpa:
         model.set_attn_implementation(RECORDED_SDPA)
-    tokenizer = open_saved_tokenizer(tokenizer_folder or name, where)
+    tokenizer = open_tokenizer(tokenizer_folder or name, f"{where}: no tokenizer beside its weights")
     return SavedClassifier(SequenceClassifier(model, order), tokenizer, {"labels": found})
-
-
-def open_saved_tokenizer(place: Path | str, where: str) -> Any:
-    try:
-        return AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(f"{where}: no tokenizer beside its weights: {first_line(error)}") from error
 
 
 def match_labels(found: Sequence[str], wanted: Sequence[str] | None, where: str) -> list[int]:
@@ -501,7 +507,10 @@ def resolve_model_folder(name: str) -> Path:
     if folder.is_dir():
         return folder
     for file in WEIGHT_FILES:
-        found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+        try:
+            found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
+        except OSError as error:
+            raise InputError(f"model '{name}': {first_line(error)}") from error
         if found is not None:
             return Path(found).parent
     raise InputError(f"model '{name}': no weights found (looked for {', '.join(WEIGHT_FILES)})")

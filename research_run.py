@@ -193,6 +193,7 @@ class Experiment:
             tokenizer = getattr(inputs, f"{side}_tokenizer")
             if tokenizer is not None:
                 tokens = tokenize(self.comments, tokenizer, config.max_length, cache, with_words=with_words)
+                check_vocabulary(side, tokens, inputs.shapes[side])
                 setattr(self, f"{side}_tokens", tokens)
                 if side == "teacher" or two_tokenizers or inputs.teacher_tokenizer is None:
                     report_tokenizer(side, tokenizer, self.comments.iter_texts())
@@ -210,7 +211,7 @@ class Experiment:
             identity = {"files": fingerprint_model(self.config.teacher_checkpoint), "labels": list(self.label_names)}
             return Teacher(
                 identity,
-                ModelShape.of(checkpoint.model),
+                self.inputs.shapes["teacher"],
                 lambda: checkpoint.model,
                 lambda folder: self.save_model(checkpoint.model, checkpoint.tokenizer, folder, self.settings),
                 {"source": "checkpoint"},
@@ -303,13 +304,13 @@ class Experiment:
 
     def verify_teacher(self, probs: NDArray[np.float64]) -> None:
         """Stop before any distillation when the teacher is too weak to learn from."""
-        labels = self.comments.labels[self.split.validation]
-        strong_enough, scores = judge_teacher(labels, probs, self.config.min_teacher_f1)
+        config = self.config
+        strong_enough, scores = judge_teacher(self.comments.labels[self.split.validation], probs, config.min_teacher_f1)
         log.info("teacher: validation macro-F1 %.4f", scores["f1"])
-        if not strong_enough and not self.config.allow_weak_teacher:
+        if not strong_enough and not config.allow_weak_teacher and PIPELINES[config.pipeline].student:
             raise WeakTeacher(
-                f"the teacher's validation macro-F1 is {scores['f1']:.4f}, under --min_teacher_f1 "
-                f"{self.config.min_teacher_f1:g}. Train it longer (--teacher_epochs, --lr), or go on with --allow_weak_teacher."
+                f"the teacher is too weak to distil: validation macro-F1 {scores['f1']:.4f} is under --min_teacher_f1 "
+                f"{config.min_teacher_f1:g}. Train it longer (--teacher_epochs, --lr), or go on with --allow_weak_teacher."
             )
 
     def train_student(
@@ -475,6 +476,16 @@ class Experiment:
             },
             "timing_s": {phase: round(seconds, 2) for phase, seconds in self.runtime.timing_s.items()},
         }
+
+
+def check_vocabulary(side: str, tokens: Tokens, shape: ModelShape) -> None:
+    """Refuse token ids that the model has no embedding for."""
+    largest = int(tokens.ids.max(initial=0))
+    if largest >= shape.vocabulary:
+        raise InputError(
+            f"--{side}_path: its tokenizer gives ids up to {largest}, its model has {shape.vocabulary} embeddings; "
+            "they do not belong together"
+        )
 
 
 def summarize(result: TrainingResult) -> dict[str, int]:

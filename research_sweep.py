@@ -83,15 +83,18 @@ def expand_sweep(config: ExperimentConfig) -> list[ExperimentConfig]:
     swept = parse_sweep(config.sweep)
     single = dataclasses.replace(config, sweep=(), num_threads=threads_per_run(config))
     folder = config.run_dir
-    runs, faults = [], []
-    for values in itertools.product(*swept.values()):
+    runs: dict[Path, ExperimentConfig] = {}
+    faults: list[str] = []
+    for values in itertools.product(*map(dict.fromkeys, swept.values())):
         chosen = dict(zip(swept, values, strict=True))
         run = dataclasses.replace(single, **chosen, output_dir=str(folder / name_run(chosen)))
+        if run.run_dir in runs:  # "a/b" and "a-b" get one name
+            run = dataclasses.replace(run, output_dir=f"{run.output_dir}_{run.fingerprint}")
         faults += [fault for fault in check_config(run) if fault not in faults]
-        runs.append(run)
+        runs[run.run_dir] = run
     if faults:
         raise FlagErrors(faults)
-    return runs
+    return list(runs.values())
 
 
 def threads_per_run(config: ExperimentConfig) -> int | None:
@@ -111,7 +114,9 @@ def show(value: Any) -> str:
         return "-".join(map(str, value)) or "none"
     if isinstance(value, bool):
         return "on" if value else "off"
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    if isinstance(value, float) and float(f"{value:g}") == value:
+        return f"{value:g}"
+    return str(value)
 
 
 def run_sweep(config: ExperimentConfig) -> int:

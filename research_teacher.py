@@ -66,8 +66,10 @@ class Teacher:
 def fetch_logits(teacher: Teacher, loader: BatchLoader, device: torch.device, cache: Cache) -> NDArray[np.float32]:
     """Return the teacher's logits of the loader's rows, (N, C), running it only when the cache has none.
 
-    They are computed once in float32, so every run of a sweep reads the very same numbers.
+    They are computed once in float32, so every run of a sweep reads the very same numbers. The loader's
+    own tokens are the teacher's.
     """
+    assert loader.teacher_tokens is None
 
     def build(folder: Path, _scratch: Path) -> None:
         logits = predict_logits(teacher.model.to(device), with_progress(loader, "teacher logits"), device)

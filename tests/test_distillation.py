@@ -331,5 +331,5 @@ def test_shape_of_a_teacher_stands_in_for_the_teacher() -> None:
     teacher = tiny_teacher()
     config = tiny_config(kd_method="hidden")
     by_model = DistillationTrainer(teacher, tiny_student(), config, "cpu")
-    by_shape = DistillationTrainer(None, tiny_student(), config, "cpu", teacher_shape=ModelShape(4, 24, 2))
+    by_shape = DistillationTrainer(None, tiny_student(), config, "cpu", teacher_shape=ModelShape(4, 24, 2, 50))
     assert by_model.projections.keys() == by_shape.projections.keys()
