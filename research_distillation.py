@@ -8,7 +8,8 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -309,6 +310,7 @@ class DistillationTrainer:
             TrainingFault: the loss or the gradient is not finite; the student is left as it was.
         """
         self.student.train()
+        optimizer.zero_grad(set_to_none=True)
         weights = None if class_weights is None else class_weights.to(self.device)
         losses = self._backward(batch, weights, 1.0)
         self._update(optimizer, [batch], [losses], step=1)
@@ -398,7 +400,11 @@ class DistillationTrainer:
             judged = row[:-1] if self.scaler.is_enabled() else row
             self._fault_flag = torch.maximum(self._fault_flag, 1.0 - torch.isfinite(judged).all().float())
         if not self.scaler.is_enabled():
-            optimizer.found_inf = self._fault_flag
+            if optimizer.defaults.get("fused"):
+                optimizer.found_inf = self._fault_flag
+            else:
+                # Other optimizers know no such flag, so the host looks at it before the step.
+                self._raise_fault()
             optimizer.step()
             optimizer.zero_grad(set_to_none=True)
             return True
@@ -414,24 +420,32 @@ class DistillationTrainer:
         Raises:
             TrainingFault: one of those steps had a non-finite loss or gradient.
         """
+        self._raise_fault()
         sums, rows_summed = dict.fromkeys((*COMPONENTS, "grad_norm"), 0.0), 0
         if not self._unchecked:
             return sums, rows_summed
         values = torch.stack([row for _, row, _ in self._unchecked]).double().cpu().numpy()
-        judged = values[:, :-1] if self.scaler.is_enabled() else values
-        bad = ~np.isfinite(judged)
-        if bad.any():
-            place = int(np.flatnonzero(bad.any(axis=1))[0])
-            step, _, rows = self._unchecked[place]
-            self._unchecked.clear()
-            raise TrainingFault(describe_fault(step, values[place], bad[place], rows))
         for (_, _, rows), row in zip(self._unchecked, values, strict=True):
             count = max(len(rows), 1)
             rows_summed += count
             for name, value in zip(sums, row, strict=True):
+                # An infinite norm is a step that the scaler skipped; it would hide every other norm.
                 sums[name] += float(value) * count if math.isfinite(value) else 0.0
         self._unchecked.clear()
         return sums, rows_summed
+
+    def _raise_fault(self) -> None:
+        """Name the first bad step since the last check, if there is one, and start afresh after it."""
+        if not self._fault_flag.item():
+            return
+        steps, self._unchecked, self._fault_flag = self._unchecked, [], torch.zeros_like(self._fault_flag)
+        for step, row, rows in steps:
+            values = row.double().cpu().numpy()
+            bad = ~np.isfinite(values)
+            # An overflow of scaled gradients is the scaler's business.
+            bad[-1] &= not self.scaler.is_enabled()
+            if bad.any():
+                raise TrainingFault(describe_fault(step, values, bad, rows))
 
     def fit(
         self,
@@ -530,7 +544,8 @@ class _Fitting:
         )
         for parameter_group in self.optimizer.param_groups:
             parameter_group["lr"] = rate
-        losses = [trainer._backward(batch, self.class_weights, 1.0 / len(group)) for batch in group]
+        with naming_lack_of_memory(progress.global_step + 1, group):
+            losses = [trainer._backward(batch, self.class_weights, 1.0 / len(group)) for batch in group]
         progress.global_step += 1
         progress.batches_done += len(group)
         if not trainer._update(self.optimizer, group, losses, progress.global_step):
@@ -547,7 +562,12 @@ class _Fitting:
     def _finish_epoch(self) -> None:
         """Validate, keep the best weights, write the history row and a checkpoint."""
         progress = self.progress
-        scores = self.validate(self.trainer.student)
+        try:
+            scores = self.validate(self.trainer.student)
+        except KeyboardInterrupt:
+            # A signal does not wait for a long validation, but the epoch's steps are not lost to it.
+            self._save()
+            raise
         progress.epoch += 1
         present = self._present_components()
         means = {name: progress.sums[name] / max(progress.rows_summed, 1) for name in present}
@@ -651,6 +671,30 @@ def describe_fault(step: int, values: Iterable[float], bad: Iterable[bool], rows
         f"step {step}: {', '.join(causes)}; the weights are those before this step. Rows {shown}. "
         "Try a lower --lr, --no-amp or a lower --gradient_clip_norm."
     )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch's allocator for the CPU has no error of its own."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+@contextmanager
+def naming_lack_of_memory(step: int, batches: Sequence[Batch]) -> Iterator[None]:
+    """Turn running out of memory in a step into a fault that says how large the step was."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        rows = max(len(batch["labels"]) for batch in batches)
+        longest = max(batch["input_ids"].shape[1] for batch in batches)
+        raise TrainingFault(
+            f"step {step}: out of memory with a batch of {rows} rows, the longest of {longest} tokens. Lower --batch "
+            "(--gradient_accumulation makes up for it) or --max_length in another --output_dir; where others took the "
+            "memory, the same command goes on from the last checkpoint."
+        ) from error
 
 
 def verify_teacher_performance(

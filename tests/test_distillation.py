@@ -256,6 +256,19 @@ def test_non_finite_loss_stops_before_the_step_and_names_step_component_and_rows
     assert len(seen) < 2 or equal_weights(seen[-1], seen[-2])
 
 
+@pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
+def test_train_step_leaves_the_student_as_it_was_and_can_go_on_after_a_bad_batch(kind: Any) -> None:
+    trainer = DistillationTrainer(None, tiny_student(), tiny_config(pipeline="student_only"), "cpu")
+    optimizer = kind(trainer.parameters, lr=0.1)
+    batch = tiny_loader().collate(np.arange(1, 5))
+    before = weights_of(trainer.student)
+    with pytest.raises(TrainingFault, match="step 1: hard_loss is"):
+        trainer.train_step(batch, optimizer, torch.full((3,), torch.inf))
+    assert equal_weights(before, weights_of(trainer.student))
+    trainer.train_step(batch, optimizer)
+    assert not equal_weights(before, weights_of(trainer.student))
+
+
 def test_resumed_training_matches_uninterrupted_training_bit_for_bit(tmp_path: Path) -> None:
     config = tiny_config(kd_method="multi_level", epochs=3)
 
