@@ -56,12 +56,15 @@ class Cache:
         entry = self.root / kind / digest_key(key)[:32]
         if entry in self._verified and entry.is_dir():
             return entry
+        scratch = entry.with_suffix(".work")
         # Looked at before locking, so the runs of a sweep check a large entry side by side.
-        if find_fault(entry, key) is not None:
+        if find_fault(entry, key) is not None or scratch.exists():
             entry.parent.mkdir(parents=True, exist_ok=True)
             with _waiting_lock(entry):
                 fault = find_fault(entry, key)
-                if fault is not None:
+                if fault is None:
+                    remove(scratch)  # its builder was killed after finishing the entry
+                else:
                     if entry.exists():
                         log.warning("cache entry %s is damaged (%s): building it again", entry, fault)
                     _build(entry, key, build)
@@ -80,7 +83,9 @@ def _build(entry: Path, key: Mapping[str, Any], build: Build) -> None:
         build(temporary, scratch)
         write_atomic(temporary / MANIFEST, _render_manifest(key, hash_tree(temporary)))
         publish_folder(temporary, entry)
-    except BaseException:
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(entry)  # a failed write names no file
         # Half an entry would only help to keep a full disk full; the scratch folder stays unless nothing is in it.
         remove(temporary)
         with contextlib.suppress(OSError):

@@ -16,7 +16,7 @@ import json
 import math
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -229,8 +229,27 @@ FORMATS: dict[str, Callable[[Comparison], str]] = {
 OUTPUT_FILES = {"table.csv": "csv", "table.md": "markdown", "table.tex": "latex", "comparison.json": "json"}
 
 
+def render_page(comparison: Comparison, figures: Mapping[Path, str]) -> str:
+    """Return report.html: the sortable table, what its columns mean, and the figures, in one file."""
+    from research_compare_plots import METRIC_NAMES
+    from research_document import Block, Bullets, Document, Figure, Heading, Paragraph, Table
+    from research_html import render_html
+
+    header, rows = build_cells(comparison)
+    note = comparison.baseline_note
+    blocks: list[Block] = [Paragraph(f"{note[:1].upper()}{note[1:]}.")]
+    blocks.append(Table("Every row against the baseline", header, rows, text_columns=1 + len(comparison.flags)))
+    blocks += map(Paragraph, describe(comparison))
+    if comparison.unfinished:
+        blocks += [Heading("Unfinished, left out"), Bullets([str(path) for path in comparison.unfinished])]
+    if figures:
+        blocks += [Heading("Figures"), *(Figure(path.name, caption) for path, caption in figures.items())]
+    title = f"{len(rows)} rows compared by {METRIC_NAMES[comparison.metric]} on the {comparison.part} part"
+    return render_html(Document(title, blocks), {path.name: path.read_bytes() for path in figures})
+
+
 def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """Write the tables and the figures that the swept flags allow into `folder`.
+    """Write the tables, the figures that the swept flags allow, and report.html with all of it into `folder`.
 
     Raises:
         InputError: the folder cannot be written.
@@ -241,7 +260,8 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         for name, style in OUTPUT_FILES.items():
             write_text_atomic(folder / name, FORMATS[style](comparison))
-        plot_comparison(comparison, folder)
+        figures = plot_comparison(comparison, folder)
+        write_text_atomic(folder / "report.html", render_page(comparison, figures))
     except OSError as error:
         raise InputError(f"--output {folder} cannot be written: {error.strerror}.") from None
 
@@ -272,7 +292,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--format", choices=tuple(FORMATS), default="table", help="what is printed (default: table)")
     parser.add_argument(
-        "--output", metavar="DIR", help="also write table.csv, table.md, table.tex, comparison.json and figures there"
+        "--output",
+        metavar="DIR",
+        help="also write report.html, table.csv, table.md, table.tex, comparison.json and figures there",
     )
     parser.add_argument(
         "--resamples",

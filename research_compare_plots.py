@@ -56,24 +56,29 @@ class FrontierPoint:
     is_teacher: bool = False
 
 
-def plot_comparison(comparison: Comparison, folder: Path) -> list[Path]:
-    """Draw every figure the comparison has data for; returns the files written."""
+def plot_comparison(comparison: Comparison, folder: Path) -> dict[Path, str]:
+    """Draw every figure the comparison has data for; returns the files written, each with what it shows."""
     metric = METRIC_NAMES[comparison.metric]
     swept = swept_flags(comparison)
     figures: dict[str, BytesIO] = {}
+    captions: dict[str, str] = {}
     for flag in swept:
+        captions[f"sweep_{flag}"] = f"{metric} against {flag}, with 95 % intervals"
         reference = None if flag in comparison.baseline.row.settings else comparison.baseline.estimate
         plot_sweep(flag, collect_series(comparison, flag), metric, figures.setdefault(f"sweep_{flag}", BytesIO()), reference)
     if len(swept) == 2:
         for name, grid in collect_grids(comparison, swept[0], swept[1]).items():
+            captions[name] = f"{metric} over {swept[0]} and {swept[1]}"
             plot_heat_map(swept[0], swept[1], grid, metric, figures.setdefault(name, BytesIO()))
     points = collect_frontier(comparison)
     if len(points) > 1:
+        captions["frontier"] = f"{metric} against size and latency: what a smaller model costs in quality"
         plot_frontier(points, metric, figures.setdefault("frontier", BytesIO()))
-    written = []
+    written = {}
     for name, image in figures.items():
-        written.append(folder / f"{re.sub(r'[^A-Za-z0-9_.=-]', '_', name)}.png")
-        write_atomic(written[-1], image.getvalue())
+        path = folder / f"{re.sub(r'[^A-Za-z0-9_.=-]', '_', name)}.png"
+        write_atomic(path, image.getvalue())
+        written[path] = captions[name]
     return written
 
 
@@ -172,7 +177,8 @@ def _teacher_point(result: Result, comparison: Comparison) -> FrontierPoint | No
 def _read_costs(run: Any, model: str) -> tuple[float, float] | None:
     if not run.has("efficiency.json"):
         return None
-    costs = tuple(dig(run.efficiency, model, name) for name in ("parameters_total", "latency_ms_batch1"))
+    measured = "student" if model == "control" else model  # the control is the same student, trained otherwise
+    costs = tuple(dig(run.efficiency, measured, name) for name in ("parameters_total", "latency_ms_batch1"))
     return None if None in costs else (float(costs[0]), float(costs[1]))
 
 

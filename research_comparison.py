@@ -46,6 +46,7 @@ def _flags_of(*groups: str) -> frozenset[str]:
 UNUSED_FLAGS = {
     "student_only": _flags_of("teacher", "distillation") | {"unlabelled_path"},
     "baseline": _flags_of("student", "distillation") | {"unlabelled_path"},
+    "kd_only": frozenset({"with_control"}),  # a control beside it changes nothing in the student
 }
 MACHINE_FLAGS = _flags_of("runtime and output")
 
@@ -299,6 +300,21 @@ def _relative_to_here(path: Path) -> Path:
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
 
 
+def own_controls(members: Sequence[Member]) -> list[Member]:
+    """Return the controls that --with_control trained beside the given students, one for each that differs.
+
+    A control is what a student_only run of the same flags gives, so it joins the comparison as one.
+    """
+    found: dict[tuple[str, Key], Member] = {}
+    for member in members:
+        if member.model == "student" and "control" in member.predictions.probs:
+            run = dataclasses.replace(member.run, config={**member.run.config, "pipeline": "student_only"})
+            owner = member.owner.with_name(f"{member.owner.name} (control)")
+            control = dataclasses.replace(member, run=run, owner=owner, model="control")
+            found.setdefault((control_key(run.config), member.key), control)
+    return list(found.values())
+
+
 def best_control(rows: Sequence[Row]) -> Row | None:
     """Return the student_only row that is the control of the most other rows; None when it is of none."""
     keys = [control_key(member.run.config) for row in rows if not _is_control(row) for member in row.members]
@@ -340,6 +356,11 @@ def gather_rows(
     if control is not None:
         return _first(rows, control), f"baseline: {control.name} (the student_only run with the same data, seed and student)"
     candidates = [member for member in members if member.run.config.get("pipeline") == "kd_only"]
+    own = own_controls(candidates)
+    if own:
+        rows = build_rows([*own, *members], group_by)
+        control = best_control(rows) or rows[0]
+        return _first(rows, control), f"baseline: {control.name} (trained by --with_control beside its student)"
     beside = find_sibling_controls(candidates) if model in (None, "student") else []
     if beside:
         rows = build_rows([*load(beside), *members], group_by)
@@ -412,17 +433,17 @@ def _refuse(differing: Sequence[Member], reference: Member, what: str, hint: str
 
 @dataclass(frozen=True)
 class Scores:
-    """Every member's plain score and its (R,) scores on the shared resamples, by the member's directory."""
+    """Every member's plain score and its (R,) scores on the shared resamples, by the member's directory and model."""
 
-    plain: dict[Path, float]
-    resampled: dict[Path, FloatArray]
+    plain: dict[tuple[Path, str], float]
+    resampled: dict[tuple[Path, str], FloatArray]
 
     def of(self, members: Sequence[Member]) -> list[float]:
-        return [self.plain[member.run.path] for member in members]
+        return [self.plain[member.run.path, member.model] for member in members]
 
     def mean(self, members: Sequence[Member]) -> tuple[float, FloatArray]:
         """Return the members' mean score and its (R,) resampled values."""
-        replicates = np.mean([self.resampled[member.run.path] for member in members], axis=0)
+        replicates = np.mean([self.resampled[member.run.path, member.model] for member in members], axis=0)
         return float(np.mean(self.of(members))), replicates
 
 
@@ -434,10 +455,10 @@ def score_members(members: Sequence[Member], metric: str, resamples: int) -> Sco
     """
     table = np.unique(np.concatenate([member.predictions.index for member in members]))
     metrics = [_restrict(_build_metric(member, metric), member.predictions.index, table) for member in members]
-    paths = [member.run.path for member in members]
+    keys = [(member.run.path, member.model) for member in members]
     plain = statistics.score_rows(metrics, len(table)).tolist()
     replicates = statistics.bootstrap(metrics, len(table), resamples, BOOTSTRAP_SEED)
-    return Scores(dict(zip(paths, plain, strict=True)), dict(zip(paths, replicates, strict=True)))
+    return Scores(dict(zip(keys, plain, strict=True)), dict(zip(keys, replicates, strict=True)))
 
 
 def _restrict(metric: statistics.Metric, index: npt.NDArray[np.int64], table: npt.NDArray[np.int64]) -> statistics.Metric:

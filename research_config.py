@@ -316,7 +316,8 @@ class ExperimentConfig:
 
 # Where a run is written, how it shares its work and whether it may begin decide nothing in its results.
 PLACE_FIELDS = frozenset({
-    "output_dir", "cache_dir", "overwrite", "checkpoint_minutes", "sweep", "jobs", "track", "min_teacher_f1", "allow_weak_teacher",
+    "output_dir", "cache_dir", "overwrite", "checkpoint_minutes", "sweep", "jobs", "track",
+    "min_teacher_f1", "allow_weak_teacher",
 })  # fmt: skip
 
 

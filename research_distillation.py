@@ -8,8 +8,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, cast
 
@@ -21,6 +20,7 @@ from research_alignment import pool_map, pool_states, token_to_word, word_mask
 from research_checkpoint import CheckpointFolder
 from research_config import ExperimentConfig
 from research_evaluation import DEFAULT_THRESHOLD, compute_metrics, evaluating
+from research_faults import Interrupted, StopRequest, TrainingFault, describe_fault, naming_lack_of_memory
 from research_losses import (
     MultiLabelDistillationLoss,
     attention_map_loss,
@@ -51,26 +51,6 @@ log = logging.getLogger(__name__)
 
 COMPONENTS = ("total_loss", "soft_loss", "soft_excess", "hard_loss", "hidden_loss", "attention_loss")
 STEPS_BETWEEN_CHECKS = 50
-
-
-class TrainingFault(RuntimeError):
-    """Training cannot go on: one line naming the step, what was found and what to try."""
-
-
-class Interrupted(Exception):
-    """A signal asked the run to stop; a checkpoint has been written."""
-
-
-@dataclass
-class StopRequest:
-    """Set by a signal handler; the trainer looks at it between steps.
-
-    `heeded` is true while a trainer does look at it, so that a handler knows when to stop the
-    process by itself.
-    """
-
-    requested: bool = False
-    heeded: bool = False
 
 
 @dataclass(frozen=True)
@@ -445,7 +425,7 @@ class DistillationTrainer:
             # An overflow of scaled gradients is the scaler's business.
             bad[-1] &= not self.scaler.is_enabled()
             if bad.any():
-                raise TrainingFault(describe_fault(step, values, bad, rows))
+                raise TrainingFault(describe_fault(step, (*COMPONENTS, "grad_norm"), values, bad, rows))
 
     def fit(
         self,
@@ -660,41 +640,6 @@ def schedule(step: int, total_steps: int, warmup_ratio: float) -> float:
     if step < warmup:
         return (step + 1) / (warmup + 1)
     return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
-
-
-def describe_fault(step: int, values: Iterable[float], bad: Iterable[bool], rows: Tensor) -> str:
-    names = (*COMPONENTS, "grad_norm")
-    found = [f"{name} is {value:g}" for name, value, is_bad in zip(names, values, bad, strict=False) if is_bad]
-    causes = [entry for entry in found if not entry.startswith(("total_loss", "grad_norm"))] or found
-    shown = ", ".join(str(int(row)) for row in rows[:8]) + (", ..." if len(rows) > 8 else "")
-    return (
-        f"step {step}: {', '.join(causes)}; the weights are those before this step. Rows {shown}. "
-        "Try a lower --lr, --no-amp or a lower --gradient_clip_norm."
-    )
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out; torch's allocator for the CPU has no error of its own."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
-
-
-@contextmanager
-def naming_lack_of_memory(step: int, batches: Sequence[Batch]) -> Iterator[None]:
-    """Turn running out of memory in a step into a fault that says how large the step was."""
-    try:
-        yield
-    except (RuntimeError, MemoryError) as error:
-        if not is_out_of_memory(error):
-            raise
-        rows = max(len(batch["labels"]) for batch in batches)
-        longest = max(batch["input_ids"].shape[1] for batch in batches)
-        raise TrainingFault(
-            f"step {step}: out of memory with a batch of {rows} rows, the longest of {longest} tokens. Lower --batch "
-            "(--gradient_accumulation makes up for it) or --max_length in another --output_dir; where others took the "
-            "memory, the same command goes on from the last checkpoint."
-        ) from error
 
 
 def verify_teacher_performance(

@@ -28,6 +28,7 @@ DEFAULT_THRESHOLD = 0.5
 AVERAGED_SCORES = ("precision", "recall", "f1", "average_precision", "roc_auc", "support")
 NUM_CALIBRATION_BINS = 15
 TEMPERATURE_RANGE = (0.02, 50.0)
+SMALLEST_PROB = 1e-300
 LATENCY_BATCH = 32
 MIN_CALLS, MAX_CALLS = 3, 50
 
@@ -115,6 +116,12 @@ def sigmoid(logits: FloatArray) -> npt.NDArray[np.float64]:
     logits = np.asarray(logits, dtype=np.float64)
     decay = np.exp(-np.abs(logits))  # in (0, 1], whatever the sign
     return np.where(logits >= 0, 1.0, decay) / (1.0 + decay)
+
+
+def logit(probs: FloatArray) -> npt.NDArray[np.float64]:
+    """Return the logits of label probabilities, the inverse of `sigmoid`; a certain 0 or 1 stays finite."""
+    probs = np.clip(np.asarray(probs, dtype=np.float64), SMALLEST_PROB, 1.0 - np.finfo(np.float64).epsneg)
+    return np.log(probs) - np.log1p(-probs)
 
 
 def compute_metrics(
@@ -539,18 +546,51 @@ def _format_count(count: float) -> str:
     return f"{count / 1e3:.1f} k" if count >= 1e3 else f"{count:.0f}"
 
 
+def calibrate(labels: FloatArray, probs: FloatArray, temperature: float) -> dict[str, float]:
+    """Return ECE and Brier score of (N, C) probabilities after dividing their logits by `temperature`."""
+    scaled = sigmoid(logit(probs) / temperature)
+    known = ~np.isnan(labels)
+    return {
+        "temperature": temperature,
+        "ece": compute_calibration_error(labels, scaled),
+        "brier": _mean((scaled[known] - labels[known]) ** 2),
+    }
+
+
+def compute_soft_loss(
+    teacher_probs: FloatArray, student_probs: FloatArray, temperature: float, *, t_squared: bool = True
+) -> dict[str, float]:
+    """Return the mean soft loss of (N, C) probabilities and its excess over the teacher's entropy.
+
+    The same figures as a history row's, taken without dropout. The excess is a Kullback-Leibler divergence,
+    0 for a student that repeats its teacher, so it can be compared across temperatures and data sets.
+    """
+    teacher, student = logit(teacher_probs) / temperature, logit(student_probs) / temperature
+    targets = sigmoid(teacher)
+    scale = temperature**2 if t_squared else 1.0
+
+    def cross_entropy(logits: npt.NDArray[np.float64]) -> float:
+        return scale * _mean(np.logaddexp(0.0, logits) - targets * logits)
+
+    loss = cross_entropy(student)
+    return {"soft_loss": loss, "soft_excess": loss - cross_entropy(teacher)}
+
+
 def evaluate_model(
     label_names: Sequence[str], *, validation: LabelledProbs, test: LabelledProbs
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Score one model on both parts, at 0.5 and at thresholds tuned on validation.
 
-    Parts are (labels, probs), each (N, C). Returns {part: {"at_0.5": M, "tuned": M}} and {label: threshold}.
+    Parts are (labels, probs), each (N, C). Returns {part: {"at_0.5": M, "tuned": M, "calibration": ...}} and
+    {label: threshold}. The temperature of "calibration" is fitted on validation as well.
     """
     thresholds = choose_thresholds(*validation)
+    temperature = fit_temperature(validation[0], logit(validation[1]))
     scores = {
         part: {
             "at_0.5": compute_metrics(labels, probs, DEFAULT_THRESHOLD, label_names),
             "tuned": compute_metrics(labels, probs, thresholds, label_names),
+            "calibration": calibrate(labels, probs, temperature),
         }
         for part, (labels, probs) in (("validation", validation), ("test", test))
     }
@@ -562,13 +602,18 @@ def build_metrics(
     labels: Mapping[str, FloatArray],
     probs: Mapping[str, Mapping[str, FloatArray]],
     training: Mapping[str, Any],
+    *,
+    kd_temperature: float = 1.0,
+    t_squared: bool = True,
 ) -> dict[str, Any]:
     """Assemble the content of metrics.json, unrounded.
 
     Args:
         labels: (N, C) labels of the parts "train", "validation" and "test".
-        probs: {"teacher" and/or "student": {"validation": (N, C), "test": (N, C)}}.
+        probs: {model: {"validation": (N, C), "test": (N, C)}} of "teacher", "student" and "control", those
+            there are; the control is the student trained without the teacher.
         training: deterministic facts of the training, kept as they are.
+        kd_temperature: softening for the soft loss, which says how far a student is from its teacher.
 
     The headline is macro-F1 on the test part at 0.5, which needs no tuned number to be repeated: the
     student's, or the teacher's in a run without a student.
@@ -586,11 +631,13 @@ def build_metrics(
             validation=(labels["validation"], parts["validation"]),
             test=(labels["test"], parts["test"]),
         )
-    if "teacher" in probs and "student" in probs:
-        metrics["agreement"] = {
-            part: compute_agreement(probs["teacher"][part], probs["student"][part], label_names)
-            for part in ("validation", "test")
-        }
+    for model, name in (("student", "agreement"), ("control", "control_agreement")):
+        if "teacher" not in probs or model not in probs:
+            continue
+        pairs = {part: (probs["teacher"][part], probs[model][part]) for part in ("validation", "test")}
+        metrics[name] = {part: compute_agreement(*pair, label_names) for part, pair in pairs.items()}
+        for part, pair in pairs.items():
+            metrics[model][part] |= compute_soft_loss(*pair, kd_temperature, t_squared=t_squared)
     headline_model = "student" if "student" in probs else "teacher"
     value = metrics[headline_model]["test"]["at_0.5"]["f1_macro"]
     metrics["headline"] = {"model": headline_model, "part": "test", "metric": "f1_macro", "value": value}

@@ -24,6 +24,10 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
+    except OSError as error:
+        # A failed write itself names no file.
+        error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
     flush_folder(path.parent)

@@ -12,16 +12,16 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research_config import Arguments, ExperimentConfig, FlagErrors, InputError, parse_arguments, saved_settings
 from research_files import hash_file
-from research_results import RunDirectory, read_json, result_line
+from research_results import TABLE_FLAGS, RunDirectory, read_json, result_line
 
 if TYPE_CHECKING:
-    from research_distillation import StopRequest
+    from research_faults import StopRequest
 
 DONE, FAILED, BAD_INPUT, WEAK_TEACHER, INTERRUPTED = 0, 1, 2, 3, 130
 
@@ -107,13 +107,12 @@ def find_finished(config: ExperimentConfig) -> dict[str, Any] | None:
     if config.overwrite or run_dir.status() != "finished":
         return None
     run_dir.claim(saved_settings(config))
-    environment = read_json(run_dir.path / "environment.json") if config.num_folds == 1 else {}
-    stored = environment.get("data", {}).get("dataset_sha256")
-    if stored is not None and stored != hash_file(Path(config.dataset_path)):
-        raise InputError(
-            f"{run_dir.path} was made from another content of {config.dataset_path}. "
-            "Use another --output_dir, or --overwrite to run on the table as it is now."
-        )
+    paths = {name: getattr(config, flag) for name, flag in TABLE_FLAGS.items()}
+    file_sha256 = {name: hash_file(Path(path)) for name, path in paths.items() if path is not None and Path(path).is_file()}
+    folds = [RunDirectory(run_dir.path / f"fold_{fold + 1}") for fold in range(config.num_folds)]
+    for part in folds if config.num_folds > 1 else [run_dir]:
+        part.check_tables(file_sha256, config)
+        part.drop_checkpoints()
     log.info("%s is finished already", run_dir.path)
     return read_json(run_dir.path / "metrics.json")
 
@@ -125,44 +124,44 @@ def run(config: ExperimentConfig, argv: list[str]) -> dict[str, Any]:
         InputError: a fault in what the user supplied; nothing has been written.
         RunFailed: the run began and cannot go on.
     """
-    import torch
-
-    from research_distillation import Interrupted, TrainingFault
     from research_inputs import load_inputs
-    from research_run import Experiment, WeakTeacher, run_folds, start_runtime
+    from research_run import Experiment, run_folds, start_runtime
 
     quiet_libraries()
     runtime = start_runtime(config, ["python", "research_main.py", *argv])
     inputs = load_inputs(config, fold=0 if config.num_folds > 1 else None)
     with RunDirectory(config.run_dir) as run_dir:
-        status = run_dir.claim(saved_settings(inputs.config), overwrite=config.overwrite)
+        with explaining_failures(config):
+            status = run_dir.claim(saved_settings(inputs.config), overwrite=config.overwrite)
         if status == "finished":
             return read_json(run_dir.path / "metrics.json")
-        with log_to_file(run_dir.path / "run.log"), catching_signals(runtime.stop):
+        with log_to_file(run_dir.path / "run.log"), catching_signals(runtime.stop), explaining_failures(config):
             log.info("%s %s", "resuming" if status == "unfinished" else "writing", run_dir.path)
-            try:
-                if config.num_folds > 1:
-                    return run_folds(inputs.config, runtime, run_dir, inputs)
-                return Experiment(inputs, runtime, run_dir).run()
-            except Interrupted:
-                raise KeyboardInterrupt from None
-            except WeakTeacher as error:
-                raise RunFailed(WEAK_TEACHER, str(error)) from error
-            except (TrainingFault, FloatingPointError) as error:
-                raise RunFailed(FAILED, str(error)) from error
-            except (torch.OutOfMemoryError, MemoryError) as error:
-                raise RunFailed(FAILED, describe_out_of_memory(inputs.config)) from error
-            except OSError as error:
-                what = f"{error.strerror or error}: {error.filename or run_dir.path}"
-                advice = "Make room or mend it, then run the same command again: it goes on from the last checkpoint."
-                raise RunFailed(FAILED, f"{what}. {advice}") from error
+            if config.num_folds > 1:
+                return run_folds(inputs.config, runtime, run_dir, inputs)
+            return Experiment(inputs, runtime, run_dir).run()
 
 
-def describe_out_of_memory(config: ExperimentConfig) -> str:
-    return (
-        f"out of memory with --batch {config.batch} rows of up to --max_length {config.max_length} tokens: lower one of them "
-        "(--gradient_accumulation makes up for a smaller batch). The same command goes on from the last checkpoint."
-    )
+@contextmanager
+def explaining_failures(config: ExperimentConfig) -> Iterator[None]:
+    """Turn what can stop a run into one logged line and an exit status; a fault of our own keeps its traceback."""
+    from research_faults import Interrupted, TrainingFault, describe_lack_of_memory, describe_os_error, is_out_of_memory
+    from research_run import WeakTeacher
+
+    try:
+        yield
+    except Interrupted:
+        raise KeyboardInterrupt from None
+    except WeakTeacher as error:
+        raise RunFailed(WEAK_TEACHER, str(error)) from error
+    except (TrainingFault, FloatingPointError) as error:
+        raise RunFailed(FAILED, str(error)) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunFailed(FAILED, describe_lack_of_memory(config.max_length)) from error
+    except OSError as error:
+        raise RunFailed(FAILED, describe_os_error(error, str(config.run_dir))) from error
 
 
 def start_logging(level: int = logging.INFO) -> None:
@@ -174,11 +173,30 @@ def start_logging(level: int = logging.INFO) -> None:
         logging.getLogger(name).setLevel(logging.WARNING)
 
 
+class LogFile(logging.FileHandler):
+    """A run's log: a full disk costs its last lines, not the run, and nothing is said of it on stderr."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, encoding="utf-8", delay=True)
+        self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def log_to_file(path: Path) -> Iterator[None]:
     """Write every message to the run's log too."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    handler = LogFile(path)
     logging.getLogger().addHandler(handler)
     try:
         yield

@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import pickle
-from collections.abc import Collection, Mapping, Sequence
+import re
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -35,8 +38,11 @@ log = logging.getLogger(__name__)
 CLASSIFIER_FILE = "classifier.safetensors"
 SETTINGS_FILE = "classifier.json"
 HEAD_FILES = (CLASSIFIER_FILE, "head.safetensors", "classifier.pt", "head.pt", "classifier.bin", "head.bin")
-# What torch.load and transformers raise for files that are damaged, or hold more than tensors.
-UNREADABLE = (OSError, ValueError, KeyError, RuntimeError, EOFError, IndexError, pickle.UnpicklingError, SafetensorError)
+# What torch.load and transformers raise for files that are damaged, hold more than tensors, or ask for more packages.
+UNREADABLE = (
+    OSError, ValueError, LookupError, RuntimeError, EOFError, TypeError, AttributeError, ImportError, pickle.UnpicklingError,
+    SafetensorError,
+)  # fmt: skip
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -247,7 +253,7 @@ def open_tokenizer(place: Path | str, complaint: str) -> Any:
 def load_model_config(flag: str, name: str) -> Any:
     """Load a model's configuration, saying which flag named it when it is not there."""
     try:
-        return AutoConfig.from_pretrained(name, trust_remote_code=False)
+        return open_config(name)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
             f"--{flag}: no model '{name}' in a folder of that name, the Hugging Face cache or the hub: {first_line(error)}"
@@ -271,9 +277,9 @@ def load_encoder(name: str, *, random_init: bool = False) -> nn.Module:
     """
     try:
         if random_init:
-            config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+            config = open_config(name)
             return make_recordable(AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False))
-        encoder, report = AutoModel.from_pretrained(name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True)
+        encoder, report = load_pretrained(AutoModel, name)
     except UNREADABLE as error:
         raise InputError(f"model '{name}': cannot be loaded: {first_line(error)}") from error
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
@@ -283,6 +289,27 @@ def load_encoder(name: str, *, random_init: bool = False) -> nn.Module:
             "they would be random. Give a complete checkpoint."
         )
     return make_recordable(encoder)
+
+
+def load_pretrained(auto_class: Any, name: str) -> tuple[Any, dict[str, Any]]:
+    """Load a transformers model in float32 and its loading report, running no code that its folder brings or names.
+
+    Raises:
+        ValueError: its index of weight files points out of its folder; transformers' own errors beside.
+    """
+    for index in Path(name).expanduser().glob("*.index.json"):
+        for file in set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()):
+            if not isinstance(file, str) or file in ("", "..") or Path(file).name != file:
+                raise ValueError(f"{index.name} names {file!r}, which is no file of its folder")
+    options = {"dtype": torch.float32, "trust_remote_code": False, "output_loading_info": True}
+    return auto_class.from_pretrained(name, config=open_config(name), **options)
+
+
+def open_config(name: str) -> Any:
+    """Read a model's config.json, which may not choose its attention: that could be code on the hub."""
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    config._attn_implementation = "eager"
+    return config
 
 
 def make_recordable(encoder: Any) -> nn.Module:
@@ -340,8 +367,16 @@ def save_classifier(model: TextClassifier, tokenizer: Any, folder: Path, setting
     Args:
         settings: Kept in classifier.json beside the model's own: labels, thresholds, max_length,
             text_normalization.
+
+    Raises:
+        OSError: it could not be written, as on a full disk.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    with raising_os_errors(folder):
+        _write_classifier(model, tokenizer, folder, settings)
+
+
+def _write_classifier(model: TextClassifier, tokenizer: Any, folder: Path, settings: Mapping[str, Any]) -> None:
     tokenizer.save_pretrained(folder / "tokenizer")
     own: dict[str, Any] = {"labels": list(settings["labels"])}
     if isinstance(model, EncoderClassifier):
@@ -355,6 +390,18 @@ def save_classifier(model: TextClassifier, tokenizer: Any, folder: Path, setting
         model.model.save_pretrained(folder / "sequence_classifier")  # type: ignore[operator]
     text = json.dumps(own | dict(settings), sort_keys=True, ensure_ascii=False, indent=2)
     (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def raising_os_errors(folder: Path) -> Iterator[None]:
+    """Turn the system's errors that safetensors and tokenizers hide in errors of their own back into OSError."""
+    try:
+        yield
+    except Exception as error:  # tokenizers raises nothing more exact; what tells is the number in its text
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(error, OSError) or number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
 
 
 def load_classifier(
@@ -462,9 +509,7 @@ def load_sequence_classifier(
     config = load_model_config(where.split(":", 1)[0].removeprefix("--"), name)
     found = [config.id2label[place] for place in sorted(config.id2label)]
     try:
-        model, report = AutoModelForSequenceClassification.from_pretrained(
-            name, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
-        )
+        model, report = load_pretrained(AutoModelForSequenceClassification, name)
     except UNREADABLE as error:
         raise InputError(f"{where}: cannot be loaded as a fine-tuned classifier: {first_line(error)}") from error
     if missing := sorted(report["missing_keys"]):

@@ -33,6 +33,7 @@ Target = Path | BinaryIO
 COLUMN_WIDTH_IN = 3.4
 MAX_HEIGHT_IN = 200.0  # Agg draws at most 2**16 pixels
 MAX_PANELS = 24
+SPARSE_BIN = 10
 MAX_LABEL_LENGTH = 28
 BASE_FONT = "DejaVu Sans"  # comes with matplotlib, so it is always there
 RC_PARAMS: dict[str, Any] = {
@@ -104,11 +105,17 @@ class Reliability(Protocol):
 # Figures
 
 
-def plot_training(history: Sequence[Mapping[str, float | None]], target: Target, best_epoch: int | None = None) -> None:
+def plot_training(
+    history: Sequence[Mapping[str, float | None]],
+    target: Target,
+    best_epoch: int | None = None,
+    control: Sequence[Mapping[str, float | None]] = (),
+) -> None:
     """Draw the loss components and the validation scores per epoch, one panel above the other.
 
     `history` holds the rows of history.csv. A component that was never computed is left out; so is the
-    panel of losses when there are none. `best_epoch` is marked by a vertical line.
+    panel of losses when there are none. `best_epoch` is marked by a vertical line. Of the `control`, the rows
+    of its own history, only macro-F1 is drawn: its losses are sums of other terms.
     """
     with figure_style():
         losses, scores = _present_curves(history, LOSS_CURVES), _present_curves(history, SCORE_CURVES)
@@ -116,6 +123,9 @@ def plot_training(history: Sequence[Mapping[str, float | None]], target: Target,
         loss_axes, score_axes = figure.subplots(2, 1, sharex=True)
         _draw_curves(loss_axes, history, losses)
         _draw_curves(score_axes, history, scores)
+        if control:
+            style = MODEL_STYLES["control"]
+            _draw_curve(score_axes, control, "val_f1_macro", "control macro-F1", style._replace(color="0.45", marker="x"))
         loss_axes.set_ylabel("loss")
         score_axes.set_ylabel("validation score (0 to 1)")
         score_axes.set_xlabel("epoch")
@@ -127,12 +137,12 @@ def plot_training(history: Sequence[Mapping[str, float | None]], target: Target,
             for axes in (loss_axes, score_axes):
                 axes.axvline(best_epoch, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
             score_axes.plot([], [], color="0.5", linewidth=0.8, linestyle=":", label="best epoch")
-        for axes, columns in ((loss_axes, 3), (score_axes, 4)):
+        for axes in (loss_axes, score_axes):
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(
                     loc="lower center",
                     bbox_to_anchor=(0.45, 1.0),
-                    ncols=columns,
+                    ncols=_legend_columns(len(axes.get_legend_handles_labels()[0])),
                     handlelength=2.2,
                     handletextpad=0.4,
                     columnspacing=0.8,
@@ -213,7 +223,7 @@ def plot_precision_recall(
         figure.supylabel("precision", fontsize=8)
         handles = [_legend_line(model, number) for number, model in enumerate(probs)]
         handles.append(_line(color="0.5", linestyle=":", linewidth=0.8, label="share of positives"))
-        figure.legend(handles=handles, loc="outside upper center", ncols=3, columnspacing=1.0)
+        figure.legend(handles=handles, loc="outside upper center", ncols=_legend_columns(len(handles)), columnspacing=1.0)
         if len(label_names) > len(shown):
             figure.suptitle(f"first {len(shown)} of {len(label_names)} labels", fontsize=8)
         _save(figure, target)
@@ -222,7 +232,8 @@ def plot_precision_recall(
 def plot_reliability(tables: Mapping[str, Reliability], target: Target) -> None:
     """Draw promised against observed probability per model, and below it how many cells each bin holds.
 
-    A model on the diagonal is calibrated; below it, it promises too much. Empty bins are skipped.
+    A model on the diagonal is calibrated; below it, it promises too much. Empty bins are skipped, and those of
+    under SPARSE_BIN cells, whose share is mostly chance, are hollow and off the line.
     """
     with figure_style():
         figure = _new_figure(3.9)
@@ -230,9 +241,12 @@ def plot_reliability(tables: Mapping[str, Reliability], target: Target) -> None:
         axes.plot([0, 1], [0, 1], color="0.5", linestyle=":", linewidth=0.8, label="calibrated")
         for number, (model, table) in enumerate(tables.items()):
             style = _model_style(model, number)
-            filled = table.count > 0
+            filled = table.count >= SPARSE_BIN
+            sparse = (table.count > 0) & ~filled
             line = {"color": style.color, "linestyle": style.linestyle, "label": model}
             axes.plot(table.mean_prob[filled], table.observed_rate[filled], marker=style.marker, **line)
+            hollow = {"facecolor": "white", "edgecolor": style.color, "linewidth": 0.6}
+            axes.scatter(table.mean_prob[sparse], table.observed_rate[sparse], s=9, marker=style.marker, zorder=1.5, **hollow)
             edges = np.linspace(0, 1, len(table.count) + 1)
             count_axes.stairs(table.count, edges, baseline=None, linewidth=1.2, **line)
         axes.set(xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), ylabel="observed share of positives")
@@ -362,6 +376,11 @@ def _line(**settings: Any) -> Any:
     return Line2D([], [], **settings)
 
 
+def _legend_columns(entries: int) -> int:
+    """Return columns that fill a legend's rows evenly: one row of up to three entries, else two."""
+    return entries if entries <= 3 else -(-entries // 2)
+
+
 def _legend_line(model: str, number: int) -> Any:
     style = _model_style(model, number)
     return _line(color=style.color, linestyle=style.linestyle, label=model)
@@ -372,11 +391,14 @@ def _present_curves(history: Sequence[Mapping[str, float | None]], curves: Mappi
 
 
 def _draw_curves(axes: Axes, history: Sequence[Mapping[str, float | None]], curves: Mapping[str, str]) -> None:
-    epochs = [_to_float(row.get("epoch")) for row in history]
     for number, (name, text) in enumerate(curves.items()):
-        style = STYLES[number % len(STYLES)]
-        values = [_to_float(row.get(name)) for row in history]
-        axes.plot(epochs, values, color=style.color, linestyle=style.linestyle, marker=style.marker, label=text)
+        _draw_curve(axes, history, name, text, STYLES[number % len(STYLES)])
+
+
+def _draw_curve(axes: Axes, history: Sequence[Mapping[str, float | None]], name: str, text: str, style: SeriesStyle) -> None:
+    epochs = [_to_float(row.get("epoch")) for row in history]
+    values = [_to_float(row.get(name)) for row in history]
+    axes.plot(epochs, values, color=style.color, linestyle=style.linestyle, marker=style.marker, label=text)
 
 
 def _spans_decades(history: Sequence[Mapping[str, float | None]], curves: Iterable[str]) -> bool:

@@ -3,7 +3,7 @@
 Every file is whole or absent (written aside, flushed, renamed). `config.json` is the first file of a run
 and `metrics.json` the last, so their presence tells an unfinished run from a finished one. Numbers are
 rounded and keys sorted: the same run twice differs in no byte outside efficiency.json, environment.json,
-report.md and run.log. torch is never imported, matplotlib only by `write_report`.
+report.md, report.html and run.log. torch is never imported, matplotlib only by `write_report`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 import numpy.typing as npt
 
-from research_config import InputError
+from research_config import ExperimentConfig, InputError
 from research_files import remove_litter, write_atomic
 
 if TYPE_CHECKING:
@@ -36,8 +36,9 @@ if TYPE_CHECKING:
 
 FloatArray = npt.NDArray[np.floating[Any]]
 Status = Literal["absent", "unfinished", "finished", "foreign"]
+FetchTexts = Callable[[Sequence[int]], Mapping[int, str]]
 
-MODELS = ("teacher", "student")
+MODELS = ("teacher", "control", "student")  # the control is the student trained without the teacher
 PARTS = ("validation", "test")
 HEADLINE_THRESHOLDS = "at_0.5"  # macro-F1 at 0.5 needs no tuned number to be repeated
 PREDICTION_FILES = {"test": "predictions.csv", "validation": "validation_predictions.csv"}
@@ -62,19 +63,24 @@ HISTORY_COLUMNS = (
 OWNED_FILES = (
     "metrics.json",
     "history.csv",
+    "history_control.csv",
     *PREDICTION_FILES.values(),
     "efficiency.json",
     "environment.json",
     "report.md",
+    "report.html",
     "run.log",
 )
-OWNED_FOLDERS = ("checkpoint", "student", "teacher")
+CHECKPOINT_FOLDERS = ("checkpoint", "checkpoint_control")
+OWNED_FOLDERS = (*CHECKPOINT_FOLDERS, "student", "teacher", "tensorboard")
 PLOTS = {
     "training.png": "Loss components and validation scores per epoch",
     "label_f1.png": "F1 of every label on the test part, at tuned thresholds",
     "precision_recall.png": "Precision and recall of every label on the test part",
-    "reliability.png": "Predicted probability against observed share of positives on the test part",
+    "reliability.png": "Predicted probability against observed share of positives on the test part; hollow: under 10 cells",
 }
+# The flag that names each table whose hash environment.json holds.
+TABLE_FLAGS = {"main": "dataset_path", "validation": "val_path", "test": "test_path", "unlabelled": "unlabelled_path"}
 LOCK_FILE = ".lock"
 TEMPORARY_FILE = re.compile(r"\..+\.tmp")
 FOLD_FOLDER = re.compile(r"fold_[1-9][0-9]*")
@@ -272,11 +278,11 @@ class RunDirectory:
         """Write config.json with every digit: a run is repeated from it, and 1.5e-6 must not become 2e-6."""
         write_json_atomic(self.path / "config.json", config, decimals=None)
 
-    def write_history(self, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Write history.csv, a row per epoch; further columns follow the usual ones."""
+    def write_history(self, rows: Sequence[Mapping[str, Any]], name: str = "history.csv") -> None:
+        """Write history.csv, or the control's, a row per epoch; further columns follow the usual ones."""
         extra = dict.fromkeys(name for row in rows for name in row if name not in HISTORY_COLUMNS)
         header = [*HISTORY_COLUMNS, *extra]
-        write_csv_atomic(self.path / "history.csv", header, ([row.get(name) for name in header] for row in rows))
+        write_csv_atomic(self.path / name, header, ([row.get(name) for name in header] for row in rows))
 
     def write_predictions(
         self,
@@ -317,6 +323,28 @@ class RunDirectory:
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json, which makes the run a finished one; call it after the other writers."""
         write_json_atomic(self.path / "metrics.json", metrics)
+
+    def drop_checkpoints(self) -> None:
+        """Remove what a finished run has no use for; a process may have been killed before it did."""
+        for name in CHECKPOINT_FOLDERS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def check_tables(self, file_sha256: Mapping[str, str], config: ExperimentConfig) -> None:
+        """Refuse to take the finished run for one of the tables as they are now.
+
+        Args:
+            file_sha256: Hashes of the tables by the names of TABLE_FLAGS.
+
+        Raises:
+            InputError: a table of the run had another content, by the hashes in its environment.json.
+        """
+        stored = dig(read_json(self.path / "environment.json"), "data", "file_sha256") or {}
+        changed = [name for name, digest in file_sha256.items() if stored.get(name, digest) != digest]
+        if changed:
+            raise InputError(
+                f"{self.path} was made from another content of {getattr(config, TABLE_FLAGS[changed[0]])}. "
+                "Use another --output_dir, or --overwrite to run on the table as it is now."
+            )
 
     def _stored_config(self) -> dict[str, Any] | None:
         try:
@@ -513,11 +541,12 @@ class Run:
     @cached_property
     def history(self) -> list[dict[str, float | None]]:
         """A {column: value} per epoch, None where nothing was computed."""
-        header, values = read_csv(self.path / "history.csv")
-        return [
-            {name: None if math.isnan(value) else value for name, value in zip(header, row, strict=True)}
-            for row in values.tolist()
-        ]
+        return read_history(self.path / "history.csv")
+
+    @cached_property
+    def control_history(self) -> list[dict[str, float | None]]:
+        """The same of the control's training."""
+        return read_history(self.path / "history_control.csv")
 
     @cached_property
     def predictions(self) -> Predictions:
@@ -557,6 +586,13 @@ def load_run(path: str | Path) -> Run:
     if "labels" not in run.metrics or "value" not in run.metrics.get("headline", {}):
         raise InputError(f"{path / 'metrics.json'} holds no labels or no headline. Repeat the run with --overwrite.")
     return run
+
+
+def read_history(path: Path) -> list[dict[str, float | None]]:
+    header, values = read_csv(path)
+    return [
+        {name: None if math.isnan(value) else value for name, value in zip(header, row, strict=True)} for row in values.tolist()
+    ]
 
 
 def read_predictions(path: Path) -> Predictions:
@@ -625,12 +661,14 @@ def _format_headline(metrics: Mapping[str, Any]) -> str:
     return value if entry.get("std") is None else f"{value} ± {entry['std']:.4f}"
 
 
-def write_report(run_dir: str | Path, metrics: Mapping[str, Any] | None = None) -> None:
-    """Write report.md and plots/*.png from the files of a run's directory.
+def write_report(run_dir: str | Path, metrics: Mapping[str, Any] | None = None, fetch_texts: FetchTexts | None = None) -> None:
+    """Write report.md, report.html and plots/*.png from the files of a run's directory.
 
-    With `metrics` the report can be written before metrics.json, which marks the run as finished.
+    With `metrics` the report can be written before metrics.json, which marks the run as finished. The texts
+    are in none of the files: `fetch_texts` returns those of some values of `index` for report.html.
     """
     from research_report import write_report as write  # a reader of this room, so not imported above
 
     path = Path(run_dir)
-    write(load_run(path) if metrics is None else Run(path, read_json(path / "config.json"), to_plain(metrics)))
+    run = load_run(path) if metrics is None else Run(path, read_json(path / "config.json"), to_plain(metrics))
+    write(run, fetch_texts)

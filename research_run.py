@@ -8,10 +8,9 @@ import functools
 import json
 import logging
 import platform
-import shutil
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.metadata import version
@@ -27,6 +26,7 @@ from tqdm import tqdm
 from research_cache import MANIFEST, Cache, digest_key
 from research_checkpoint import CheckpointFolder
 from research_config import PIPELINES, ExperimentConfig, InputError, saved_settings
+from research_control import measure_gain
 from research_data import compute_class_weights, describe
 from research_diagnostics import report_alignment, report_sizes, report_tokenizer
 from research_distillation import (
@@ -57,9 +57,10 @@ from research_models import (
     load_encoder,
     save_classifier,
 )
-from research_results import RunDirectory, aggregate_folds, write_report
+from research_results import RunDirectory, aggregate_folds, load_run, write_report
 from research_teacher import Teacher, estimate_bytes, fetch_layers, fetch_logits
 from research_tokens import BatchLoader, Tokens, WordPairs, fingerprint_tokenizer, pair_words, tokenize
+from research_trackers import track_run
 
 log = logging.getLogger(__name__)
 
@@ -173,8 +174,13 @@ class Experiment:
                 probs["student"] = self.predict_student(student)
             self.run_dir.write_history(result.history)
             training["student"] = summarize(result)
+        if self.config.with_control:
+            with self.runtime.timed("control"):
+                probs["control"], result = self.train_control(teacher)
+            self.run_dir.write_history(result.history, "history_control.csv")
+            training["control"] = summarize(result)
         labels = {part: self.comments.labels[getattr(self.split, part)] for part in ("train", "validation", "test")}
-        metrics = build_metrics(self.label_names, labels, probs, training)
+        metrics = self.score(labels, probs, training)
         with self.runtime.timed("save"):
             self.save(metrics, labels, probs, teacher, student)
         return metrics
@@ -319,8 +325,8 @@ class Experiment:
         """Build the student and train it, from the teacher or from the labels alone."""
         assert self.student_tokens is not None
         student = self.build_student(teacher)
-        if teacher is not None:
-            report_sizes(int(self.measure_teacher(teacher)["parameters_total"]), student)
+        # Right after the student, which seeded torch: its projections must not depend on whether a cold
+        # cache had a teacher loaded in between, which draws random numbers.
         trainer = DistillationTrainer(
             None,
             student,
@@ -331,6 +337,7 @@ class Experiment:
         )
         rows, extras = self.split.train, {}
         if teacher is not None:
+            report_sizes(int(self.measure_teacher(teacher)["parameters_total"]), student)
             rows = np.concatenate([self.split.train, self.split.unlabelled])
             extras["teacher_logits"] = teacher_logits
             if trainer.comparison is not None:
@@ -339,12 +346,53 @@ class Experiment:
         checkpoints = CheckpointFolder(self.run_dir.path / "checkpoint", digest_key(self.training_identity(teacher, rows)))
         return student, self.fit(trainer, loader, self.student_tokens, checkpoints, "student")
 
+    def train_control(self, teacher: Teacher | None) -> tuple[dict[str, NDArray[np.float64]], TrainingResult]:
+        """Train the same student without the teacher and return its probabilities.
+
+        It starts from the same weights with the same seed and sees the same batches, as a student_only run
+        of the same flags does; unlabelled rows, which have nothing to teach it, are left out.
+        """
+        assert self.student_tokens is not None
+        log.info("training the control: the same student on the labels alone")
+        config = dataclasses.replace(self.config, pipeline="student_only")
+        control = self.build_student(teacher)
+        trainer = DistillationTrainer(None, control, config, self.runtime.device)
+        loader = self.build_loader(self.split.train, self.student_tokens, seed=config.seed)
+        identity = digest_key(self.training_identity(teacher, self.split.train))
+        checkpoints = CheckpointFolder(self.run_dir.path / "checkpoint_control", identity)
+        result = self.fit(trainer, loader, self.student_tokens, checkpoints, "control")
+        return self.predict_student(control), result
+
+    def score(self, labels: Mapping[str, Any], probs: dict[str, dict[str, Any]], training: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the content of metrics.json, with what distillation gained when there is a control."""
+        config = self.config
+        metrics = build_metrics(
+            self.label_names, labels, probs, training, kd_temperature=config.kd_temperature, t_squared=config.t_squared
+        )
+        if "control" in probs:
+            thresholds = {model: list(cuts.values()) for model, cuts in metrics["thresholds"].items()}
+            of_test = {model: parts["test"] for model, parts in probs.items()}
+            metrics["kd_gain"] = measure_gain(labels["test"], of_test, thresholds)
+        return metrics
+
+    def fetch_texts(self, index: Sequence[int]) -> dict[int, str]:
+        """Return the texts of some test rows by their `index` in predictions.csv; none if the table has changed."""
+        wanted = set(index)
+        rows = {int(row): int(place) for row in self.split.test if (place := self.comments.source_row[row]) in wanted}
+        try:
+            return {rows[row]: text for row, text in enumerate(self.comments.iter_texts()) if row in rows}
+        except InputError as error:
+            log.warning("report.html goes without texts: %s", error)
+            return {}
+
     def training_identity(self, teacher: Teacher | None, rows: NDArray[np.int64]) -> dict[str, Any]:
         """Return what a checkpoint must share, beside the config, with the run that goes on from it."""
         assert self.student_tokens is not None
+        config = self.config
         return {
             "teacher": None if teacher is None else teacher.identity,
-            "tokens": self.student_tokens.key,
+            "student": fingerprint_model(config.student_path) if config.student_init == "pretrained" else config.student_init,
+            "tokens": [tokens.key for tokens in (self.student_tokens, self.teacher_tokens) if tokens is not None],
             "rows": [hash_rows(self.comments, part) for part in (rows, self.split.validation)],
             "versions": {name: version(name) for name in ("torch", "transformers")},
         }
@@ -419,10 +467,12 @@ class Experiment:
             settings = self.settings | {"thresholds": metrics["thresholds"]["student"]}
             self.save_model(student, self.inputs.student_tokenizer, run_dir.path / "student", settings)
         run_dir.write_environment(self.describe_environment())
-        write_report(run_dir.path, metrics)
+        write_report(run_dir.path, metrics, self.fetch_texts)
         run_dir.write_metrics(metrics)
         # Only now: a run killed before this line resumes from its last checkpoint.
-        shutil.rmtree(run_dir.path / "checkpoint", ignore_errors=True)
+        run_dir.drop_checkpoints()
+        if self.config.track != "none":
+            track_run(self.config.track, load_run(run_dir.path))
 
     def save_model(self, model: TextClassifier, tokenizer: Any, folder: Path, settings: Mapping[str, Any]) -> None:
         temporary = folder.with_name(f".{folder.name}.tmp")
@@ -506,7 +556,9 @@ def run_folds(config: ExperimentConfig, runtime: Runtime, run_dir: RunDirectory,
         inputs = first if fold == 0 else load_inputs(config, fold)
         with RunDirectory(run_dir.path / f"fold_{fold + 1}") as fold_dir:
             status = fold_dir.claim(saved_settings(inputs.config) | {"fold": fold + 1})
-            if status != "finished":
+            if status == "finished":
+                fold_dir.check_tables(inputs.comments.file_sha256, inputs.config)
+            else:
                 log.info("fold %d of %d", fold + 1, config.num_folds)
                 runtime.timing_s.clear()
                 Experiment(inputs, runtime, fold_dir).run()

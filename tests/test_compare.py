@@ -373,6 +373,7 @@ def test_output_folder_gets_tables_and_figures(tmp_path, run_compare):
         "comparison.json",
         "frontier.png",
         "heatmap_kd_alpha_kd_temperature.png",
+        "report.html",
         "sweep_kd_alpha.png",
         "sweep_kd_temperature.png",
         "table.csv",
@@ -403,6 +404,46 @@ def test_frontier_names_the_best_row_of_a_size_and_the_teacher(tmp_path):
         write_run(tmp_path / f"a{alpha}", 1 + 3 * alpha, kd_alpha=alpha, models=("teacher", "student"), efficiency=EFFICIENCY)
     points = plots.collect_frontier(compare_runs([tmp_path], resamples=200))
     assert [point.name for point in points] == ["a0.3", None, "a0.9 (best of 3)", "teacher"]
+
+
+def test_a_control_within_a_run_is_the_baseline(tmp_path, run_compare):
+    for seed in (1, 2):
+        models = ("teacher", "control", "student") if seed == 1 else ("student",)
+        write_run(tmp_path / f"seed_{seed}", 3.0, seed=seed, with_control=seed == 1, models=models)
+    status, out, err = run_compare(tmp_path, "--format", "csv")
+    assert status == 0
+    assert [row["run"] for row in read_table(out)] == ["seed_1 (control)", "seed_1", "seed_2"]
+    assert "trained by --with_control" in err
+    assert "with_control" not in read_table(out)[0]
+
+
+def test_a_control_within_a_run_scores_as_the_student_only_run_does(tmp_path):
+    truth = make_truth()
+    run = write_run(tmp_path / "kd", 3.0, truth, with_control=True, models=("control", "student"))
+    alone = write_run(tmp_path / "elsewhere" / "alone", 3.0, truth, pipeline="student_only")
+    within, found = (compare_runs(paths, resamples=200) for paths in ([run], [run, alone]))
+    assert within.baseline.row.members[0].model == "control"
+    assert found.baseline.row.name == "alone"
+    assert within.baseline.estimate == found.baseline.estimate
+
+
+def test_the_frontier_has_a_control_at_its_student_size(tmp_path):
+    run = write_run(tmp_path / "kd", models=("teacher", "control", "student"), efficiency=EFFICIENCY)
+    points = plots.collect_frontier(compare_runs([run], resamples=200))
+    assert [point.parameters for point in points] == [3e7, 3e7, 1.1e8]
+    assert (points[0].name or "").startswith("kd (control)")
+
+
+def test_page_of_a_comparison_holds_its_table_and_figures(tmp_path, run_compare):
+    for alpha in (0.3, 0.9):
+        write_run(tmp_path / "grid" / f"a<{alpha}>", 2 + alpha, kd_alpha=alpha)
+    write_run(tmp_path / "grid" / "late", kd_alpha=0.1, finished=False)
+    status, _, _ = run_compare(tmp_path / "grid", "--output", tmp_path / "out")
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert status == 0
+    assert "a&lt;0.3&gt;" in page and "a<0.3>" not in page
+    assert page.count('src="data:image/png;base64,') == 1
+    assert "Unfinished, left out" in page and "grid/late" in page
 
 
 def test_same_comparison_prints_the_same_bytes(tmp_path, run_compare):

@@ -20,20 +20,24 @@ from transformers import BertConfig, BertModel
 
 from research_evaluation import (
     build_metrics,
+    calibrate,
     choose_thresholds,
     compare_efficiency,
     compute_agreement,
     compute_calibration,
     compute_calibration_error,
     compute_metrics,
+    compute_soft_loss,
     count_parameters,
     evaluate_model,
     fit_temperature,
+    logit,
     majority_baseline,
     measure_efficiency,
     predict_logits,
     sigmoid,
 )
+from research_losses import soft_bce_loss
 
 NAMES = ["bully", "threat", "spam"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -453,7 +457,39 @@ def test_thresholds_come_from_validation_and_serve_the_test_part() -> None:
     assert scores["validation"]["tuned"]["f1_macro"] >= scores["validation"]["at_0.5"]["f1_macro"]
 
 
-@pytest.mark.parametrize("models", [("teacher",), ("student",), ("teacher", "student")])
+def test_logit_undoes_sigmoid_and_stays_finite_at_the_ends() -> None:
+    logits = np.linspace(-30, 30, 121)
+    np.testing.assert_allclose(logit(sigmoid(logits)), logits, rtol=1e-3)
+    np.testing.assert_allclose(logit(sigmoid(logits[:80])), logits[:80], rtol=1e-5, atol=1e-12)
+    assert np.isfinite(logit(np.array([0.0, 1.0]))).all()
+
+
+def test_scaling_by_the_fitted_temperature_mends_a_model_that_is_too_sure() -> None:
+    rng = np.random.default_rng(0)
+    logits = rng.normal(size=(3000, 2))
+    labels = (rng.random(logits.shape) < sigmoid(logits)).astype(float)
+    labels[:50, 0] = np.nan
+    too_sure = sigmoid(3 * logits)
+    scores, _ = evaluate_model(["a", "b"], validation=(labels, too_sure), test=(labels, too_sure))
+    calibration = scores["test"]["calibration"]
+    assert calibration["temperature"] == pytest.approx(3, rel=0.1)
+    assert calibration["ece"] < 0.3 * scores["test"]["at_0.5"]["ece"]
+    assert calibration["brier"] < scores["test"]["at_0.5"]["brier"]
+    assert calibrate(labels, too_sure, 1.0)["brier"] == pytest.approx(scores["test"]["at_0.5"]["brier"])
+
+
+@pytest.mark.parametrize("t_squared", [True, False])
+def test_soft_loss_is_the_one_that_training_sees(t_squared: bool) -> None:
+    rng = np.random.default_rng(0)
+    teacher, student = (rng.normal(scale=3, size=(50, 3)).astype(np.float32) for _ in range(2))
+    found = compute_soft_loss(sigmoid(teacher), sigmoid(student), 4.0, t_squared=t_squared)
+    expected = soft_bce_loss(torch.from_numpy(student), torch.from_numpy(teacher), 4.0, t_squared=t_squared).mean()
+    assert found["soft_loss"] == pytest.approx(float(expected), rel=1e-5)
+    assert found["soft_excess"] > 0
+    assert compute_soft_loss(sigmoid(teacher), sigmoid(teacher), 4.0)["soft_excess"] == 0
+
+
+@pytest.mark.parametrize("models", [("teacher",), ("student",), ("teacher", "student"), ("teacher", "control", "student")])
 def test_metrics_hold_only_the_models_present(models: tuple[str, ...]) -> None:
     labels = {part: random_case(seed=seed)[0] for seed, part in enumerate(("train", "validation", "test"))}
     probs: dict[str, dict[str, Any]] = {
@@ -461,7 +497,8 @@ def test_metrics_hold_only_the_models_present(models: tuple[str, ...]) -> None:
     }
     metrics = build_metrics(NAMES, labels, probs, {"best_epoch": 3})
     expected = {"labels", "rows", "headline", "thresholds", "majority_baseline", "training", *models}
-    assert set(metrics) == expected | ({"agreement"} if len(models) == 2 else set())
+    expected |= {"agreement"} if {"teacher", "student"} <= set(models) else set()
+    assert set(metrics) == expected | ({"control_agreement"} if "control" in models else set())
     assert metrics["rows"] == {"train": 200, "validation": 200, "test": 200}
     assert set(metrics["thresholds"]) == set(models)
     assert metrics["headline"] == {

@@ -43,7 +43,7 @@ REFERENCE_COMMANDS = (
 )
 RUN_FILES = {
     "config.json", "metrics.json", "history.csv", "predictions.csv", "validation_predictions.csv", "efficiency.json",
-    "environment.json", "report.md", "run.log", "student", "teacher", "plots",
+    "environment.json", "report.md", "report.html", "run.log", "student", "teacher", "plots",
 }  # fmt: skip
 PLOTS = {"training.png", "label_f1.png", "precision_recall.png", "reliability.png"}
 DETERMINISTIC_FILES = ("metrics.json", "history.csv", "predictions.csv", "validation_predictions.csv")

@@ -45,12 +45,12 @@ def make_scores(f1: float) -> dict[str, Any]:
 
 
 def make_metrics(models: tuple[str, ...] = ("teacher", "student"), student_f1: float = 0.7123) -> dict[str, Any]:
-    f1 = {"teacher": 0.7345, "student": student_f1}
+    f1 = {"teacher": 0.7345, "control": 0.7, "student": student_f1}
     return {
         "labels": list(LABELS),
         "rows": {"train": 80, "validation": 10, "test": 20},
         "headline": {"model": models[-1], "part": "test", "metric": "f1_macro", "value": f1[models[-1]]},
-        "training": {"best_epoch": 1},
+        "training": {model: {"best_epoch": 1, "epochs_run": 2, "skipped_steps": 0} for model in models},
         **{model: make_scores(f1[model]) for model in models},
     }
 
@@ -257,6 +257,42 @@ def test_report_copes_with_one_model_and_few_files(tmp_path: Path, model: str) -
     write_report(path)
     report = (path / "report.md").read_text(encoding="utf-8")
     assert f"Macro-F1 of the {model}" in report and "Agreement" not in report and "label_f1.png" in report
+
+
+def test_report_lists_what_each_part_holds(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run")
+    counts = {"bully": {"positive": 30, "known": 80}, "a|b<script>": {"positive": 5, "known": 50}}
+    part = {"rows": 80, "distinct_texts": 79, "labels": counts}
+    empty = part | {"rows": 0}
+    dataset = {
+        "label_names": list(LABELS),
+        "parts": {"test": part, "train": part, "unlabelled": empty, "validation": part},
+        "dropped_rows": {"main": 3, "test": 0},
+        "duplicate_texts": 2,
+        "conflicting_texts": 0,
+        "leaked_rows": {"train": 1},
+    }
+    versions = {"python": "3.11.7"}
+    RunDirectory(path).write_environment({"dataset": dataset, "data": {"dataset_sha256": "f" * 64}, "versions": versions})
+    write_report(path)
+    report = (path / "report.md").read_text(encoding="utf-8")
+    assert "| Count | train | validation | test |" in report
+    assert "| Positives: bully | 30 (37.5 %) |" in report and "5 (10.0 %) of 50 known" in report
+    assert "3 rows without a text (main 3)" in report and "1 rows left out" in report and "contradicting" not in report
+    assert "| python | 3.11.7 |" in report and "ffff" not in report and "label_names" not in report
+
+
+def test_report_tells_the_training_of_each_model(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run")
+    write_report(path)
+    report = (path / "report.md").read_text(encoding="utf-8")
+    assert "| teacher | 1 | 2 | 0 |" in report and "| student | 1 | 2 | 0 |" in report
+    assert "Student: total loss 0.5000 after the first epoch" in report and "{" not in report
+    metrics = make_metrics()
+    metrics["training"]["teacher"] = {"source": "checkpoint"}
+    write_report(path, metrics)
+    report = (path / "report.md").read_text(encoding="utf-8")
+    assert "read from --teacher_checkpoint" in report and "| teacher | – |" not in report
 
 
 def test_report_before_metrics_is_the_report_after(tmp_path: Path) -> None:
