@@ -1,0 +1,232 @@
+"""Time a training step of every kind on the same batches, and what surrounds it: padding, evaluation, tokenising.
+
+    python benchmarks/step.py                          # students of 6 and 3 layers
+    python benchmarks/step.py --rows 300 --steps 2 --repeats 1
+
+Sides: plain fine-tuning of the student (labels only; the limit), distillation with every --kd_method from the
+cache, and with the teacher run live. All go through `DistillationTrainer.fit`, collating included. Evaluation
+and tokenising are timed against the reference loop's way: batches of 32 in dataset order padded to 128, with
+eager attention or with the fused kernel, and one call of the tokenizer per row.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import common
+import numpy as np
+import torch
+from common import Side, Timing, timed
+from numpy.typing import NDArray
+from reference_loop import PaddedRows, evaluate_padded
+from torch.utils.data import DataLoader
+
+from research_cache import Cache
+from research_config import KD_METHODS, ExperimentConfig
+from research_data import Comments, load_comments
+from research_distillation import DistillationTrainer, ModelShape
+from research_evaluation import predict_logits
+from research_run import EVAL_BATCH
+from research_teacher import Teacher, fetch_layers, fetch_logits
+from research_tokens import BatchLoader, Tokens, padding_ratio, tokenize
+
+LIVE_METHODS = ("logit", "multi_level")
+PLAIN = "plain"
+BYTES_PER_PADDED_TOKEN = 16  # an int64 id and its int64 mask
+
+
+class PlannedBatches(BatchLoader):
+    """The first batches of an epoch over many rows, the first of them twice: a warm-up step and `steps` timed ones."""
+
+    steps = 1
+
+    def __len__(self) -> int:
+        return self.steps + 1
+
+    def plan(self, epoch: int) -> list[NDArray[np.int64]]:
+        batches = super().plan(0)[: self.steps]
+        return [batches[0], *batches]
+
+
+class Bench:
+    """The rows, tokens and teacher that every side shares."""
+
+    def __init__(self, arguments: argparse.Namespace, scratch: Path) -> None:
+        from transformers import AutoTokenizer
+
+        self.arguments = arguments
+        self.device = torch.device(arguments.device)
+        self.cache = Cache(scratch / "cache")
+        self.comments: Comments = load_comments(common.write_table(arguments.dataset, scratch / "comments.csv", arguments.rows))
+        self.rows = np.arange(len(self.comments))
+        self.tokenizer = AutoTokenizer.from_pretrained(arguments.model)
+        self.tokens: Tokens = tokenize(self.comments, self.tokenizer, common.MAX_LENGTH, self.cache, with_words=False)
+        model = common.build_teacher(arguments.model, len(self.comments.label_names))
+        self.teacher = Teacher({"seed": common.SEED}, ModelShape.of(model.backbone_config), lambda: model, lambda _: None, {})
+        self.steps = min(arguments.steps, -(-len(self.rows) // common.BATCH))
+
+    def build_loader(self, rows: NDArray[np.int64], size: int, **extras: Any) -> BatchLoader:
+        return BatchLoader(rows, self.tokens, self.comments.labels, size, **extras)
+
+    def build_training_loader(self, **extras: Any) -> PlannedBatches:
+        loader = PlannedBatches(self.rows, self.tokens, self.comments.labels, common.BATCH, seed=common.SEED, **extras)
+        loader.steps = self.steps
+        return loader
+
+    def planned_rows(self) -> NDArray[np.int64]:
+        return np.unique(np.concatenate(self.build_training_loader().plan(0)))
+
+    def count_timed_rows(self) -> int:
+        return sum(len(batch) for batch in self.build_training_loader().plan(0)[1:])
+
+    def config(self, **settings: Any) -> ExperimentConfig:
+        precision = {"amp": self.arguments.dtype != "float32", "amp_dtype": "bfloat16"}
+        return ExperimentConfig(epochs=1, **precision, **settings)
+
+    def compute_logits(self) -> NDArray[np.float32]:
+        """Return the teacher's logits, filled in for the rows that are trained on, (N, C)."""
+        rows = self.planned_rows()
+        logits = np.zeros((len(self.comments), len(self.comments.label_names)), dtype=np.float32)
+        logits[rows] = fetch_logits(self.teacher, self.build_loader(rows, EVAL_BATCH), self.device, self.cache)
+        return logits
+
+
+def build_sides(bench: Bench, layers: int) -> dict[str, Side]:
+    """Return every kind of step for a student of `layers` layers; each trains a copy of the same student."""
+    student = common.build_student(bench.arguments.model, len(bench.comments.label_names), layers)
+    logits = bench.compute_logits()
+
+    def build_side(method: str, *, live: bool) -> Side:
+        pipeline = "student_only" if method == PLAIN else "kd_only"
+        config = bench.config(pipeline=pipeline, kd_method="logit" if method == PLAIN else method)
+        trainer = DistillationTrainer(
+            bench.teacher.model if live else None,
+            copy.deepcopy(student),
+            config,
+            bench.device,
+            teacher_shape=bench.teacher.shape,
+            label_names=bench.comments.label_names,
+        )
+        extras: dict[str, Any] = {}
+        if method != PLAIN and not live:
+            extras["teacher_logits"] = logits
+            if trainer.comparison is not None:
+                planned = bench.build_loader(bench.planned_rows(), EVAL_BATCH)
+                extras["teacher_layers"] = fetch_layers(bench.teacher, trainer.comparison, planned, bench.device, bench.cache)
+        loader = bench.build_training_loader(**extras)
+
+        def train() -> None:
+            trainer.fit(loader, lambda _: {"f1_macro": 0.0})
+
+        return lambda: common.time_last_steps(train, bench.steps, bench.arguments.device)
+
+    sides = {PLAIN: build_side(PLAIN, live=False)}
+    sides |= {f"{method}_cached": build_side(method, live=False) for method in KD_METHODS}
+    return sides | {f"{method}_live": build_side(method, live=True) for method in LIVE_METHODS}
+
+
+def measure_steps(bench: Bench, layers: int) -> dict[str, Any]:
+    timings = common.interleave(build_sides(bench, layers), bench.arguments.repeats)
+    rows = bench.count_timed_rows()
+    return {
+        "sides": {name: common.summarize(of_side, rows) for name, of_side in timings.items()},
+        "over_plain": {name: common.compare(of_side, timings[PLAIN]) for name, of_side in timings.items() if name != PLAIN},
+    }
+
+
+def measure_evaluation(bench: Bench, layers: int) -> dict[str, Any]:
+    """Time a student's evaluation: sorted by length in large batches, against dataset order padded to 128."""
+    rows = bench.rows[: bench.arguments.evaluation_rows]
+    texts = [text for text, _ in zip(bench.comments.iter_texts(), rows, strict=False)]
+    labels = bench.comments.labels[rows]
+    padded = DataLoader(PaddedRows(texts, labels, bench.tokenizer, common.MAX_LENGTH), batch_size=common.BATCH)
+    sorted_loader = bench.build_loader(rows, EVAL_BATCH)
+    fused = common.build_student(bench.arguments.model, labels.shape[1], layers).to(bench.device)
+    eager = copy.deepcopy(fused)
+    eager.encoder.set_attn_implementation("eager")
+    timings = common.interleave(
+        {
+            "suite": lambda: timed(lambda: predict_logits(fused, sorted_loader, bench.device)),
+            "padded_fused": lambda: timed(lambda: evaluate_padded(fused, padded, bench.device)),
+            "padded_eager": lambda: timed(lambda: evaluate_padded(eager, padded, bench.device)),
+        },
+        min(bench.arguments.repeats, 3),
+    )
+    return compare_with_suite(timings, len(rows))
+
+
+def compare_with_suite(timings: dict[str, list[Timing]], rows: int) -> dict[str, Any]:
+    return {
+        "rows": rows,
+        "sides": {name: common.summarize(of_side, rows) for name, of_side in timings.items()},
+        "over_suite": {name: common.compare(of_side, timings["suite"]) for name, of_side in timings.items() if name != "suite"},
+    }
+
+
+class ListedTexts:
+    """Texts in memory, so that tokenising is timed without reading a table."""
+
+    def __init__(self, texts: list[str]) -> None:
+        self.texts = texts
+        self.text_sha256 = "timed"
+
+    def iter_texts(self) -> Iterator[str]:
+        return iter(self.texts)
+
+
+def measure_tokenising(bench: Bench) -> dict[str, Any]:
+    """Time the suite's tokenising, its cache entry written, against a call per row padded to 128."""
+    from transformers import AutoTokenizer
+
+    texts = ListedTexts(list(bench.comments.iter_texts()))
+    # Each side has a tokenizer of its own: padding and truncation are settings that stay in it.
+    tokenizers = {side: AutoTokenizer.from_pretrained(bench.arguments.model) for side in ("suite", "per_row")}
+
+    def suite() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            tokenize(texts, tokenizers["suite"], common.MAX_LENGTH, Cache(Path(folder)), with_words=False)
+
+    def per_row() -> None:
+        for text in texts.texts:
+            tokenizers["per_row"](text, padding="max_length", truncation=True, max_length=common.MAX_LENGTH)
+
+    sides = {"suite": lambda: timed(suite), "per_row": lambda: timed(per_row)}
+    timings = common.interleave(sides, min(bench.arguments.repeats, 3))
+    cache_bytes = sum(path.stat().st_size for path in (bench.cache.root / "tokens").rglob("*") if path.is_file())
+    padded_bytes = len(texts.texts) * common.MAX_LENGTH * BYTES_PER_PADDED_TOKEN
+    sizes = {"suite": cache_bytes, "padded_int64": padded_bytes, "ratio": round(padded_bytes / cache_bytes, 1)}
+    return compare_with_suite(timings, len(texts.texts)) | {"bytes": sizes}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    parser = common.build_parser(__doc__, rows=4000, repeats=7)
+    parser.add_argument("--student_layers", type=int, nargs="+", default=[6, 3], help="layers of each student timed")
+    parser.add_argument("--steps", type=int, default=10, help="steps of each measurement (default: %(default)s)")
+    parser.add_argument("--evaluation_rows", type=int, default=512, help="rows of the timed evaluation (default: %(default)s)")
+    arguments = common.parse_flags(parser, argv)
+    machine = common.describe_machine(arguments.threads, arguments.device)
+    with tempfile.TemporaryDirectory() as folder:
+        bench = Bench(arguments, Path(folder))
+        lengths = bench.tokens.lengths
+        result = {
+            "steps": {f"{layers}_layers": measure_steps(bench, layers) for layers in arguments.student_layers},
+            "padded_over_real_tokens": {
+                "suite": round(padding_ratio(bench.build_loader(bench.rows, common.BATCH, seed=common.SEED)), 4),
+                "suite_evaluation": round(padding_ratio(bench.build_loader(bench.rows, EVAL_BATCH)), 4),
+                "padded_to_max_length": round(common.MAX_LENGTH * len(lengths) / int(lengths.sum()), 2),
+            },
+            "evaluation": measure_evaluation(bench, arguments.student_layers[0]),
+            "tokenising": measure_tokenising(bench),
+        }
+    common.print_result("step", arguments, machine, result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

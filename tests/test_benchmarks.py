@@ -1,0 +1,215 @@
+"""The small form of each benchmark; the suite's runs stay in this process where time matters more than memory."""
+
+import contextlib
+import importlib
+import io
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from builders import ROOT, build_model_folder, make_table, make_texts
+
+import research_main
+
+sys.path.insert(0, str(ROOT / "benchmarks"))
+common, memory, peers, reference_loop, scale, step = map(
+    importlib.import_module, ("common", "memory", "peers", "reference_loop", "scale", "step")
+)
+
+
+@pytest.fixture(autouse=True)
+def _threads_as_before(monkeypatch):
+    """Give the environment and torch the numbers of threads back that a benchmark sets."""
+    for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "RAYON_NUM_THREADS"):
+        monkeypatch.setenv(name, os.environ.get(name, "1"))
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory):
+    """Return the flags that name a small table and a tiny encoder."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    model = build_model_folder("bert", "unigram", folder / "model", make_texts(80), layers=4)
+    table = make_table(folder / "comments.csv", rows=80)
+    return ["--dataset", str(table), "--model", str(model), "--threads", "1", "--repeats", "1"]
+
+
+@pytest.fixture
+def in_process(monkeypatch):
+    """Run the suite and the reference loop here instead of in processes of their own."""
+
+    def run_here(command, log, threads):
+        main = {"research_main.py": research_main.main, "reference_loop.py": reference_loop.main}[Path(command[1]).name]
+        stdout = io.StringIO()
+        with contextlib.redirect_stdout(stdout):
+            timing = common.timed(lambda: statuses.append(main(command[2:])))
+        assert statuses.pop() == 0
+        return common.Finished(timing, 1.0, stdout.getvalue())
+
+    statuses: list[int] = []
+    monkeypatch.setattr(common, "run_process", run_here)
+
+
+def read_result(capsys):
+    """Return the only line on stdout as JSON, after what every benchmark's line must hold."""
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 1
+    result = json.loads(lines[0])
+    assert {"cpu", "cores", "threads", "load_at_start", "torch"} <= set(result["machine"])
+    assert ("warning" in result["machine"]) == (result["machine"]["load_at_start"] > common.QUIET_LOAD)
+    return result
+
+
+def test_step_times_every_method_against_plain_fine_tuning(inputs, capsys):
+    step.main([*inputs, "--steps", "2", "--student_layers", "2", "--evaluation_rows", "16"])
+    result = read_result(capsys)
+    timed = result["steps"]["2_layers"]
+    assert set(timed["over_plain"]) == {
+        "logit_cached", "hidden_cached", "attention_cached", "multi_level_cached", "logit_live", "multi_level_live",
+    }  # fmt: skip
+    for name, ratio in timed["over_plain"].items():
+        assert ratio["wall"] == pytest.approx(
+            timed["sides"][name]["median_wall_s"] / timed["sides"]["plain"]["median_wall_s"], rel=0.01
+        )
+    padding = result["padded_over_real_tokens"]
+    assert 1 <= padding["suite"] < padding["padded_to_max_length"]
+    assert set(result["evaluation"]["over_suite"]) == {"padded_fused", "padded_eager"}
+    assert result["tokenising"]["bytes"]["padded_int64"] == 80 * 128 * 16
+
+
+def test_every_side_of_step_trains_on_the_same_batches(inputs, tmp_path):
+    arguments = common.parse_flags(common.build_parser(None, rows=80, repeats=1), inputs)
+    arguments.steps = 2
+    bench = step.Bench(arguments, tmp_path)
+    plain, cached = bench.build_training_loader(), bench.build_training_loader(teacher_logits=bench.compute_logits())
+    for left, right in zip(plain, cached, strict=True):
+        assert torch.equal(left["row"], right["row"])
+    assert bench.count_timed_rows() == sum(len(batch["row"]) for batch in list(plain)[1:])
+    assert bench.planned_rows().tolist() == sorted({int(row) for batch in plain for row in batch["row"]})
+
+
+@pytest.mark.usefixtures("in_process")
+@pytest.mark.parametrize("method", ["logit", "multi_level"])
+def test_reference_loop_compares_whole_runs(inputs, capsys, method):
+    reference_loop.main([*inputs, "--rows", "60", "--student_layers", "2", "--kd_method", method])
+    result = read_result(capsys)
+    assert not result["extrapolated"]
+    assert set(result["ratios_over_suite"]) == {"reference"}
+    scores = result["test_macro_f1"]
+    assert scores["suite_minus_reference_points"] == pytest.approx(100 * (scores["suite"] - scores["reference"]), abs=0.01)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_fraction_of_the_reference_is_reported_as_extrapolated(inputs, capsys):
+    reference_loop.main([*inputs, "--rows", "60", "--student_layers", "2", "--epochs", "2", "--reference_fraction", "0.5"])
+    result = read_result(capsys)
+    assert result["extrapolated"]
+    assert result["sides"]["reference"]["extrapolated"]
+    taken, total = result["sides"]["reference"]["measured"]["steps"]
+    assert taken < total
+    assert result["test_macro_f1"]["reference"] is None
+
+
+@pytest.mark.usefixtures("in_process")
+def test_a_sweep_counts_every_run_of_the_grid(inputs, tmp_path, monkeypatch):
+    arguments = common.parse_flags(common.build_parser(None, rows=60, repeats=1), inputs)
+    settings = {
+        "reference_fraction": 0.5, "teacher_checkpoint": tmp_path, "alphas": [0.3, 0.5], "temperatures": [2.0, 4.0],
+        "student_layers": 2, "kd_method": "logit", "lr": 1e-4, "reference_dtype": "float32",
+    }  # fmt: skip
+    for name, value in settings.items():
+        setattr(arguments, name, value)
+    comparison = reference_loop.Comparison(arguments, tmp_path)
+    outcome = reference_loop.Outcome(common.Timing(3.0, 2.0), None, {})
+    monkeypatch.setattr(comparison, "run_reference", lambda flags, threads: outcome)
+    assert comparison.reference_in_turn() == common.Timing(4 * 3.0, 4 * 2.0)
+    arguments.threads = 2
+    assert comparison.reference_side_by_side() == common.Timing(2 * 3.0, 4 * 2.0)
+
+
+def test_extrapolation_scales_steps_and_evaluation_but_not_the_start():
+    report = {
+        "steps": [10, 100], "evaluation_rows": [5, 50],
+        "training": {"wall_s": 2.0, "cpu_s": 4.0}, "evaluation": {"wall_s": 1.0, "cpu_s": 1.0},
+    }  # fmt: skip
+    whole = reference_loop.complete(common.Timing(8.0, 10.0), report)
+    assert whole == common.Timing(5.0 + 20.0 + 10.0, 5.0 + 40.0 + 10.0)
+    assert reference_loop.complete(common.Timing(8.0, 10.0), {"macro_f1": 0.5}) == common.Timing(8.0, 10.0)
+
+
+def test_memory_reports_the_peak_of_a_process_of_its_own(inputs, capsys):
+    memory.main([*inputs, "--sizes", "60", "--train_rows", "40"])
+    result = read_result(capsys)
+    assert result["runs"][0]["peak_rss_mb"] > 50
+    assert result["peak_ratio"] == 1.0
+
+
+@pytest.mark.usefixtures("in_process")
+def test_scale_fits_an_exponent_to_each_series(inputs, capsys):
+    flags = ["--row_counts", "40", "80", "--lengths", "--layer_counts", "--base_layers", "1", "--base_length", "16"]
+    scale.main([*inputs, *flags])
+    series = read_result(capsys)["rows"]
+    assert series["sizes"] == [40, 80]
+    expected = scale.growth_exponent([40, 80], series["whole_run_s"])
+    assert series["whole_run_exponent"] == pytest.approx(expected, abs=0.01)
+
+
+def test_quadratic_growth_has_exponent_two():
+    assert scale.growth_exponent([1, 2, 4], [0.5, 2.0, 8.0]) == 2.0
+
+
+@pytest.mark.skipif(
+    not (peers.DEFAULT_ENVIRONMENT / "bin" / "python").is_file(),
+    reason="the peers are not installed: python benchmarks/peers.py --install cache/peers",
+)
+def test_peers_take_as_many_steps_as_the_suite(inputs, capfd):
+    assert peers.main([*inputs, "--steps", "2", "--student_layers", "2"]) == 0
+    result = read_result(capfd)
+    assert set(result["over_suite"]) == {
+        "textbrewer_live/suite_live", "textbrewer_cached/suite_cached", "trainer_live/suite_live",
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize("module", [step, reference_loop, memory, scale], ids=lambda module: module.__name__)
+@pytest.mark.parametrize(("flag", "missing"), [("--dataset", "no.csv"), ("--model", "no_model")])
+def test_a_missing_input_is_one_line_and_status_two(inputs, capsys, module, flag, missing):
+    with pytest.raises(SystemExit) as stopped:
+        module.main([*inputs, flag, missing])
+    assert stopped.value.code == 2
+    message = capsys.readouterr().err
+    assert message.startswith(f"error: {flag}")
+    assert message.count("\n") == 1
+
+
+def test_a_repeated_row_has_a_text_of_its_own(tmp_path):
+    table = make_table(tmp_path / "short.csv", rows=5)
+    longer = common.write_table(table, tmp_path / "long.csv", 12)
+    texts = [row[0] for _, row in zip(range(12), (cells for _, cells in common.cycle_rows(longer)), strict=False)]
+    assert len(set(texts)) == 12
+
+
+def test_texts_are_stretched_to_the_length_asked_for(tmp_path):
+    table = make_table(tmp_path / "short.csv", rows=5)
+    stretched = common.write_table(table, tmp_path / "long.csv", 5, tokens_at_least=40)
+    rows = [row for _, (_, row) in zip(range(5), common.cycle_rows(stretched), strict=False)]
+    assert all(len(row[0].split()) >= 40 for row in rows)
+
+
+def test_sides_are_measured_in_turn():
+    order: list[str] = []
+
+    def build(name):
+        def measure():
+            order.append(name)
+            return common.Timing(2.0 if name == "a" else 1.0, 1.0)
+
+        return measure
+
+    timings = common.interleave({"a": build("a"), "b": build("b")}, repeats=3)
+    assert order == ["a", "b"] * 3
+    assert common.compare(timings["a"], timings["b"])["wall"] == 2.0
