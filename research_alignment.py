@@ -2,12 +2,16 @@
 
 Shapes: B batch, L tokens, W words, H width. A token's word is an index from 0 in its row, or -1 for
 a token of no shared word. Both models' tensors then have the same W positions in the same order.
+Pooling is a batched product in float32, under autocast too: half precision would round the weights.
 """
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+# Attention that a row leaves on shared words; under it the row counts as empty and its gradient stays finite.
+LEAST_MASS = 1e-12
 
 
 def token_to_word(words: Tensor, num_words: int) -> Tensor:
@@ -22,7 +26,8 @@ def word_mask(words: Tensor, num_words: int) -> Tensor:
 
 def pool_states(states: Tensor, membership: Tensor) -> Tensor:
     """Average each word's token states: (B, L, H) with (B, W, L) gives (B, W, H)."""
-    return average_rows(membership).to(states.dtype) @ states
+    with torch.autocast(states.device.type, enabled=False):
+        return average_rows(membership) @ states.float()
 
 
 def pool_map(attention_map: Tensor, membership: Tensor) -> Tensor:
@@ -32,9 +37,10 @@ def pool_map(attention_map: Tensor, membership: Tensor) -> Tensor:
     what its tokens receive together (sum over columns). Mass on tokens of no shared word is left
     out and the rest scaled back, so each row of a real word still sums to 1.
     """
-    rows = average_rows(membership).to(attention_map.dtype) @ attention_map  # (B, W, L)
-    pooled = rows @ membership.to(attention_map.dtype).transpose(1, 2)  # (B, W, W)
-    return pooled / pooled.sum(dim=-1, keepdim=True).clamp_min(torch.finfo(pooled.dtype).tiny)
+    with torch.autocast(attention_map.device.type, enabled=False):
+        rows = average_rows(membership) @ attention_map.float()  # (B, W, L)
+        pooled = rows @ membership.transpose(1, 2)  # (B, W, W)
+    return pooled / pooled.sum(dim=-1, keepdim=True).clamp_min(LEAST_MASS)
 
 
 def average_rows(membership: Tensor) -> Tensor:

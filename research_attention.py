@@ -31,8 +31,8 @@ class AttentionRecorder:
 
     Args:
         layers: Layers to collect, counted from 1 in the order in which they run.
-        keep: "heads" for maps (B, A, L, L), "mean" for head-averaged maps (B, L, L), "relation" for
-            queries, keys and values, (B, L, A * D) each.
+        keep: "heads" for maps (B, A, L, L), "mean" for head-averaged maps (B, L, L), both in float32,
+            "relation" for queries, keys and values, (B, L, A * D) each.
     """
 
     def __init__(self, layers: Collection[int], keep: str) -> None:
@@ -79,32 +79,43 @@ def recorded_sdpa(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     layer = recorder.layers_run
     if recorder.keep == "relation":
-        query_states, key_states, value_states = (part.transpose(1, 2).flatten(2) for part in (query, key, value))
+        # Grouped keys and values are repeated for each query head, so all three have the same width.
+        parts = [part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (query, key, value)]
+        query_states, key_states, value_states = (part.transpose(1, 2).flatten(2) for part in parts)
         recorder.relations[layer] = (query_states, key_states, value_states)
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
+    if attention_mask is None and looks_back_only(module, kwargs.get("is_causal")):
+        attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     probs = attention_probs(query, key, attention_mask, scaling, kwargs.get("position_bias"))
     # Kept before dropout: a map with holes is no distribution, and no teacher has one.
-    recorder.maps[layer] = probs if recorder.keep == "heads" else probs.float().mean(dim=1)
-    probs = nn.functional.dropout(probs, p=dropout, training=module.training)
+    recorder.maps[layer] = probs if recorder.keep == "heads" else probs.mean(dim=1)
+    # The fused kernel drops by `dropout` alone, which models set to 0 outside training.
+    probs = nn.functional.dropout(probs.to(value.dtype), p=dropout)
     groups = query.shape[1] // value.shape[1]
     output = probs @ value.repeat_interleave(groups, dim=1)
     return output.transpose(1, 2).contiguous(), None
 
 
+def looks_back_only(module: nn.Module, is_causal: bool | None) -> bool:
+    """Whether the fused kernel would mask later keys by itself; decided as transformers does."""
+    return bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+
+
 def attention_probs(
     query: Tensor, key: Tensor, attention_mask: Tensor | None, scaling: float | None, position_bias: Tensor | None
 ) -> Tensor:
-    """Return softmax(Q K^T * scaling + bias) over the keys that the mask allows, (B, A, L, L)."""
+    """Return softmax(Q K^T * scaling + bias) over the keys that the mask allows, (B, A, L, L) in float32."""
     groups = query.shape[1] // key.shape[1]
-    scores = query @ key.repeat_interleave(groups, dim=1).transpose(-1, -2)
-    scores = scores * (1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling)
+    scaling = 1.0 / math.sqrt(query.shape[-1]) if scaling is None else scaling
+    # Scaled before the product: in float16 the product alone can overflow.
+    scores = (query * scaling) @ key.repeat_interleave(groups, dim=1).transpose(-1, -2)
     if position_bias is not None:
         scores = scores + position_bias
     if attention_mask is not None and attention_mask.dtype == torch.bool:
         scores = scores.masked_fill(~attention_mask, torch.finfo(scores.dtype).min)
     elif attention_mask is not None:
         scores = scores + attention_mask
-    return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+    return scores.softmax(dim=-1, dtype=torch.float32)
 
 
 AttentionInterface.register(RECORDED_SDPA, recorded_sdpa)

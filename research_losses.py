@@ -1,7 +1,8 @@
 """The distillation losses.
 
 Shapes: B batch, C labels, P positions (tokens, or words when the tokenizers differ), H width,
-A heads, D width of a head. Every function computes in float32 whatever precision the models ran in.
+A heads, D width of a head. Every function computes in float32 whatever precision the models ran in,
+under autocast too.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from research_config import parse_layer_mapping
+from research_config import InputError, parse_layer_mapping
 
 LayerPairs = tuple[tuple[int, int], ...]
 
@@ -46,6 +47,8 @@ def soft_loss_floor(teacher_logits: Tensor, temperature: float, *, t_squared: bo
 class MultiLabelDistillationLoss(nn.Module):
     """alpha * soft + (1 - alpha) * hard over independent labels.
 
+    With one alpha per label this is the mean over labels of alpha_c * soft_c + (1 - alpha_c) * hard_c.
+
     Args:
         alpha: Weight of the soft loss, one number or one per label (C,).
         temperature: Softening of both models' logits, greater than 0.
@@ -66,10 +69,10 @@ class MultiLabelDistillationLoss(nn.Module):
         super().__init__()
         if reduction not in ("mean", "sum", "none"):
             raise ValueError(f"reduction must be mean, sum or none, got {reduction!r}")
-        if not temperature > 0:
-            raise ValueError(f"temperature must be greater than 0, got {temperature}")
+        if not 0 < temperature < math.inf:
+            raise ValueError(f"temperature must be greater than 0 and finite, got {temperature}")
         self.register_buffer("alpha", torch.as_tensor(alpha, dtype=torch.float32), persistent=False)
-        if bool(((self.alpha < 0) | (self.alpha > 1)).any()):
+        if not bool(((self.alpha >= 0) & (self.alpha <= 1)).all()):
             raise ValueError(f"alpha must be 0 to 1, got {alpha}")
         self.temperature = temperature
         self.reduction = reduction
@@ -100,12 +103,14 @@ class MultiLabelDistillationLoss(nn.Module):
 
 
 def hard_bce_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """Return the cross entropy with the labels, (B, C) and 0 in unknown cells, and the known cells as 0/1."""
-    known = (~torch.isnan(labels)).float()
+    """Return the cross entropy with the labels, (B, C) and 0 in unknown (NaN) cells, and the known cells as 0/1."""
+    labels = labels.float()
+    pos_weight = None if class_weights is None else class_weights.float()
+    known = ~torch.isnan(labels)
     loss = F.binary_cross_entropy_with_logits(
-        logits.float(), torch.nan_to_num(labels.float()), pos_weight=class_weights, reduction="none"
+        logits.float(), labels.masked_fill(~known, 0.0), pos_weight=pos_weight, reduction="none"
     )
-    return loss * known, known
+    return loss * known, known.float()
 
 
 def map_layers(mapping: str, teacher_layers: int, student_layers: int) -> LayerPairs:
@@ -116,16 +121,11 @@ def map_layers(mapping: str, teacher_layers: int, student_layers: int) -> LayerP
     the other's last or first ones.
 
     Raises:
-        ValueError: an explicit pair names a layer that a model does not have.
+        InputError: an explicit pair names a layer that a model does not have.
     """
     pairs = parse_layer_mapping(mapping)
     if pairs is not None:
-        for teacher, student in pairs:
-            if teacher > teacher_layers or student > student_layers:
-                raise ValueError(
-                    f"--layer_mapping: {teacher}:{student} is out of range; the teacher has layers 0 to "
-                    f"{teacher_layers}, the student 0 to {student_layers}"
-                )
+        check_pairs("--layer_mapping", pairs, 0, teacher_layers, student_layers)
         return pairs
     if mapping == "uniform":
         return tuple((teacher, student) for student, teacher in enumerate(pick_layers(teacher_layers, student_layers), 1))
@@ -135,12 +135,24 @@ def map_layers(mapping: str, teacher_layers: int, student_layers: int) -> LayerP
     return tuple((teacher_layers - back, student_layers - back) for back in reversed(range(shared)))
 
 
+def check_pairs(where: str, pairs: LayerPairs, lowest: int, teacher_layers: int, student_layers: int) -> None:
+    """Raise InputError when there is no pair, or one names a layer under `lowest` or over a model's last."""
+    if not pairs:
+        raise InputError(f"{where}: names no layers, so there is nothing to compare")
+    for teacher, student in pairs:
+        if not (lowest <= teacher <= teacher_layers and lowest <= student <= student_layers):
+            raise InputError(
+                f"{where}: {teacher}:{student} is out of range; the teacher has layers {lowest} to "
+                f"{teacher_layers}, the student {lowest} to {student_layers}"
+            )
+
+
 def pick_layers(total: int, wanted: int) -> list[int]:
     """Return layer round(j * total / wanted) for j = 1..wanted: evenly spread, the last one included.
 
     Halves are rounded up, and no layer lies under 1, so a student deeper than its teacher is paired too.
     """
-    return [max(1, math.floor(layer * total / wanted + 0.5)) for layer in range(1, wanted + 1)]
+    return [max(1, (2 * layer * total + wanted) // (2 * wanted)) for layer in range(1, wanted + 1)]
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:
@@ -210,7 +222,8 @@ def relation_distance(teacher: Sequence[Tensor], student: Sequence[Tensor], mask
 def relation_log_probs(states: Tensor, heads: int, mask: Tensor | None) -> Tensor:
     """Return the log of the relation among positions, (B, heads, P, P), from (B, P, H)."""
     split = states.float().unflatten(-1, (heads, -1)).transpose(1, 2)  # (B, heads, P, d)
-    scores = split @ split.transpose(-1, -2) / math.sqrt(split.shape[-1])
+    with torch.autocast(states.device.type, enabled=False):
+        scores = split @ split.transpose(-1, -2) / math.sqrt(split.shape[-1])
     if mask is not None:
         # The lowest finite value, not -inf: 0 * (-inf - -inf) would be NaN where both are masked.
         scores = scores.masked_fill(~mask[:, None, None, :], torch.finfo(scores.dtype).min)
@@ -225,7 +238,15 @@ def hidden_state_loss(
     projections: Mapping[str, nn.Module] | None = None,
     objective: str = "mse",
 ) -> Tensor:
-    """Average `hidden_distance` over layer pairs; states are {layer: (B, P, H)}, layer 0 the embeddings."""
+    """Average `hidden_distance` over layer pairs; states are {layer: (B, P, H)}, layer 0 the embeddings.
+
+    Args:
+        mask: (B, P), true at real positions.
+        projections: By `pair_name`, what carries the student's width to the teacher's.
+
+    Raises:
+        ValueError: the states of a pair differ in shape.
+    """
     distances = []
     for teacher_layer, student_layer in pairs:
         teacher_states, student_states = teacher[teacher_layer], student[student_layer]
@@ -247,11 +268,20 @@ def attention_map_loss(
     mask: Tensor | None = None,
     objective: str = "mse",
 ) -> Tensor:
-    """Average `attention_distance` over layer pairs; maps are {layer: (B, P, P) or (B, A, P, P)}, from layer 1."""
-    distances = [
-        attention_distance(average_heads(teacher[teacher_layer]), average_heads(student[student_layer]), mask, objective)
-        for teacher_layer, student_layer in attention_pairs(pairs)
-    ]
+    """Average `attention_distance` over layer pairs; maps are {layer: (B, P, P) or (B, A, P, P)}, from layer 1.
+
+    Raises:
+        ValueError: no pair has maps, or the maps of one differ in shape.
+    """
+    distances = []
+    for teacher_layer, student_layer in attention_pairs(pairs):
+        teacher_map, student_map = average_heads(teacher[teacher_layer]), average_heads(student[student_layer])
+        if teacher_map.shape != student_map.shape:
+            raise ValueError(
+                f"attention maps of teacher layer {teacher_layer} {tuple(teacher_map.shape)} and student layer "
+                f"{student_layer} {tuple(student_map.shape)} differ in shape: align the tokens"
+            )
+        distances.append(attention_distance(teacher_map, student_map, mask, objective))
     return torch.stack(distances).mean()
 
 
@@ -259,11 +289,11 @@ def attention_pairs(pairs: LayerPairs) -> LayerPairs:
     """Return the pairs that have attention maps: the embeddings, layer 0, have none.
 
     Raises:
-        ValueError: no pair is left.
+        InputError: no pair is left.
     """
     kept = tuple((teacher, student) for teacher, student in pairs if teacher and student)
     if not kept:
-        raise ValueError("--layer_mapping: layer 0 is the embeddings and has no attention map; map layers from 1")
+        raise InputError("--layer_mapping: layer 0 is the embeddings and has no attention map; map layers from 1")
     return kept
 
 
@@ -295,9 +325,9 @@ def compute_hidden_state_loss(
         attention_mask: (B, P), 1 at real positions; padding is left out.
 
     Raises:
-        ValueError: the states differ in shape.
+        ValueError: the states differ in shape, or the mapping names a layer that is not there.
     """
-    pairs = _pairs_of(layer_mapping, len(teacher_hidden) - 1, len(student_hidden) - 1)
+    pairs = _pairs_of(layer_mapping, 0, len(teacher_hidden) - 1, len(student_hidden) - 1)
     mask = None if attention_mask is None else attention_mask.bool()
     return hidden_state_loss(pairs, dict(enumerate(teacher_hidden)), dict(enumerate(student_hidden)), mask, objective=objective)
 
@@ -319,18 +349,22 @@ def compute_attention_loss(
         attention_mask: (B, P), 1 at real positions; padded queries and keys are left out.
 
     Raises:
-        ValueError: there are no maps: a fused attention kernel returns an empty tuple.
+        ValueError: there are no maps, since a fused attention kernel returns an empty tuple or nothing
+            but None; they differ in shape; or the mapping names a layer that is not there.
     """
-    if not teacher_attentions or not student_attentions:
-        raise ValueError("there are no attention maps: the attention kernel in use returns none, so no loss can be computed")
-    pairs = _pairs_of(layer_mapping, len(teacher_attentions), len(student_attentions))
+    for side, maps in (("teacher", teacher_attentions), ("student", student_attentions)):
+        if not maps or any(entry is None for entry in maps):
+            raise ValueError(f"the {side} has no attention maps: its attention kernel returns none, so no loss can be computed")
+    pairs = _pairs_of(layer_mapping, 1, len(teacher_attentions), len(student_attentions))
     mask = None if attention_mask is None else attention_mask.bool()
     return attention_map_loss(
         pairs, dict(enumerate(teacher_attentions, 1)), dict(enumerate(student_attentions, 1)), mask, objective
     )
 
 
-def _pairs_of(layer_mapping: Mapping[int, int] | None, teacher_layers: int, student_layers: int) -> LayerPairs:
+def _pairs_of(layer_mapping: Mapping[int, int] | None, lowest: int, teacher_layers: int, student_layers: int) -> LayerPairs:
     if layer_mapping is None:
         return map_layers("uniform", teacher_layers, student_layers)
-    return tuple(layer_mapping.items())
+    pairs = tuple(layer_mapping.items())
+    check_pairs("layer_mapping", pairs, lowest, teacher_layers, student_layers)
+    return pairs

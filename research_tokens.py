@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
@@ -27,6 +27,8 @@ log = logging.getLogger(__name__)
 
 CHUNK_ROWS = 8192
 NO_WORD = -1
+# Part of the cache keys: raise it when the stored layout or the rule that gives a token its word changes.
+TOKENS_FORMAT = 2
 Batch = dict[str, Tensor]
 
 
@@ -75,7 +77,7 @@ def fingerprint_tokenizer(tokenizer: Any) -> str:
         backend = tokenizer.backend_tokenizer
         backend.no_truncation()
         backend.no_padding()
-        content = backend.to_str()
+        content = json.dumps([backend.to_str(), tokenizer.truncation_side, tokenizer.split_special_tokens])
     else:
         content = json.dumps([type(tokenizer).__name__, tokenizer.get_vocab(), repr(tokenizer)], sort_keys=True)
     return hashlib.sha256(content.encode()).hexdigest()
@@ -105,6 +107,7 @@ def tokenize(texts: TextSource, tokenizer: Any, max_length: int, cache: Cache, *
         "max_length": max_length,
         "words": with_words,
         "tokenizers": tokenizers.__version__,
+        "format": TOKENS_FORMAT,
     }
 
     def build(folder: Path, _scratch: Path) -> None:
@@ -135,9 +138,8 @@ def write_tokens(folder: Path, texts: Iterator[str], tokenizer: Any, max_length:
     ):
         np.zeros(1, dtype=np.int64).tofile(offsets_file)
         while chunk := list(islice(texts, CHUNK_ROWS)):
-            rows, words = encode(chunk, tokenizer, max_length, with_words)
-            lengths = np.fromiter(map(len, rows), dtype=np.int64, count=len(rows))
-            np.fromiter(chain.from_iterable(rows), dtype=np.int32, count=int(lengths.sum())).tofile(ids_file)
+            ids, lengths, words = encode(chunk, tokenizer, max_length, with_words)
+            ids.tofile(ids_file)
             (total + np.cumsum(lengths)).tofile(offsets_file)
             total += int(lengths.sum())
             if words is not None:
@@ -146,27 +148,47 @@ def write_tokens(folder: Path, texts: Iterator[str], tokenizer: Any, max_length:
 
 def encode(
     texts: list[str], tokenizer: Any, max_length: int, with_words: bool
-) -> tuple[list[list[int]], NDArray[np.int32] | None]:
-    """Return each text's ids and, when asked, the flat array of their words."""
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32] | None]:
+    """Return the flat ids of all texts, each text's number of them and, when asked, the flat array of their words."""
     if not tokenizer.is_fast:
-        encoded = tokenizer(texts, truncation=True, max_length=max_length, return_attention_mask=False)
-        return encoded["input_ids"], None
+        return *flatten(tokenizer(texts, truncation=True, max_length=max_length)["input_ids"]), None
     backend = tokenizer.backend_tokenizer
     backend.no_padding()
-    backend.enable_truncation(max_length)
+    backend.encode_special_tokens = tokenizer.split_special_tokens
     if not with_words:
-        return [encoding.ids for encoding in backend.encode_batch_fast(texts)], None
+        backend.enable_truncation(max_length, direction=tokenizer.truncation_side)
+        encodings = backend.encode_batch_fast(texts)
+        # What is set stays set in the tokenizer, and would be saved with it.
+        backend.no_truncation()
+        return *flatten([encoding.ids for encoding in encodings]), None
+    # Whole texts are encoded and cut here: which words were cut can only be told from both sides of the cut.
+    backend.no_truncation()
     encodings = backend.encode_batch(texts)
-    return [encoding.ids for encoding in encodings], locate_words(texts, encodings)
+    ids, lengths = flatten([encoding.ids for encoding in encodings])
+    special = np.fromiter(chain.from_iterable(encoding.special_tokens_mask for encoding in encodings), bool, len(ids))
+    words = locate_words(texts, encodings, lengths, special)
+    return truncate(ids, words, lengths, special, max_length, tokenizer.truncation_side)
 
 
-def locate_words(texts: Sequence[str], encodings: Sequence[Any]) -> NDArray[np.int32]:
-    """Return the flat array of every token's word, numbered as in `Tokens.words`.
+def flatten(rows: Sequence[Sequence[int]]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+    """Return the values of all rows one after the other, and the rows' lengths."""
+    lengths = np.fromiter(map(len, rows), np.int64, len(rows))
+    return np.fromiter(chain.from_iterable(rows), np.int32, int(lengths.sum())), lengths
+
+
+def locate_words(
+    texts: Sequence[str], encodings: Sequence[Any], lengths: NDArray[np.int64], special: NDArray[np.bool_]
+) -> NDArray[np.int32]:
+    """Return the flat array of every token's word in its whole text, numbered as in `Tokens.words`.
 
     A token belongs to the word that holds its last character, or, when that is white space (a
     lone metaspace or newline token), to the next word: normalisers and metaspaces may stretch a
-    token's start over the gap before it. Offsets refer to the text as it was given, so a normaliser
-    that changes its length does no harm.
+    token's start over the gap before it. A token after the last word is of none. Offsets refer to
+    the text as it was given, so a normaliser that changes its length does no harm.
+
+    Args:
+        lengths: Number of tokens of each text.
+        special: Which tokens, flat, the tokenizer puts around the text.
     """
     word_spans = [[match.span() for match in re.finditer(r"\S+", text)] for text in texts]
     word_counts = np.array([len(spans) for spans in word_spans])
@@ -175,45 +197,51 @@ def locate_words(texts: Sequence[str], encodings: Sequence[Any]) -> NDArray[np.i
     word_ends = np.array([end for spans in word_spans for _, end in spans], dtype=np.int64)
     word_ends += np.repeat(text_starts, word_counts)
 
-    lengths = np.array([len(encoding.ids) for encoding in encodings])
     rows = np.repeat(np.arange(len(texts)), lengths)
     spans = np.fromiter(
-        chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in encodings)), dtype=np.int64
+        chain.from_iterable(chain.from_iterable(encoding.offsets for encoding in encodings)), np.int64, 2 * len(rows)
     ).reshape(-1, 2)
-    special = np.fromiter(chain.from_iterable(encoding.special_tokens_mask for encoding in encodings), dtype=bool)
-
     last_character = np.maximum(spans[:, 1] - 1, spans[:, 0]) + text_starts[rows]
     found = np.searchsorted(word_ends, last_character, side="right") - first_words[rows]
-    in_text = found < word_counts[rows]
-    words = np.where(in_text, found + 1, NO_WORD).astype(np.int32)
+    words = np.where(found < word_counts[rows], found + 1, NO_WORD)
 
-    positions = np.arange(len(rows)) - np.repeat(np.cumsum(lengths) - lengths, lengths)
-    content = np.flatnonzero(~special)
-    first_content = np.full(len(texts), np.iinfo(np.int64).max)
-    np.minimum.at(first_content, rows[content], positions[content])
-    before = positions < first_content[rows]
+    rank = rank_in_row(~special, lengths)
+    opens = rank == 0
     # A text without content tokens has special tokens only: the first opens it, the others close it.
-    before &= (first_content[rows] < np.iinfo(np.int64).max) | (positions == 0)
-    words[special] = np.where(before, 0, word_counts[rows] + 1)[special]
-    row_starts = np.cumsum(lengths) - lengths
-    for row, encoding in enumerate(encodings):
-        next_start = first_lost_character(encoding)
-        if next_start is None:
-            continue
-        # The word of the first token past max_length was cut, if any of it was kept.
-        cut_word = np.searchsorted(word_ends, next_start + text_starts[row], side="right") - first_words[row] + 1
-        of_row = words[row_starts[row] : row_starts[row] + lengths[row]]
-        of_row[(of_row == cut_word) & ~special[row_starts[row] : row_starts[row] + lengths[row]]] = NO_WORD
-    return words
+    empty = np.bincount(rows[~special], minlength=len(texts)) == 0
+    opens &= ~empty[rows] | (rank_in_row(special, lengths) == 0)
+    return np.where(special, np.where(opens, 0, word_counts[rows] + 1), words).astype(np.int32)
 
 
-def first_lost_character(encoding: Any) -> int | None:
-    """Return the place of the first token that truncation cut off, by its last character; None when nothing was cut."""
-    for lost in encoding.overflowing[:1]:
-        for (start, end), is_special in zip(lost.offsets, lost.special_tokens_mask, strict=True):
-            if not is_special:
-                return max(end - 1, start)
-    return None
+def truncate(
+    ids: NDArray[np.int32],
+    words: NDArray[np.int32],
+    lengths: NDArray[np.int64],
+    special: NDArray[np.bool_],
+    max_length: int,
+    side: str,
+) -> tuple[NDArray[np.int32], NDArray[np.int64], NDArray[np.int32]]:
+    """Cut rows to `max_length` as the tokenizer does, keeping special tokens; a word cut in two becomes NO_WORD.
+
+    `side` is the end of the text that is lost, "right" or "left".
+    """
+    rows = np.repeat(np.arange(len(lengths)), lengths)
+    contents = np.bincount(rows[~special], minlength=len(lengths))
+    room = np.clip(max_length - (lengths - contents), 0, contents)
+    rank = rank_in_row(~special, lengths)
+    kept = special | (rank < room[rows] if side == "right" else rank >= (contents - room)[rows])
+    if not kept.all():
+        word_keys = (rows << 32) | words
+        words = np.where(~special & np.isin(word_keys, word_keys[~kept]), NO_WORD, words).astype(np.int32)
+    return ids[kept], np.bincount(rows[kept], minlength=len(lengths)), words[kept]
+
+
+def rank_in_row(chosen: NDArray[np.bool_], lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return, for each flat cell, how many chosen cells lie before it in its row."""
+    before: NDArray[np.int64] = np.cumsum(chosen, dtype=np.int64) - chosen
+    starts = np.cumsum(lengths) - lengths
+    # A row of length 0 may start past the end of the array; nothing is repeated for it.
+    return before - np.repeat(np.append(before, 0)[starts], lengths)
 
 
 @dataclass(frozen=True)
@@ -221,8 +249,8 @@ class WordPairs:
     """The words that both tokenizers kept whole, numbered from 0 in each row.
 
     `student` and `teacher` are flat like the tokens' ids; a token of no shared word has NO_WORD.
-    `aligned_share` is the number of shared words over the number of words of the texts, special
-    tokens counted as words.
+    `aligned_share` is the number of shared words over the number of words that at least one of the
+    tokenizers kept whole, special tokens counted as words.
     """
 
     student: NDArray[np.int32]
@@ -390,9 +418,3 @@ def padding_ratio(loader: BatchLoader, epoch: int = 0) -> float:
     lengths = loader.tokens.lengths[loader.rows]
     padded = sum(len(index) * int(lengths[index].max()) for index in loader.plan(epoch))
     return padded / max(int(lengths.sum()), 1)
-
-
-def count_tokens(tokens: Tokens, rows: Iterable[int], token_id: int | None) -> tuple[int, int]:
-    """Return how many tokens some rows have, and how many of them are `token_id`."""
-    ids, real = gather_ragged(tokens.ids, tokens.offsets, np.asarray(rows, dtype=np.int64), -1)
-    return int(real.sum()), 0 if token_id is None else int((ids == token_id).sum())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -34,6 +35,30 @@ def test_map_of_a_sentence_worked_by_hand() -> None:
     tokens = torch.tensor([[[0.5, 0.3, 0.2], [0.1, 0.1, 0.8], [0.25, 0.25, 0.5]]])
     expected = torch.tensor([[[(0.8 + 0.2) / 2, (0.2 + 0.8) / 2], [0.5, 0.5]]])
     torch.testing.assert_close(pool_map(tokens, token_to_word(words, 2)), expected)
+
+
+def test_maps_of_two_segmentations_worked_by_hand() -> None:
+    # Each token looks at two others, half and half; the word map counts where the words' tokens look.
+    looks = {
+        "teacher": [(0, 6), (2, 3), (2, 4), (3, 0), (5, 1), (5, 6), (6, 6)],
+        "student": [(0, 5), (1, 2), (3, 4), (2, 4), (4, 1), (5, 0)],
+    }
+    # Rows and columns: [CLS], তুমি, খুব, ভালো, [SEP].
+    expected = {
+        "teacher": [[2, 0, 0, 0, 2], [0, 2, 1, 1, 0], [2, 0, 2, 0, 0], [0, 1, 0, 2, 1], [0, 0, 0, 0, 4]],
+        "student": [[2, 0, 0, 0, 2], [0, 2, 2, 0, 0], [0, 0, 2, 2, 0], [0, 2, 0, 2, 0], [2, 0, 0, 0, 2]],
+    }
+    pooled = []
+    for side, words in (("teacher", TEACHER_WORDS), ("student", STUDENT_WORDS)):
+        tokens = torch.zeros(1, words.shape[1], words.shape[1])
+        for query, keys in enumerate(looks[side]):
+            for key in keys:
+                tokens[0, query, key] += 0.5
+        pooled.append(pool_map(tokens, token_to_word(words, 5)))
+        torch.testing.assert_close(pooled[-1], torch.tensor([expected[side]]) / 4)
+    # Cells that differ, in quarters: 1 1 in the second row, 2 2 in the third, 1 1 in the fourth, 2 2 in the last.
+    squares = (1 + 1) + (4 + 4) + (1 + 1) + (4 + 4)
+    assert attention_distance(pooled[0], pooled[1]).item() * 16 * 25 == pytest.approx(squares)
 
 
 def test_rows_of_a_word_map_sum_to_one_even_when_tokens_are_left_out() -> None:
@@ -87,3 +112,24 @@ def test_pooling_passes_gradients_to_every_token_of_a_word() -> None:
     pool_states(states, token_to_word(TEACHER_WORDS, 5)).sum().backward()
     assert states.grad is not None
     np.testing.assert_allclose(states.grad[0, :, 0], [1, 0.5, 0.5, 1, 0.5, 0.5, 1])
+
+
+def test_half_precision_states_and_maps_are_pooled_in_float32() -> None:
+    generator = torch.Generator().manual_seed(2)
+    states = torch.randn(1, 7, 3, generator=generator).bfloat16()
+    attention = random_map(generator, 1, 7).bfloat16()
+    membership = token_to_word(torch.tensor([[0, 1, 1, 1, 2, 2, 3]]), 4)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        pooled_states, pooled_map = pool_states(states, membership), pool_map(attention, membership)
+    assert torch.equal(pooled_states, pool_states(states.float(), membership))
+    torch.testing.assert_close(pooled_map.sum(dim=-1), torch.ones(1, 4), rtol=0, atol=1e-6)
+
+
+def test_row_that_looks_at_no_shared_word_has_finite_gradients() -> None:
+    attention = torch.tensor([[[0.0, 1.0], [0.0, 1.0]]], requires_grad=True)
+    membership = token_to_word(torch.tensor([[0, -1]]), 1)
+    pooled = pool_map(attention, membership)
+    assert pooled.item() == 0
+    attention_distance(torch.ones(1, 1, 1), pooled, None, "kl").backward()
+    assert attention.grad is not None
+    assert torch.isfinite(attention.grad).all()

@@ -11,6 +11,7 @@ from builders import build_encoder
 from transformers import AutoModel
 
 import research_attention
+from research_attention import attention_probs, record_attention, recorded_sdpa
 from research_models import TeacherModel
 
 KINDS = ("bert", "electra", "distilbert", "mobilebert", "xlm-roberta", "roberta", "albert", "deberta-v2")
@@ -26,6 +27,14 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
     attention_mask = torch.ones_like(input_ids)
     attention_mask[1, 5:] = attention_mask[2, 8:] = 0
     return input_ids, attention_mask
+
+
+def split_heads(states: torch.Tensor, heads: int) -> torch.Tensor:
+    return states.unflatten(-1, (heads, -1)).transpose(1, 2)
+
+
+def mask_of(attention_mask: torch.Tensor) -> torch.Tensor:
+    return attention_mask.bool()[:, None, None, :]
 
 
 def test_recorded_maps_equal_those_of_the_models_own_eager_attention(encoder_folder: Path) -> None:
@@ -44,6 +53,18 @@ def test_recorded_maps_equal_those_of_the_models_own_eager_attention(encoder_fol
     assert sorted(chosen) == [1, 3]
     for layer, averaged in chosen.items():
         torch.testing.assert_close(averaged[real], expected[layer - 1].mean(dim=1)[real], atol=1e-5, rtol=1e-4)
+
+
+def test_maps_of_a_batch_without_padding_equal_eager_attention(encoder_folder: Path) -> None:
+    input_ids, _ = batch()
+    eager = AutoModel.from_pretrained(encoder_folder, attn_implementation="eager").eval()
+    model = TeacherModel(str(encoder_folder), num_labels=2).eval()
+    # Transformers then hands the kernel no mask at all, and the kernel must not take that for a causal one.
+    with torch.no_grad():
+        expected = eager(input_ids, output_attentions=True).attentions
+        found = model(input_ids, torch.ones_like(input_ids), output_attentions=True)["attentions"]
+    for left, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(left, right, atol=1e-5, rtol=1e-4)
 
 
 def test_recording_changes_no_logit(encoder_folder: Path) -> None:
@@ -75,7 +96,14 @@ def test_relations_are_queries_keys_and_values_of_the_asked_layers(encoder_folde
     relations = model(input_ids, attention_mask, relation_layers=(2,))["relations"]
     assert list(relations) == [2]
     assert len(relations[2]) == 3
-    assert all(part.shape[:2] == (3, 9) for part in relations[2])
+    config = model.backbone_config
+    width = getattr(config, "true_hidden_size", config.hidden_size)
+    assert [part.shape for part in relations[2]] == [(3, 9, width)] * 3
+    query, key, _ = (split_heads(part, 4) for part in relations[2])
+    probs = attention_probs(query, key, mask_of(attention_mask), None, None)
+    with torch.no_grad():
+        maps = model(input_ids, attention_mask, output_attentions=True)["attentions"]
+    torch.testing.assert_close(probs, maps[1], atol=1e-5, rtol=1e-4)
 
 
 def test_only_asked_layers_are_computed_in_the_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -92,3 +120,59 @@ def test_only_asked_layers_are_computed_in_the_open(tmp_path: Path, monkeypatch:
     assert len(calls) == 2
     model(*batch())
     assert len(calls) == 2
+
+
+@pytest.mark.parametrize("mask_kind", ["none", "bool", "additive", "causal"])
+@pytest.mark.parametrize("key_heads", [4, 2])
+@pytest.mark.parametrize("biased", [False, True])
+def test_open_attention_gives_what_the_fused_kernel_gives(mask_kind: str, key_heads: int, biased: bool) -> None:
+    generator = torch.Generator().manual_seed(1)
+    query = torch.randn(2, 4, 6, 8, generator=generator)
+    key, value = torch.randn(2, 2, key_heads, 6, 8, generator=generator)
+    module = torch.nn.Module()
+    module.is_causal = mask_kind == "causal"  # type: ignore[assignment]
+    module.num_key_value_groups = 4 // key_heads  # type: ignore[assignment]
+    allowed = (torch.arange(6) < torch.tensor([[6], [3]]))[:, None, None, :]
+    mask = {"bool": allowed, "additive": torch.zeros(allowed.shape).masked_fill(~allowed, -1e9)}.get(mask_kind)
+    options: dict[str, Any] = {"scaling": 0.3}
+    if biased:
+        options["position_bias"] = torch.randn(1, 4, 6, 6, generator=generator)
+    fused, _ = recorded_sdpa(module, query, key, value, mask, **options)
+    with record_attention((1,), "heads") as recorder:
+        in_the_open, _ = recorded_sdpa(module, query, key, value, mask, **options)
+    torch.testing.assert_close(in_the_open, fused, atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(recorder.maps[1].sum(dim=-1), torch.ones(2, 4, 6))
+
+
+def test_dropout_falls_on_the_output_and_not_on_the_recorded_map() -> None:
+    generator = torch.Generator().manual_seed(1)
+    query, key, value = torch.randn(3, 2, 4, 6, 8, generator=generator)
+    module = torch.nn.Module()
+    module.is_causal = False  # type: ignore[assignment]
+    with record_attention((1,), "heads") as recorder:
+        dropped, _ = recorded_sdpa(module, query, key, value, None, dropout=0.5)
+    torch.testing.assert_close(recorder.maps[1].sum(dim=-1), torch.ones(2, 4, 6))
+    assert not torch.allclose(dropped, (recorder.maps[1] @ value).transpose(1, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_maps_of_half_precision_states_are_float32_distributions(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(1)
+    # The products reach 40 * 40 * 64 = 102400, over float16's largest value; scaled they are 12800.
+    query = torch.full((1, 1, 5, 64), 40.0, dtype=dtype)
+    key, value = query.clone(), torch.randn(1, 1, 5, 64, generator=generator).to(dtype)
+    module = torch.nn.Module()
+    module.is_causal = False  # type: ignore[assignment]
+    with record_attention((1,), "mean") as recorder:
+        output, _ = recorded_sdpa(module, query, key, value, None)
+    assert output.dtype == dtype
+    assert recorder.maps[1].dtype == torch.float32
+    torch.testing.assert_close(recorder.maps[1], torch.full((1, 5, 5), 0.2), rtol=0, atol=1e-6)
+
+
+def test_recording_ends_with_its_block(tmp_path: Path) -> None:
+    model = TeacherModel(str(build_encoder("bert", tmp_path, 60)), num_labels=2).eval()
+    with record_attention((1,), "mean") as recorder, torch.no_grad():
+        model.encoder(*batch())
+    model.encoder(*batch())
+    assert (recorder.layers_run, sorted(recorder.maps)) == (2, [1])

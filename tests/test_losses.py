@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from numpy.typing import NDArray
 
+from research_config import InputError
 from research_losses import (
     MultiLabelDistillationLoss,
     attention_distance,
+    attention_pairs,
     compute_attention_loss,
     compute_hidden_state_loss,
     hidden_distance,
@@ -154,6 +160,38 @@ def test_soft_gradient_equals_finite_differences(temperature: float) -> None:
 
 
 @pytest.mark.parametrize("temperature", [1.0, 4.0, 10.0])
+def test_soft_gradient_is_the_difference_of_the_softened_probabilities(temperature: float) -> None:
+    student = tensor(STUDENT).requires_grad_()
+    soft_bce_loss(student, tensor(TEACHER), temperature).mean().backward()
+    assert student.grad is not None
+    expected = temperature * (sigmoid(STUDENT / temperature) - sigmoid(TEACHER / temperature)) / STUDENT.size
+    np.testing.assert_allclose(student.grad.numpy(), expected, rtol=0, atol=1e-6)
+
+
+def test_unknown_cell_learns_from_the_teacher_only() -> None:
+    truth = TRUTH.copy()
+    truth[2, 3] = np.nan
+    gradients = []
+    for alpha in (0.3, 1.0):
+        student = tensor(STUDENT).requires_grad_()
+        MultiLabelDistillationLoss(alpha)(student, tensor(TEACHER), tensor(truth), tensor(WEIGHTS))["total_loss"].backward()
+        assert student.grad is not None
+        gradients.append(student.grad)
+    assert gradients[0][2, 3].item() == pytest.approx(0.3 * gradients[1][2, 3].item(), rel=1e-6)
+
+
+def test_changing_the_total_in_place_changes_no_component() -> None:
+    for alpha in (0.0, 0.7, 1.0):
+        for reduction in ("mean", "none"):
+            criterion = MultiLabelDistillationLoss(alpha, reduction=reduction)
+            losses = criterion(tensor(STUDENT), tensor(TEACHER), tensor(TRUTH))
+            before = {name: loss.clone() for name, loss in losses.items()}
+            losses["total_loss"] += 5.0
+            assert all(torch.equal(losses[name], before[name]) for name in ("soft_loss", "hard_loss"))
+            torch.testing.assert_close(losses["total_loss"], before["total_loss"] + 5.0)
+
+
+@pytest.mark.parametrize("temperature", [1.0, 4.0, 10.0])
 def test_excess_over_the_floor_is_the_divergence_and_zero_for_a_perfect_student(temperature: float) -> None:
     excess = soft_bce_loss(tensor(STUDENT), tensor(TEACHER), temperature) - soft_loss_floor(tensor(TEACHER), temperature)
     target, guess = sigmoid(TEACHER / temperature), sigmoid(STUDENT / temperature)
@@ -163,7 +201,19 @@ def test_excess_over_the_floor_is_the_divergence_and_zero_for_a_perfect_student(
     assert torch.equal(same, torch.zeros_like(same))
 
 
-@pytest.mark.parametrize("faulty", [{"alpha": 1.5}, {"alpha": -0.1}, {"temperature": 0.0}, {"reduction": "median"}])
+@pytest.mark.parametrize(
+    "faulty",
+    [
+        {"alpha": 1.5},
+        {"alpha": -0.1},
+        {"alpha": np.nan},
+        {"alpha": [0.5, 2.0]},
+        {"temperature": 0.0},
+        {"temperature": np.nan},
+        {"temperature": np.inf},
+        {"reduction": "median"},
+    ],
+)
 def test_impossible_settings_are_refused(faulty: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=next(iter(faulty))):
         MultiLabelDistillationLoss(**faulty)  # type: ignore[arg-type]
@@ -242,12 +292,44 @@ def test_more_padding_does_not_change_the_relation_loss() -> None:
 
 
 def test_permuting_the_batch_changes_no_loss() -> None:
-    order = GENERATOR.permutation(BATCH)
-    states = GENERATOR.normal(0, 1, (2, BATCH, POSITIONS, WIDTH))
-    for objective in ("mse", "cosine"):
-        before = hidden_distance(tensor(states[0]), tensor(states[1]), torch.tensor(MASK), objective)
-        after = hidden_distance(tensor(states[0][order]), tensor(states[1][order]), torch.tensor(MASK[order]), objective)
-        assert after.item() == pytest.approx(before.item(), abs=1e-6)
+    states, maps = tensor(GENERATOR.normal(0, 1, (2, BATCH, POSITIONS, WIDTH))), [tensor(side) for side in random_maps()]
+    truth = TRUTH.copy()
+    truth[1, 2] = np.nan
+
+    def every_loss(order: NDArray[np.int64]) -> list[float]:
+        mask, teacher, student = torch.tensor(MASK[order]), states[0][order], states[1][order]
+        logits = [tensor(array[order]) for array in (STUDENT, TEACHER, truth)]
+        losses = list(MultiLabelDistillationLoss()(*logits, tensor(WEIGHTS)).values())
+        losses += [hidden_distance(teacher, student, mask, objective) for objective in ("mse", "cosine")]
+        losses += [attention_distance(maps[0][order].mean(1), maps[1][order].mean(1), mask, kind) for kind in ("mse", "kl")]
+        losses.append(relation_distance([teacher], [student], mask, HEADS))
+        return [loss.item() for loss in losses]
+
+    before, after = every_loss(np.arange(BATCH)), every_loss(np.array([3, 0, 5, 1, 4, 2]))
+    assert len(before) == 8
+    assert after == pytest.approx(before, rel=1e-6, abs=1e-6)
+
+
+def test_autocast_does_not_lower_the_precision_of_the_relation_loss() -> None:
+    teacher, student = tensor(GENERATOR.normal(0, 1, (2, BATCH, POSITIONS, WIDTH)))
+    plain = relation_distance([teacher], [student], torch.tensor(MASK), HEADS)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(relation_distance([teacher], [student], torch.tensor(MASK), HEADS), plain)
+
+
+def test_padded_positions_get_no_gradient() -> None:
+    mask = torch.tensor(MASK)
+    states = tensor(GENERATOR.normal(0, 1, (BATCH, POSITIONS, WIDTH))).requires_grad_()
+    target = tensor(GENERATOR.normal(0, 1, (BATCH, POSITIONS, WIDTH)))
+    for loss in (
+        hidden_distance(target, states, mask),
+        hidden_distance(target, states, mask, "cosine"),
+        relation_distance([target], [states], mask, HEADS),
+    ):
+        (gradient,) = torch.autograd.grad(loss, states)
+        assert (gradient[~mask] == 0).all()
+        # A row of one position has a relation of 1 with itself whatever its state.
+        assert (gradient[mask & (mask.sum(dim=1) > 1)[:, None]].abs().amax(dim=-1) > 0).all()
 
 
 def test_default_mapping_is_the_references() -> None:
@@ -280,15 +362,57 @@ def test_student_deeper_than_its_teacher_has_every_layer_paired() -> None:
     assert min(pick_layers(12, 24)) == 1
 
 
+@given(total=st.integers(1, 48), wanted=st.integers(1, 48))
+def test_picked_layers_are_rounded_halves_up(total: int, wanted: int) -> None:
+    exact = [Fraction(layer * total, wanted) for layer in range(1, wanted + 1)]
+    assert pick_layers(total, wanted) == [max(1, math.floor(place + Fraction(1, 2))) for place in exact]
+    assert pick_layers(total, wanted)[-1] == total
+
+
 @pytest.mark.parametrize("mapping", ["13:1", "12:7"])
 def test_pair_out_of_range_is_refused(mapping: str) -> None:
-    with pytest.raises(ValueError, match=f"--layer_mapping: {mapping} is out of range"):
+    with pytest.raises(InputError, match=f"--layer_mapping: {mapping} is out of range"):
         map_layers(mapping, 12, 6)
 
 
-def test_missing_maps_are_an_error_not_a_silent_zero() -> None:
-    with pytest.raises(ValueError, match="no attention maps"):
-        compute_attention_loss((), ())
+@pytest.mark.parametrize("mapping", [{13: 1}, {12: 7}, {-1: 1}])
+def test_mapping_of_a_layer_that_is_not_there_is_refused(mapping: dict[int, int]) -> None:
+    (pair,) = mapping.items()
+    message = f"layer_mapping: {pair[0]}:{pair[1]} is out of range"
+    with pytest.raises(ValueError, match=message):
+        compute_hidden_state_loss([torch.zeros(1, 2, 3)] * 13, [torch.zeros(1, 2, 3)] * 7, mapping)
+    with pytest.raises(ValueError, match=message):
+        compute_attention_loss([torch.zeros(1, 2, 2)] * 12, [torch.zeros(1, 2, 2)] * 6, mapping)
+
+
+def test_embeddings_have_states_but_no_map() -> None:
+    states = [torch.zeros(1, 2, 3), torch.ones(1, 2, 3)]
+    assert compute_hidden_state_loss(states, states[::-1], {0: 0}).item() == 1
+    with pytest.raises(ValueError, match="0:0 is out of range; the teacher has layers 1 to 1"):
+        compute_attention_loss([torch.zeros(1, 2, 2)], [torch.zeros(1, 2, 2)], {0: 0})
+    assert attention_pairs(((0, 0), (2, 1))) == ((2, 1),)
+    with pytest.raises(InputError, match="layer 0 is the embeddings"):
+        attention_pairs(((0, 0),))
+
+
+def test_mapping_without_a_pair_is_refused() -> None:
+    with pytest.raises(ValueError, match="names no layers"):
+        compute_hidden_state_loss([torch.zeros(1, 2, 3)] * 2, [torch.zeros(1, 2, 3)] * 2, {})
+
+
+@pytest.mark.parametrize("missing", [(), (None,)])
+def test_missing_maps_are_an_error_not_a_silent_zero(missing: tuple[Any, ...]) -> None:
+    maps = (torch.full((1, 2, 2), 0.5),)
+    with pytest.raises(ValueError, match="teacher has no attention maps"):
+        compute_attention_loss(missing, maps)
+    with pytest.raises(ValueError, match="student has no attention maps"):
+        compute_attention_loss(maps, missing)
+
+
+def test_maps_of_other_shapes_are_refused() -> None:
+    # The student's single position would otherwise be spread over the teacher's two.
+    with pytest.raises(ValueError, match=r"teacher layer 1 \(1, 2, 2\) and student layer 1 \(1, 1, 1\) differ in shape"):
+        compute_attention_loss([torch.zeros(1, 2, 2)], [torch.zeros(1, 1, 1)])
 
 
 def test_states_of_other_shapes_are_refused() -> None:

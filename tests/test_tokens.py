@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import unicodedata
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from builders import TOKENIZERS, requires_shared, shared_path
 from tokenizers import Regex, normalizers
+from tokenizers.models import WordPiece
 
 from research_cache import Cache
 from research_config import InputError
@@ -21,9 +23,12 @@ from research_tokens import (
     NO_WORD,
     BatchLoader,
     Tokens,
+    encode,
+    gather_ragged,
     length_batches,
     padding_ratio,
     pair_words,
+    rank_in_row,
     tokenize,
 )
 
@@ -94,16 +99,66 @@ def test_a_word_is_made_of_its_own_characters(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", TOKENIZERS)
-def test_a_word_that_max_length_cuts_is_left_out(kind: str, tmp_path: Path) -> None:
-    tokenizer, text = build(kind, tmp_path / "t"), HARD_TEXTS[-1]
-    whole = words_of_rows(tokenize(Texts([text]), tokenizer, 256, Cache(tmp_path / "c"), with_words=True))[0]
-    for max_length in range(4, len(whole)):
-        cut = words_of_rows(tokenize(Texts([text]), tokenizer, max_length, Cache(tmp_path / "c"), with_words=True))[0]
-        kept = whole[: max_length - 1]
-        first_lost = whole[max_length - 1]
-        # The last kept word is whole only if the first lost token belongs to another.
-        expected = [NO_WORD if word == first_lost else word for word in kept]
-        assert cut == [*expected, whole[-1]]
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_a_word_that_max_length_cuts_is_left_out(kind: str, side: str, tmp_path: Path) -> None:
+    tokenizer, text = build(kind, tmp_path), HARD_TEXTS[-1]
+    tokenizer.truncation_side = side
+    whole = encode([text], tokenizer, 256, True)[2].tolist()  # type: ignore[union-attr]
+    for max_length in range(2, len(whole) + 2):
+        ids, lengths, words = encode([text], tokenizer, max_length, True)
+        assert words is not None
+        assert ids.tolist() == tokenizer(text, truncation=True, max_length=max_length)["input_ids"]
+        assert lengths.tolist() == [len(ids)] == [len(words)]
+        content, room = whole[1:-1], max_length - 2
+        places = range(len(content))
+        kept = places[:room] if side == "right" else places[max(0, len(content) - room) :]
+        lost = {content[place] for place in places if place not in kept}
+        # A byte-level tokenizer may cut inside a character: its word is not whole either.
+        expected = [NO_WORD if content[place] in lost else content[place] for place in kept]
+        assert words.tolist() == [whole[0], *expected, whole[-1]]
+
+
+def test_truncation_side_of_a_tokenizer_is_kept_and_part_of_the_key(tmp_path: Path) -> None:
+    tokenizer, cache, keys = build("wordpiece", tmp_path / "t"), Cache(tmp_path / "c"), set()
+    for side in ("right", "left"):
+        tokenizer.truncation_side = side
+        tokens = tokenize(Texts(HARD_TEXTS), tokenizer, 6, cache, with_words=False)
+        expected = tokenizer(HARD_TEXTS, truncation=True, max_length=6)["input_ids"]
+        assert np.split(tokens.ids, tokens.offsets[1:-1])[-1].tolist() == expected[-1]
+        keys.add(tokens.key)
+    assert len(keys) == 2
+
+
+def test_tokenizing_leaves_no_truncation_behind(tmp_path: Path) -> None:
+    tokenizer = build("wordpiece", tmp_path)
+    for with_words in (False, True):
+        encode(HARD_TEXTS, tokenizer, 6, with_words)
+        assert tokenizer.backend_tokenizer.truncation is None
+
+
+@pytest.mark.parametrize("kind", TOKENIZERS)
+def test_special_token_written_in_a_comment_is_part_of_its_word(kind: str, tmp_path: Path) -> None:
+    tokenizer = build(kind, tmp_path)
+    text = f"খুব {tokenizer.sep_token} ভালো{tokenizer.cls_token}"
+    words = encode([text], tokenizer, 64, True)[2].tolist()  # type: ignore[union-attr]
+    assert (words[0], words[-1]) == (0, 4)
+    assert sorted(set(words)) == [0, 1, 2, 3, 4]
+    assert words == sorted(words)
+
+
+def test_character_that_a_normaliser_spells_out_stays_in_its_word(tmp_path: Path) -> None:
+    texts = ["ক ½… খ", "ﷺ গ"]
+    tokenizer = build("unigram", tmp_path, [unicodedata.normalize("NFKC", text) for text in texts] * 9)
+    ids, lengths, words = encode(texts, tokenizer, 64, True)
+    assert words is not None
+    assert len(ids) > sum(map(len, texts))
+    first, second = words[: lengths[0]].tolist(), words[lengths[0] :].tolist()
+    assert first == sorted(first)
+    assert (set(first), set(second)) == ({0, 1, 2, 3, 4}, {0, 1, 2, 3})
+    # The second text is cut inside what its first character, a word by itself, was spelt out to.
+    cut = encode(texts[1:], tokenizer, 4, True)[2]
+    assert cut is not None
+    assert cut.tolist() == [0, NO_WORD, NO_WORD, 3]
 
 
 def test_normalisers_that_change_the_length_do_not_shift_words(tmp_path: Path) -> None:
@@ -139,6 +194,20 @@ def test_text_that_one_tokenizer_deletes_keeps_its_special_tokens(tmp_path: Path
         assert (student[row][0], student[row][-1]) == (0, 1)
         assert set(student[row][1:-1]) == {NO_WORD}
         assert sorted(set(teacher[row]) - {NO_WORD}) == [0, 1]
+
+
+def test_words_of_a_sentence_cut_in_two_ways(tmp_path: Path) -> None:
+    pieces = {"teacher": ["তু", "##মি", "খুব", "ভা", "##লো"], "student": ["তুমি", "খু", "##ব", "ভালো"]}
+    texts, cache, sides = Texts(["তুমি খুব ভালো", "খুব"]), Cache(tmp_path), {}
+    for side, vocabulary in pieces.items():
+        tokenizer = build("wordpiece", tmp_path / side)
+        ids = {piece: place for place, piece in enumerate(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *vocabulary])}
+        tokenizer.backend_tokenizer.model = WordPiece(ids, unk_token="[UNK]")
+        sides[side] = tokenize(texts, tokenizer, 64, cache, with_words=True)
+    pairs = pair_words(sides["student"], sides["teacher"], cache)
+    assert pairs.teacher.tolist() == [0, 1, 1, 2, 3, 3, 4, 0, 1, 2]
+    assert pairs.student.tolist() == [0, 1, 2, 2, 3, 4, 0, 1, 1, 2]
+    assert pairs.aligned_share == 1.0
 
 
 @pytest.mark.parametrize("other", ["unigram", "byte_bpe"])
@@ -194,6 +263,18 @@ def test_slow_tokenizer_is_refused_for_words_only(tmp_path: Path) -> None:
     assert tokenize(Texts(["a", "b"]), Slow(), 8, cache, with_words=False).lengths.tolist() == [2, 2]
     with pytest.raises(InputError, match="without character offsets"):
         tokenize(Texts(["a"]), Slow(), 8, cache, with_words=True)
+
+
+def test_gathered_rows_are_padded_to_their_own_longest_even_when_some_are_empty() -> None:
+    flat, offsets = np.arange(10, 16), np.array([0, 2, 2, 5, 6, 6])
+    padded, real = gather_ragged(flat, offsets, np.array([4, 2, 0, 1]), -7)
+    assert padded.tolist() == [[-7, -7, -7], [12, 13, 14], [10, 11, -7], [-7, -7, -7]]
+    assert real.sum(axis=1).tolist() == [0, 3, 2, 0]
+
+
+def test_rank_counts_within_each_row() -> None:
+    chosen = np.array([True, False, True, True, True])
+    assert rank_in_row(chosen, np.array([0, 3, 0, 2, 0])).tolist() == [0, 1, 1, 0, 1]
 
 
 def make_loader(seed: int | None, rows: int = 103) -> BatchLoader:
