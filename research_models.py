@@ -99,6 +99,10 @@ class TextClassifier(nn.Module):
         keep = "heads" if output_attentions else "relation" if relation_layers else "mean"
         layers = range(1, self.num_layers + 1) if output_attentions else tuple(relation_layers) or tuple(attention_layers)
         inputs = {"input_ids": input_ids, "attention_mask": attention_mask, "output_hidden_states": output_hidden_states}
+        # A model with an attention of its own (as DeBERTa's) returns its maps by itself.
+        own_attention = bool(layers) and self.backbone_config._attn_implementation != RECORDED_SDPA
+        if own_attention:
+            inputs["output_attentions"] = True
         with record_attention(layers, keep) as recorder:
             outputs, logits = self.run_backbone(**inputs)
         result: dict[str, Any] = {"logits": logits}
@@ -109,20 +113,11 @@ class TextClassifier(nn.Module):
         if relation_layers:
             self._check_recorded(recorder.relations, layers)
             return result | {"relations": recorder.relations}
-        maps = recorder.maps
-        if not recorder.layers_run:
-            maps = self._eager_maps(inputs, layers, keep)
+        maps = pick_maps(outputs.attentions or (), layers, keep) if own_attention else recorder.maps
         self._check_recorded(maps, layers)
         if output_attentions:
             return result | {"attentions": tuple(maps[layer] for layer in layers)}
         return result | {"attention_maps": maps}
-
-    def _eager_maps(self, inputs: dict[str, Any], layers: Collection[int], keep: str) -> dict[int, Tensor]:
-        """Take the maps that a model with an attention of its own (as DeBERTa's) returns by itself."""
-        outputs, _ = self.run_backbone(**inputs, output_attentions=True)
-        maps = outputs.attentions or ()
-        chosen = {layer: maps[layer - 1] for layer in layers if layer <= len(maps) and maps[layer - 1] is not None}
-        return chosen if keep == "heads" else {layer: full.float().mean(dim=1) for layer, full in chosen.items()}
 
     def _check_recorded(self, found: Mapping[int, object], wanted: Collection[int]) -> None:
         missing = sorted(set(wanted) - set(found))
@@ -132,6 +127,12 @@ class TextClassifier(nn.Module):
                 f"{', '.join(map(str, missing))} of {self.num_layers}, so the attention loss cannot be computed. "
                 "Use --kd_method logit or hidden, or --attention_objective mse."
             )
+
+
+def pick_maps(maps: Sequence[Tensor | None], layers: Collection[int], keep: str) -> dict[int, Tensor]:
+    """Return {layer: map} of the asked layers that are there, whole for "heads", else averaged over the heads."""
+    present = {layer: full for layer, full in enumerate(maps, 1) if layer in layers and full is not None}
+    return present if keep == "heads" else {layer: full.float().mean(dim=1) for layer, full in present.items()}
 
 
 class EncoderClassifier(TextClassifier):

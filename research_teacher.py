@@ -102,12 +102,14 @@ class LayerStore:
     P * P values each. float16 holds them unless a value is too large, then float32 does.
     """
 
-    def __init__(self, folder: Path, width: int) -> None:
+    def __init__(self, folder: Path) -> None:
         layout = json.loads((folder / "layout.json").read_text(encoding="utf-8"))
         rows = map_array(folder / "rows.bin", np.int64)
         lengths = map_array(folder / "lengths.bin", np.int64)
         dtype = np.dtype(layout["dtype"])
-        self.states = {name: map_array(folder / f"{name}.bin", dtype).reshape(-1, width) for name in layout["states"]}
+        self.states = {
+            name: map_array(folder / f"{name}.bin", dtype).reshape(-1, width) for name, width in layout["states"].items()
+        }
         self.maps = {name: map_array(folder / f"{name}.bin", dtype) for name in layout["maps"]}
         self.slot_of_row = np.full(int(rows.max(initial=-1)) + 1, -1)
         self.slot_of_row[rows] = np.arange(len(rows))
@@ -162,7 +164,7 @@ def fetch_layers(
             log.warning("some teacher states are too large for float16: keeping them in float32")
             write_layers(folder, teacher, comparison, loader, device, np.dtype(np.float32))
 
-    return LayerStore(cache.fetch("layers", key, build), teacher.shape.hidden_size)
+    return LayerStore(cache.fetch("layers", key, build))
 
 
 def write_layers(
@@ -178,25 +180,26 @@ def write_layers(
     files: dict[str, BinaryIO] = {}
     rows: list[NDArray[np.int64]] = []
     lengths: list[NDArray[np.int64]] = []
-    names: tuple[list[str], list[str]] = ([], [])
+    # A file's width: that of a state, which relations need not share with the hidden states.
+    widths: tuple[dict[str, int], dict[str, int]] = ({}, {})
     with ExitStack() as open_files:
         for batch in with_progress(loader, "teacher states"):
             outputs, mask = run_layers(model, comparison, {name: tensor.to(device) for name, tensor in batch.items()})
             rows.append(batch["row"].numpy())
             lengths.append(mask.sum(dim=1).cpu().numpy())
             pairs = mask.unsqueeze(2) & mask.unsqueeze(1)
-            for group, tensors, real in zip(names, name_layer_outputs(outputs), (mask, pairs), strict=True):
+            for group, tensors, real in zip(widths, name_layer_outputs(outputs), (mask, pairs), strict=True):
                 for name, tensor in tensors.items():
                     values = tensor[real].float().cpu().numpy()
                     if dtype == np.float16 and np.abs(values).max(initial=0.0) > FLOAT16_LARGEST:
                         return False
                     if name not in files:
-                        group.append(name)
+                        group[name] = tensor.shape[-1]
                         files[name] = open_files.enter_context(open(folder / f"{name}.bin", "wb"))
                     values.astype(dtype).tofile(files[name])
     np.concatenate(rows).tofile(folder / "rows.bin")
     np.concatenate(lengths).tofile(folder / "lengths.bin")
-    layout = {"dtype": dtype.name, "states": names[0], "maps": names[1]}
+    layout = {"dtype": dtype.name, "states": widths[0], "maps": list(widths[1])}
     (folder / "layout.json").write_text(json.dumps(layout), encoding="utf-8")
     return True
 
