@@ -117,7 +117,7 @@ def _write_demo(folder: Path, seed: int, shared_tokenizer: bool) -> None:
 
     teacher_tokenizer = build_wordpiece_tokenizer(texts, files.teacher_path, vocab_size=400)
     build_student_tokenizer = build_wordpiece_tokenizer if shared_tokenizer else build_unigram_tokenizer
-    student_tokenizer = build_student_tokenizer(texts, files.student_path, vocab_size=400)
+    student_tokenizer = build_student_tokenizer(texts, files.student_path, vocab_size=100)
     save_random_encoder(_teacher_config(teacher_tokenizer), files.teacher_path, seed)
     save_random_encoder(_student_config(student_tokenizer), files.student_path, seed + 1)
 
