@@ -249,7 +249,9 @@ def build_wordpiece_tokenizer(
     )
 
 
-def build_unigram_tokenizer(texts: Sequence[str], folder: Path, vocab_size: int = 200) -> PreTrainedTokenizerFast:
+def build_unigram_tokenizer(
+    texts: Sequence[str], folder: Path, vocab_size: int = 200
+) -> PreTrainedTokenizerFast:
     """Save an XLM-R-like tokenizer (Unigram pieces with a word-start mark) in `folder` and return it."""
     import math
 
@@ -258,14 +260,19 @@ def build_unigram_tokenizer(texts: Sequence[str], folder: Path, vocab_size: int 
     # Metaspace knows only the plain space, so line breaks have to become one before it.
     normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " ")])
     pre_tokenizer = pre_tokenizers.Metaspace()
-    counts = Counter(piece for word in _split_words(texts, normalizer, pre_tokenizer, vocab_size) for piece in word)
+    counts = Counter(
+        piece for word in _split_words(texts, normalizer, pre_tokenizer, vocab_size) for piece in word
+    )
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     characters = sorted({character for piece in counts for character in piece})
     pieces = _most_frequent(counts, [*special, *characters], vocab_size - 1)
 
     # Laplace smoothing: a character that only occurs inside longer pieces still needs a finite score.
     total = sum(counts.values()) + len(pieces)
-    scored = [(piece, 0.0 if piece in special else math.log((counts[piece] + 1) / total)) for piece in [*pieces, "<mask>"]]
+    scored = [
+        (piece, 0.0 if piece in special else math.log((counts[piece] + 1) / total))
+        for piece in [*pieces, "<mask>"]
+    ]
     tokenizer = Tokenizer(models.Unigram(scored, unk_id=special.index("<unk>"), byte_fallback=False))
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizer
@@ -309,7 +316,9 @@ def wrap_tokenizer(
     return wrapped
 
 
-def _split_words(texts: Sequence[str], normalizer: Normalizer, pre_tokenizer: PreTokenizer, vocab_size: int) -> list[list[str]]:
+def _split_words(
+    texts: Sequence[str], normalizer: Normalizer, pre_tokenizer: PreTokenizer, vocab_size: int
+) -> list[list[str]]:
     """Return every word of `texts` as its list of pieces, found by byte-pair merges.
 
     The library's WordPiece and Unigram trainers iterate over randomly ordered hash maps, so their
