@@ -117,7 +117,7 @@ def _write_demo(folder: Path, seed: int, shared_tokenizer: bool) -> None:
 
     teacher_tokenizer = build_wordpiece_tokenizer(texts, files.teacher_path, vocab_size=400)
     build_student_tokenizer = build_wordpiece_tokenizer if shared_tokenizer else build_unigram_tokenizer
-    student_tokenizer = build_student_tokenizer(texts, files.student_path, vocab_size=100)
+    student_tokenizer = build_student_tokenizer(texts, files.student_path, vocab_size=400)
     save_random_encoder(_teacher_config(teacher_tokenizer), files.teacher_path, seed)
     save_random_encoder(_student_config(student_tokenizer), files.student_path, seed + 1)
 
@@ -249,9 +249,7 @@ def build_wordpiece_tokenizer(
     )
 
 
-def build_unigram_tokenizer(
-    texts: Sequence[str], folder: Path, vocab_size: int = 200
-) -> PreTrainedTokenizerFast:
+def build_unigram_tokenizer(texts: Sequence[str], folder: Path, vocab_size: int = 200) -> PreTrainedTokenizerFast:
     """Save an XLM-R-like tokenizer (Unigram pieces with a word-start mark) in `folder` and return it."""
     import math
 
@@ -260,19 +258,14 @@ def build_unigram_tokenizer(
     # Metaspace knows only the plain space, so line breaks have to become one before it.
     normalizer = normalizers.Sequence([normalizers.NFKC(), normalizers.Replace(Regex(r"\s+"), " ")])
     pre_tokenizer = pre_tokenizers.Metaspace()
-    counts = Counter(
-        piece for word in _split_words(texts, normalizer, pre_tokenizer, vocab_size) for piece in word
-    )
+    counts = Counter(piece for word in _split_words(texts, normalizer, pre_tokenizer, vocab_size) for piece in word)
     special = ["<s>", "<pad>", "</s>", "<unk>"]
     characters = sorted({character for piece in counts for character in piece})
     pieces = _most_frequent(counts, [*special, *characters], vocab_size - 1)
 
     # Laplace smoothing: a character that only occurs inside longer pieces still needs a finite score.
     total = sum(counts.values()) + len(pieces)
-    scored = [
-        (piece, 0.0 if piece in special else math.log((counts[piece] + 1) / total))
-        for piece in [*pieces, "<mask>"]
-    ]
+    scored = [(piece, 0.0 if piece in special else math.log((counts[piece] + 1) / total)) for piece in [*pieces, "<mask>"]]
     tokenizer = Tokenizer(models.Unigram(scored, unk_id=special.index("<unk>"), byte_fallback=False))
     tokenizer.normalizer = normalizer
     tokenizer.pre_tokenizer = pre_tokenizer
@@ -316,9 +309,7 @@ def wrap_tokenizer(
     return wrapped
 
 
-def _split_words(
-    texts: Sequence[str], normalizer: Normalizer, pre_tokenizer: PreTokenizer, vocab_size: int
-) -> list[list[str]]:
+def _split_words(texts: Sequence[str], normalizer: Normalizer, pre_tokenizer: PreTokenizer, vocab_size: int) -> list[list[str]]:
     """Return every word of `texts` as its list of pieces, found by byte-pair merges.
 
     The library's WordPiece and Unigram trainers iterate over randomly ordered hash maps, so their
