@@ -21,6 +21,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
+from research_dropout import drop_values
+
 RECORDED_SDPA = "recorded_sdpa"
 
 Relations = tuple[Tensor, Tensor, Tensor]
@@ -70,27 +72,32 @@ def recorded_sdpa(
 ) -> tuple[Tensor, None]:
     """Run the fused kernel, and keep what the active recorder wants of this layer.
 
+    Where there is no fused kernel, on a CPU with dropout, attention is computed in the open here too.
     Query, key and value are (B, A, L, D); the attention mask is boolean (true: attend) or additive.
     """
     recorder = _active_recorder.get()
+    kept = None
     if recorder is not None:
         recorder.layers_run += 1
-    if recorder is None or recorder.layers_run not in recorder.layers:
-        return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
-    layer = recorder.layers_run
-    if recorder.keep == "relation":
+        kept = recorder.keep if recorder.layers_run in recorder.layers else None
+    if recorder is not None and kept == "relation":
         # Grouped keys and values are repeated for each query head, so all three have the same width.
         parts = [part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (query, key, value)]
         query_states, key_states, value_states = (part.transpose(1, 2).flatten(2) for part in parts)
-        recorder.relations[layer] = (query_states, key_states, value_states)
+        recorder.relations[recorder.layers_run] = (query_states, key_states, value_states)
+    has_kernel = dropout == 0 or query.device.type != "cpu"
+    if kept not in ("heads", "mean") and has_kernel:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     if attention_mask is None and looks_back_only(module, kwargs.get("is_causal")):
         attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     probs = attention_probs(query, key, attention_mask, scaling, kwargs.get("position_bias"))
     # Kept before dropout: a map with holes is no distribution, and no teacher has one.
-    recorder.maps[layer] = probs if recorder.keep == "heads" else probs.mean(dim=1)
+    if recorder is not None and kept in ("heads", "mean"):
+        recorder.maps[recorder.layers_run] = probs if kept == "heads" else probs.mean(dim=1)
     # The fused kernel drops by `dropout` alone, which models set to 0 outside training.
-    probs = nn.functional.dropout(probs.to(value.dtype), p=dropout)
+    probs = probs.to(value.dtype)
+    if dropout > 0:
+        probs = drop_values(probs, dropout)
     groups = query.shape[1] // value.shape[1]
     output = probs @ value.repeat_interleave(groups, dim=1)
     return output.transpose(1, 2).contiguous(), None

@@ -11,7 +11,7 @@ import os
 import pickle
 import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from transformers.utils import cached_file
 
 from research_attention import RECORDED_SDPA, record_attention
 from research_config import InputError
+from research_dropout import use_bit_dropout
 from research_files import hash_file
 from research_losses import pick_layers
 
@@ -43,6 +44,11 @@ UNREADABLE = (
     OSError, ValueError, LookupError, RuntimeError, EOFError, TypeError, AttributeError, ImportError, pickle.UnpicklingError,
     SafetensorError,
 )  # fmt: skip
+# Stack of layers, and the part of a layer after which every position is computed by itself, by model type.
+POSITIONWISE_PARTS = dict.fromkeys(
+    ("bert", "camembert", "electra", "roberta", "xlm-roberta"), ("encoder.layer", "attention.output")
+)
+POSITIONWISE_PARTS["distilbert"] = ("transformer.layer", "sa_layer_norm")
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 
 
@@ -151,12 +157,34 @@ class EncoderClassifier(TextClassifier):
         )
 
     def run_backbone(self, **inputs: Any) -> tuple[Any, Tensor]:
+        if self.pooling == "cls":
+            narrowed = nullcontext() if inputs["output_hidden_states"] else narrow_to_first_position(self.encoder)
+            with narrowed:
+                outputs = self.encoder(**inputs)
+            return outputs, self.classifier(outputs.last_hidden_state[:, 0])
         outputs = self.encoder(**inputs)
         states = outputs.last_hidden_state  # (B, L, H)
-        if self.pooling == "cls":
-            return outputs, self.classifier(states[:, 0])
         mask = inputs["attention_mask"].unsqueeze(-1).to(states.dtype)  # (B, L, 1)
         return outputs, self.classifier((states * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1.0))
+
+
+@contextmanager
+def narrow_to_first_position(encoder: Any) -> Iterator[None]:
+    """Let the last layer finish the first position only, where it is known how; the last states are then (B, 1, H).
+
+    The first position's state and every gradient stay what they are: after attention, a layer computes
+    each position by itself, and nothing reads the others'.
+    """
+    if encoder.config.model_type not in POSITIONWISE_PARTS:
+        yield
+        return
+    stack, part = POSITIONWISE_PARTS[encoder.config.model_type]
+    module = encoder.get_submodule(stack)[-1].get_submodule(part)
+    hook = module.register_forward_pre_hook(lambda _, states: tuple(state[:, :1] for state in states))
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 class TeacherModel(EncoderClassifier):
@@ -279,7 +307,7 @@ def load_encoder(name: str, *, random_init: bool = False) -> nn.Module:
     try:
         if random_init:
             config = open_config(name)
-            return make_recordable(AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False))
+            return prepare_encoder(AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False))
         encoder, report = load_pretrained(AutoModel, name)
     except UNREADABLE as error:
         raise InputError(f"model '{name}': cannot be loaded: {first_line(error)}") from error
@@ -289,7 +317,7 @@ def load_encoder(name: str, *, random_init: bool = False) -> nn.Module:
             f"model '{name}': {len(missing)} weights are missing from its file, as {', '.join(missing[:2])}; "
             "they would be random. Give a complete checkpoint."
         )
-    return make_recordable(encoder)
+    return prepare_encoder(encoder)
 
 
 def load_pretrained(auto_class: Any, name: str) -> tuple[Any, dict[str, Any]]:
@@ -313,8 +341,9 @@ def open_config(name: str) -> Any:
     return config
 
 
-def make_recordable(encoder: Any) -> nn.Module:
-    """Drop the unused pooler and let the attention of chosen layers be recorded."""
+def prepare_encoder(encoder: Any) -> nn.Module:
+    """Drop the unused pooler, let the attention of chosen layers be recorded, and make dropout cheap."""
+    use_bit_dropout(encoder)
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None
     # Models with an attention of their own (as DeBERTa's) compute their maps in the open anyway.

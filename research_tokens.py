@@ -321,16 +321,28 @@ def gather_ragged(
 
 
 def length_batches(
-    lengths: NDArray[np.int64], batch_size: int, *, seed: int | None = None, epoch: int = 0
+    lengths: NDArray[np.int64],
+    batch_size: int,
+    *,
+    seed: int | None = None,
+    epoch: int = 0,
+    token_budget: int | None = None,
 ) -> list[NDArray[np.int64]]:
-    """Cut positions 0..N-1 into batches of similar length.
+    """Cut positions 0..N-1 into batches of similar length, of `batch_size` rows.
 
     With a seed the rows are shuffled among those of nearly equal length (within 10 %), and the
-    batches among themselves, anew each epoch; without one the order is longest first.
+    batches among themselves, anew each epoch; without one the order is longest first, and a batch
+    ends before its padded tokens would exceed the budget, though it has at least one row.
     """
     if seed is None:
         order = np.argsort(-lengths, kind="stable")
-        return [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
+        batches, start = [], 0
+        while start < len(order):
+            longest = max(int(lengths[order[start]]), 1)
+            size = batch_size if token_budget is None else min(batch_size, max(token_budget // longest, 1))
+            batches.append(order[start : start + size])
+            start += size
+        return batches
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
     jittered = lengths[order] * generator.uniform(1.0, 1.1, len(order))
@@ -347,6 +359,7 @@ class BatchLoader:
     `teacher_tokens` it also holds `teacher_input_ids` and `teacher_attention_mask`; with `words` also
     `student_words` (B, L) and their number `num_words`, and beside teacher ids `teacher_words`; with
     `teacher_logits` those rows of it (B, C); with `teacher_layers` what that keeps of the teacher.
+    Without a seed, batches are for evaluation: longest rows first, `token_budget` padded tokens at most.
     Batches follow the student's lengths alone, so they are the same whatever is known of the teacher.
     """
 
@@ -358,6 +371,7 @@ class BatchLoader:
         batch_size: int,
         *,
         seed: int | None = None,
+        token_budget: int | None = None,
         teacher_tokens: Tokens | None = None,
         words: WordPairs | None = None,
         teacher_logits: NDArray[np.float32] | None = None,
@@ -368,6 +382,7 @@ class BatchLoader:
         self.labels = labels
         self.batch_size = batch_size
         self.seed = seed
+        self.token_budget = token_budget
         self.teacher_tokens = teacher_tokens
         self.words = words
         self.teacher_logits = teacher_logits
@@ -379,6 +394,8 @@ class BatchLoader:
         return len(self.rows)
 
     def __len__(self) -> int:
+        if self.token_budget is not None:
+            return len(self.plan(epoch=0))
         return -(-len(self.rows) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -390,7 +407,7 @@ class BatchLoader:
             yield self.collate(index)
 
     def plan(self, epoch: int) -> list[NDArray[np.int64]]:
-        return length_batches(self.lengths, self.batch_size, seed=self.seed, epoch=epoch)
+        return length_batches(self.lengths, self.batch_size, seed=self.seed, epoch=epoch, token_budget=self.token_budget)
 
     def collate(self, index: NDArray[np.int64]) -> Batch:
         rows = self.rows[index]

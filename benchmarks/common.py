@@ -335,6 +335,18 @@ def build_student(model: Path, labels: int, layers: int) -> Any:
     return StudentModel(num_labels=labels, encoder=encoder)
 
 
+def make_stock(model: Any, attention: str) -> Any:
+    """Give a classifier's encoder back transformers' own attention, "eager" or "sdpa", and torch's own dropout."""
+    from torch import nn
+
+    model.encoder.set_attn_implementation(attention)
+    for module in list(model.encoder.modules()):
+        for name, child in module.named_children():
+            if isinstance(child, nn.Dropout):
+                setattr(module, name, nn.Dropout(child.p))
+    return model
+
+
 def save_teacher(model: Path, labels: Sequence[str], folder: Path) -> Path:
     """Save `build_teacher`'s model as a --teacher_checkpoint."""
     from transformers import AutoTokenizer

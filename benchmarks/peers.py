@@ -3,11 +3,12 @@
     python benchmarks/peers.py --install cache/peers        # once: a virtual environment of its own
     python benchmarks/peers.py                              # runs there
 
-The models, data, batches, padding, loss, optimizer (AdamW) and clipping are the same; only logits are distilled,
-since TextBrewer caches nothing else. Sides: the suite from its cache and with a live teacher; TextBrewer's
-BasicDistiller live and with `is_caching_logits` (the fill is not timed); `Trainer` with a `compute_loss` that
-runs the teacher. The peers get their batches ready-made, while the suite's side collates its own in the timed
-steps. TextBrewer knows no multi-label loss: one is registered in `presets.KD_LOSS_MAP`, as its documentation says.
+The weights, data, batches, padding, loss, optimizer (AdamW) and clipping are the same; only logits are
+distilled, since TextBrewer caches nothing else. The peers' models are stock transformers encoders with fused
+attention. Sides: the suite from its cache and with a live teacher; TextBrewer's BasicDistiller live and with
+`is_caching_logits` (the fill is not timed); `Trainer` with a `compute_loss` that runs the teacher. The peers
+get their batches ready-made, while the suite's side collates its own in the timed steps. TextBrewer knows no
+multi-label loss: one is registered in `presets.KD_LOSS_MAP`, as its documentation says.
 """
 
 from __future__ import annotations
@@ -70,7 +71,8 @@ def build_sides(arguments: argparse.Namespace, scratch: Path) -> tuple[dict[str,
     logits = bench.compute_logits()
     loader = bench.build_training_loader()
     batches = [{name: batch[name] for name in ("input_ids", "attention_mask", "labels")} for batch in loader]
-    peers = Peers(bench.teacher.model.to(bench.device), student.to(bench.device), config, batches, scratch, arguments.device)
+    stock_teacher, stock_student = (make_stock_classifier(model).to(bench.device) for model in (bench.teacher.model, student))
+    peers = Peers(stock_teacher, stock_student, config, batches, scratch, arguments.device)
 
     def build_suite(*, live: bool) -> Side:
         trainer = research_distillation.DistillationTrainer(
@@ -122,8 +124,7 @@ class Peers:
         from textbrewer.presets import KD_LOSS_MAP  # type: ignore[import-not-found, unused-ignore]
 
         KD_LOSS_MAP["multi_label"] = self.soft_loss
-        student = accept_labels(copy.deepcopy(self.student))
-        teacher = accept_labels(self.teacher)
+        student, teacher = copy.deepcopy(self.student), self.teacher
         config = self.config
         # Saving is put off past the epochs that are timed.
         training = textbrewer.TrainingConfig(
@@ -200,19 +201,26 @@ class Peers:
         return train
 
 
-def accept_labels(model: Any) -> Any:
-    """Wrap a classifier so that it can be called with a whole batch, as TextBrewer calls models."""
+def make_stock_classifier(model: Any) -> Any:
+    """Copy a classifier of the suite into a plain module on a stock encoder.
+
+    It can be called with a whole batch, labels included, as TextBrewer calls models.
+    """
     from torch import nn
 
-    class LabelledModel(nn.Module):
+    model = common.make_stock(copy.deepcopy(model), "sdpa")
+
+    class StockClassifier(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.model = model
+            self.encoder = model.encoder
+            self.classifier = model.classifier
 
-        def forward(self, input_ids: Any, attention_mask: Any, labels: Any) -> Any:
-            return self.model(input_ids, attention_mask)
+        def forward(self, input_ids: Any, attention_mask: Any, labels: Any = None) -> Any:
+            states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            return {"logits": self.classifier(states[:, 0])}
 
-    return LabelledModel()
+    return StockClassifier()
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -86,12 +86,6 @@ def evaluate_padded(model: Any, loader: DataLoader[dict[str, Tensor]], device: t
     return torch.sigmoid(torch.cat(logits)).cpu().numpy()
 
 
-def make_eager(model: Any) -> Any:
-    """Let a model's attention return its maps, as the description needs, at the price of the fused kernel."""
-    model.encoder.set_attn_implementation("eager")
-    return model
-
-
 class ReferenceLoop:
     """One run of the reference for the flags of a run of the suite."""
 
@@ -105,10 +99,11 @@ class ReferenceLoop:
         self.label_names = inputs.comments.label_names
         self.inputs = inputs
         self.texts = list(inputs.comments.iter_texts())
-        self.teacher = freeze(make_eager(inputs.checkpoint.model)).to(self.device)
+        # Eager attention returns the maps that the description needs, at the price of the fused kernel.
+        self.teacher = freeze(common.make_stock(inputs.checkpoint.model, "eager")).to(self.device)
         assert config.student_layers is not None
         student = common.build_student(Path(config.student_path), len(self.label_names), config.student_layers)
-        self.student = make_eager(student).to(self.device)
+        self.student = common.make_stock(student, "eager").to(self.device)
         self.criterion = MultiLabelDistillationLoss(config.kd_alpha, config.kd_temperature).to(self.device)
         weights, _ = compute_class_weights(inputs.comments.labels[inputs.split.train], self.label_names)
         self.class_weights = torch.from_numpy(weights).to(self.device)

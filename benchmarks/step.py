@@ -3,7 +3,8 @@
     python benchmarks/step.py                          # students of 6 and 3 layers
     python benchmarks/step.py --rows 300 --steps 2 --repeats 1
 
-Sides: plain fine-tuning of the student (labels only; the limit), distillation with every --kd_method from the
+Sides: plain fine-tuning of the student (labels only; the limit); the same with a last layer that computes every
+position, as fine-tuning does elsewhere and as hidden states need it; distillation with every --kd_method from the
 cache, and with the teacher run live. All go through `DistillationTrainer.fit`, collating included. Evaluation
 and tokenising are timed against the reference loop's way: batches of 32 in dataset order padded to 128, with
 eager attention or with the fused kernel, and one call of the tokenizer per row.
@@ -18,6 +19,7 @@ import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import common
 import numpy as np
@@ -32,12 +34,14 @@ from research_config import KD_METHODS, ExperimentConfig
 from research_data import Comments, load_comments
 from research_distillation import DistillationTrainer, ModelShape
 from research_evaluation import predict_logits
-from research_run import EVAL_BATCH
+from research_models import POSITIONWISE_PARTS
+from research_run import EVAL_BATCH, EVAL_TOKENS
 from research_teacher import Teacher, fetch_layers, fetch_logits
 from research_tokens import BatchLoader, Tokens, padding_ratio, tokenize
 
 LIVE_METHODS = ("logit", "multi_level")
 PLAIN = "plain"
+PLAIN_WHOLE = "plain_whole"
 BYTES_PER_PADDED_TOKEN = 16  # an int64 id and its int64 mask
 
 
@@ -71,8 +75,9 @@ class Bench:
         self.teacher = Teacher({"seed": common.SEED}, ModelShape.of(model.backbone_config), lambda: model, lambda _: None, {})
         self.steps = min(arguments.steps, -(-len(self.rows) // common.BATCH))
 
-    def build_loader(self, rows: NDArray[np.int64], size: int, **extras: Any) -> BatchLoader:
-        return BatchLoader(rows, self.tokens, self.comments.labels, size, **extras)
+    def build_evaluation_loader(self, rows: NDArray[np.int64]) -> BatchLoader:
+        budget = EVAL_TOKENS[self.device.type]
+        return BatchLoader(rows, self.tokens, self.comments.labels, EVAL_BATCH, token_budget=budget)
 
     def build_training_loader(self, **extras: Any) -> PlannedBatches:
         loader = PlannedBatches(self.rows, self.tokens, self.comments.labels, common.BATCH, seed=common.SEED, **extras)
@@ -93,7 +98,7 @@ class Bench:
         """Return the teacher's logits, filled in for the rows that are trained on, (N, C)."""
         rows = self.planned_rows()
         logits = np.zeros((len(self.comments), len(self.comments.label_names)), dtype=np.float32)
-        logits[rows] = fetch_logits(self.teacher, self.build_loader(rows, EVAL_BATCH), self.device, self.cache)
+        logits[rows] = fetch_logits(self.teacher, self.build_evaluation_loader(rows), self.device, self.cache)
         return logits
 
 
@@ -103,8 +108,8 @@ def build_sides(bench: Bench, layers: int) -> dict[str, Side]:
     logits = bench.compute_logits()
 
     def build_side(method: str, *, live: bool) -> Side:
-        pipeline = "student_only" if method == PLAIN else "kd_only"
-        config = bench.config(pipeline=pipeline, kd_method="logit" if method == PLAIN else method)
+        distils = method in KD_METHODS
+        config = bench.config(pipeline="kd_only" if distils else "student_only", kd_method=method if distils else "logit")
         trainer = DistillationTrainer(
             bench.teacher.model if live else None,
             copy.deepcopy(student),
@@ -114,19 +119,20 @@ def build_sides(bench: Bench, layers: int) -> dict[str, Side]:
             label_names=bench.comments.label_names,
         )
         extras: dict[str, Any] = {}
-        if method != PLAIN and not live:
+        if distils and not live:
             extras["teacher_logits"] = logits
             if trainer.comparison is not None:
-                planned = bench.build_loader(bench.planned_rows(), EVAL_BATCH)
+                planned = bench.build_evaluation_loader(bench.planned_rows())
                 extras["teacher_layers"] = fetch_layers(bench.teacher, trainer.comparison, planned, bench.device, bench.cache)
         loader = bench.build_training_loader(**extras)
 
         def train() -> None:
-            trainer.fit(loader, lambda _: {"f1_macro": 0.0})
+            with patch.dict(POSITIONWISE_PARTS, clear=method == PLAIN_WHOLE):
+                trainer.fit(loader, lambda _: {"f1_macro": 0.0})
 
         return lambda: common.time_last_steps(train, bench.steps, bench.arguments.device)
 
-    sides = {PLAIN: build_side(PLAIN, live=False)}
+    sides = {name: build_side(name, live=False) for name in (PLAIN, PLAIN_WHOLE)}
     sides |= {f"{method}_cached": build_side(method, live=False) for method in KD_METHODS}
     return sides | {f"{method}_live": build_side(method, live=True) for method in LIVE_METHODS}
 
@@ -136,7 +142,10 @@ def measure_steps(bench: Bench, layers: int) -> dict[str, Any]:
     rows = bench.count_timed_rows()
     return {
         "sides": {name: common.summarize(of_side, rows) for name, of_side in timings.items()},
-        "over_plain": {name: common.compare(of_side, timings[PLAIN]) for name, of_side in timings.items() if name != PLAIN},
+        **{
+            f"over_{plain}": {name: common.compare(of_side, timings[plain]) for name, of_side in timings.items() if name != plain}
+            for plain in (PLAIN, PLAIN_WHOLE)
+        },
     }
 
 
@@ -146,13 +155,13 @@ def measure_evaluation(bench: Bench, layers: int) -> dict[str, Any]:
     texts = [text for text, _ in zip(bench.comments.iter_texts(), rows, strict=False)]
     labels = bench.comments.labels[rows]
     padded = DataLoader(PaddedRows(texts, labels, bench.tokenizer, common.MAX_LENGTH), batch_size=common.BATCH)
-    sorted_loader = bench.build_loader(rows, EVAL_BATCH)
-    fused = common.build_student(bench.arguments.model, labels.shape[1], layers).to(bench.device)
-    eager = copy.deepcopy(fused)
-    eager.encoder.set_attn_implementation("eager")
+    sorted_loader = bench.build_evaluation_loader(rows)
+    student = common.build_student(bench.arguments.model, labels.shape[1], layers).to(bench.device)
+    fused = common.make_stock(copy.deepcopy(student), "sdpa")
+    eager = common.make_stock(copy.deepcopy(student), "eager")
     timings = common.interleave(
         {
-            "suite": lambda: timed(lambda: predict_logits(fused, sorted_loader, bench.device)),
+            "suite": lambda: timed(lambda: predict_logits(student, sorted_loader, bench.device)),
             "padded_fused": lambda: timed(lambda: evaluate_padded(fused, padded, bench.device)),
             "padded_eager": lambda: timed(lambda: evaluate_padded(eager, padded, bench.device)),
         },
@@ -186,15 +195,18 @@ def measure_tokenising(bench: Bench) -> dict[str, Any]:
 
     texts = ListedTexts(list(bench.comments.iter_texts()))
     # Each side has a tokenizer of its own: padding and truncation are settings that stay in it.
-    tokenizers = {side: AutoTokenizer.from_pretrained(bench.arguments.model) for side in ("suite", "per_row")}
+    tokenizer = AutoTokenizer.from_pretrained(bench.arguments.model)
+    padded_rows = PaddedRows(
+        texts.texts, bench.comments.labels, AutoTokenizer.from_pretrained(bench.arguments.model), common.MAX_LENGTH
+    )
 
     def suite() -> None:
         with tempfile.TemporaryDirectory() as folder:
-            tokenize(texts, tokenizers["suite"], common.MAX_LENGTH, Cache(Path(folder)), with_words=False)
+            tokenize(texts, tokenizer, common.MAX_LENGTH, Cache(Path(folder)), with_words=False)
 
     def per_row() -> None:
-        for text in texts.texts:
-            tokenizers["per_row"](text, padding="max_length", truncation=True, max_length=common.MAX_LENGTH)
+        for place in range(len(padded_rows)):
+            padded_rows[place]
 
     sides = {"suite": lambda: timed(suite), "per_row": lambda: timed(per_row)}
     timings = common.interleave(sides, min(bench.arguments.repeats, 3))
@@ -205,10 +217,10 @@ def measure_tokenising(bench: Bench) -> dict[str, Any]:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    parser = common.build_parser(__doc__, rows=4000, repeats=7)
+    parser = common.build_parser(__doc__, rows=None, repeats=7)
     parser.add_argument("--student_layers", type=int, nargs="+", default=[6, 3], help="layers of each student timed")
     parser.add_argument("--steps", type=int, default=10, help="steps of each measurement (default: %(default)s)")
-    parser.add_argument("--evaluation_rows", type=int, default=512, help="rows of the timed evaluation (default: %(default)s)")
+    parser.add_argument("--evaluation_rows", type=int, default=1250, help="rows of the timed evaluation (default: %(default)s)")
     arguments = common.parse_flags(parser, argv)
     machine = common.describe_machine(arguments.threads, arguments.device)
     with tempfile.TemporaryDirectory() as folder:
@@ -217,8 +229,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         result = {
             "steps": {f"{layers}_layers": measure_steps(bench, layers) for layers in arguments.student_layers},
             "padded_over_real_tokens": {
-                "suite": round(padding_ratio(bench.build_loader(bench.rows, common.BATCH, seed=common.SEED)), 4),
-                "suite_evaluation": round(padding_ratio(bench.build_loader(bench.rows, EVAL_BATCH)), 4),
+                "suite": round(
+                    padding_ratio(BatchLoader(bench.rows, bench.tokens, bench.comments.labels, common.BATCH, seed=common.SEED)), 4
+                ),
+                "suite_evaluation": round(padding_ratio(bench.build_evaluation_loader(bench.rows)), 4),
                 "padded_to_max_length": round(common.MAX_LENGTH * len(lengths) / int(lengths.sum()), 2),
             },
             "evaluation": measure_evaluation(bench, arguments.student_layers[0]),

@@ -12,7 +12,7 @@ from transformers import AutoModel
 
 import research_attention
 from research_attention import attention_probs, record_attention, recorded_sdpa
-from research_models import TeacherModel
+from research_models import TeacherModel, narrow_to_first_position
 
 KINDS = ("bert", "electra", "distilbert", "mobilebert", "xlm-roberta", "roberta", "albert", "deberta-v2")
 
@@ -74,6 +74,46 @@ def test_recording_changes_no_logit(encoder_folder: Path) -> None:
         plain = model(input_ids, attention_mask)["logits"]
         recorded = model(input_ids, attention_mask, attention_layers=(2,), output_hidden_states=True)["logits"]
     torch.testing.assert_close(recorded, plain, atol=1e-5, rtol=1e-4)
+
+
+def test_narrowing_the_last_layer_changes_neither_logits_nor_gradients(encoder_folder: Path) -> None:
+    input_ids, attention_mask = batch()
+    model = TeacherModel(str(encoder_folder), num_labels=2).eval()
+    results = []
+    # Whole last states are needed when hidden states are asked for, so that pass is not narrowed.
+    for whole in (False, True):
+        model.zero_grad()
+        logits = model(input_ids, attention_mask, output_hidden_states=whole)["logits"]
+        logits.square().sum().backward()
+        results.append((logits.detach(), {name: weight.grad for name, weight in model.named_parameters()}))
+    (narrow, narrow_gradients), (full, full_gradients) = results
+    torch.testing.assert_close(narrow, full, atol=1e-6, rtol=1e-5)
+    for name, gradient in full_gradients.items():
+        torch.testing.assert_close(narrow_gradients[name], gradient, atol=1e-6, rtol=1e-4)
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "electra", "xlm-roberta"])
+def test_a_narrowed_encoder_ends_with_one_position(kind: str, tmp_path: Path) -> None:
+    encoder = TeacherModel(str(build_encoder(kind, tmp_path, 60, layers=2, width=32, heads=4)), num_labels=2).encoder.eval()
+    input_ids, attention_mask = batch()
+    with narrow_to_first_position(encoder):
+        narrow = encoder(input_ids, attention_mask=attention_mask).last_hidden_state
+    full = encoder(input_ids, attention_mask=attention_mask).last_hidden_state
+    assert narrow.shape == (3, 1, 32) and full.shape == (3, 9, 32)
+    torch.testing.assert_close(narrow[:, 0], full[:, 0], atol=1e-6, rtol=1e-5)
+
+
+def test_open_attention_in_training_is_the_fused_one_but_for_dropout(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    query, key, value = (torch.randn(2, 4, 6, 8, generator=generator, dtype=torch.float64) for _ in range(3))
+    mask = torch.ones(2, 1, 6, 6, dtype=torch.bool)
+    mask[1, ..., 4:] = False
+    module = torch.nn.Module()
+    module.is_causal = False  # type: ignore[assignment]
+    fused, _ = recorded_sdpa(module, query, key, value, mask)
+    monkeypatch.setattr(research_attention, "drop_values", lambda probs, p: probs)
+    opened, _ = recorded_sdpa(module, query, key, value, mask, dropout=0.1)
+    torch.testing.assert_close(opened, fused, atol=1e-6, rtol=1e-6)
 
 
 def test_rows_of_recorded_maps_are_distributions_in_training_too(encoder_folder: Path) -> None:

@@ -25,7 +25,7 @@ from research_distillation import (
     schedule,
     verify_teacher_performance,
 )
-from research_models import make_recordable
+from research_models import prepare_encoder
 from research_tokens import BatchLoader, Tokens
 
 LABELS = ("bully", "threat", "spam")
@@ -44,7 +44,7 @@ def tiny_encoder(layers: int, width: int = 16, seed: int = 0, dropout: float = 0
         hidden_dropout_prob=dropout,
         attention_probs_dropout_prob=dropout,
     )
-    return make_recordable(BertModel(config, add_pooling_layer=False))
+    return prepare_encoder(BertModel(config, add_pooling_layer=False))
 
 
 def tiny_teacher() -> TeacherModel:

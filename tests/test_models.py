@@ -30,7 +30,7 @@ from research_models import (
     load_encoder,
     load_model_config,
     load_tokenizer,
-    make_recordable,
+    prepare_encoder,
     resolve_model_folder,
     save_classifier,
 )
@@ -210,7 +210,7 @@ def test_relations_are_an_error_where_the_attention_gives_none(encoders: dict[st
 @pytest.mark.parametrize("kind", LAYER_STACKS)
 def test_cut_encoder_keeps_the_layers_the_uniform_mapping_pairs(kind: str, wanted: int) -> None:
     config = encoder_config(kind, VOCABULARY, 5, 16, 2, 1)
-    encoder = make_recordable(transformers.AutoModel.from_config(config)).eval()
+    encoder = prepare_encoder(transformers.AutoModel.from_config(config)).eval()
     before = list(encoder.get_submodule(LAYER_STACKS[kind]).children())
     ids, mask = token_batch()
     with torch.no_grad():

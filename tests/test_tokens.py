@@ -320,6 +320,20 @@ def test_batches_without_a_seed_go_from_long_to_short() -> None:
     assert [batch.tolist() for batch in length_batches(lengths, 2)] == [[1, 3], [0, 2]]
 
 
+def test_a_token_budget_ends_a_batch_before_its_padded_tokens_exceed_it() -> None:
+    lengths = np.array([3, 9, 1, 7, 2, 3])
+    batches = length_batches(lengths, 3, token_budget=8)
+    # A row longer than the budget is a batch by itself, and three short rows are all that batch_size allows.
+    assert [batch.tolist() for batch in batches] == [[1], [3], [0, 5], [4, 2]]
+    assert [len(batch) for batch in length_batches(lengths, 3, token_budget=1000)] == [3, 3]
+
+
+def test_a_loader_with_a_token_budget_counts_its_batches() -> None:
+    loader = make_loader(None)
+    loader.token_budget = 40
+    assert len(loader) == len(list(loader)) > 13
+
+
 @requires_shared
 def test_padding_on_the_real_comments_is_under_four_percent(tmp_path: Path) -> None:
     comments = load_comments(shared_path("data", "bn_cyberbully5.csv"))
