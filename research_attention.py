@@ -45,6 +45,20 @@ class AttentionRecorder:
         self.maps: dict[int, Tensor] = {}
         self.relations: dict[int, Relations] = {}
 
+    def begin_layer(self) -> str | None:
+        """Count the layer that runs now, and return what is wanted of it."""
+        self.layers_run += 1
+        return self.keep if self.layers_run in self.layers else None
+
+    def take_relations(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        # Grouped keys and values are repeated for each query head, so all three have the same width.
+        parts = [part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (query, key, value)]
+        query_states, key_states, value_states = (part.transpose(1, 2).flatten(2) for part in parts)
+        self.relations[self.layers_run] = (query_states, key_states, value_states)
+
+    def take_map(self, probs: Tensor) -> None:
+        self.maps[self.layers_run] = probs if self.keep == "heads" else probs.mean(dim=1)
+
 
 _active_recorder: ContextVar[AttentionRecorder | None] = ContextVar("active_recorder", default=None)
 
@@ -72,32 +86,25 @@ def recorded_sdpa(
 ) -> tuple[Tensor, None]:
     """Run the fused kernel, and keep what the active recorder wants of this layer.
 
-    Where there is no fused kernel, on a CPU with dropout, attention is computed in the open here too.
+    A CPU has no fused kernel with dropout, so there attention in training is computed in the open here too.
     Query, key and value are (B, A, L, D); the attention mask is boolean (true: attend) or additive.
     """
-    recorder = _active_recorder.get()
-    kept = None
-    if recorder is not None:
-        recorder.layers_run += 1
-        kept = recorder.keep if recorder.layers_run in recorder.layers else None
-    if recorder is not None and kept == "relation":
-        # Grouped keys and values are repeated for each query head, so all three have the same width.
-        parts = [part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (query, key, value)]
-        query_states, key_states, value_states = (part.transpose(1, 2).flatten(2) for part in parts)
-        recorder.relations[recorder.layers_run] = (query_states, key_states, value_states)
+    recorder = _active_recorder.get() or AttentionRecorder((), "mean")
+    wanted = recorder.begin_layer()
+    if wanted == "relation":
+        recorder.take_relations(query, key, value)
+    wants_map = wanted in ("heads", "mean")
     has_kernel = dropout == 0 or query.device.type != "cpu"
-    if kept not in ("heads", "mean") and has_kernel:
+    if has_kernel and not wants_map:
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **kwargs)
     if attention_mask is None and looks_back_only(module, kwargs.get("is_causal")):
         attention_mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     probs = attention_probs(query, key, attention_mask, scaling, kwargs.get("position_bias"))
-    # Kept before dropout: a map with holes is no distribution, and no teacher has one.
-    if recorder is not None and kept in ("heads", "mean"):
-        recorder.maps[recorder.layers_run] = probs if kept == "heads" else probs.mean(dim=1)
-    # The fused kernel drops by `dropout` alone, which models set to 0 outside training.
-    probs = probs.to(value.dtype)
-    if dropout > 0:
-        probs = drop_values(probs, dropout)
+    if wants_map:
+        # Before dropout: a map with holes is no distribution, and no teacher has one.
+        recorder.take_map(probs)
+    # As in the fused kernel, `dropout` alone decides, which models set to 0 outside training.
+    probs = drop_values(probs.to(value.dtype), dropout)
     groups = query.shape[1] // value.shape[1]
     output = probs @ value.repeat_interleave(groups, dim=1)
     return output.transpose(1, 2).contiguous(), None

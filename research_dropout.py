@@ -22,7 +22,9 @@ def drop_values(values: Tensor, p: float) -> Tensor:
     expectation is exact. Elsewhere, where torch's own kernel is fast, that one runs.
     """
     threshold = round(p * LEVELS)
-    if values.device.type != "cpu" or threshold in (0, LEVELS):
+    if threshold == 0:
+        return values
+    if values.device.type != "cpu" or threshold == LEVELS:
         return nn.functional.dropout(values, p)
     count = values.numel()
     words = torch.empty(-(-count // 4), dtype=torch.int64).random_(-(2**63), None)
