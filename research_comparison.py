@@ -31,6 +31,7 @@ FloatArray = npt.NDArray[np.floating[Any]]
 BOOTSTRAP_SEED = 0  # the same comparison twice prints the same bytes
 MAX_SEARCH_DEPTH = 4
 MAX_NAMED_RUNS = 5
+SEED_IN_NAME = re.compile(r"(?:^|[\W_]+)(?:seed|s)[\W_]*\d+(?![^\W_])")
 
 _FLAG_GROUPS = {entry.name: entry.metadata.get("group") for entry in dataclasses.fields(ExperimentConfig)}
 # Flags of these groups that another pipeline does use.
@@ -250,11 +251,17 @@ def _check_distinct(group: Sequence[Member]) -> None:
 
 
 def _name_group(group: Sequence[Member]) -> str:
-    names = [member.owner.name or str(member.owner.resolve().name) for member in group]
-    shared = os.path.commonprefix(names)
-    if len(set(names)) > 1:
-        shared = re.sub(r"[\W_]*(seed|s)?[\W_]*$", "", shared)
-    return shared or f"{names[0]} and {len(names) - 1} more"
+    """Name a row by what its members' directories share beside the seed: `a_seed_1` and `a_seed_2` are `a`."""
+    folders = [member.owner.absolute() for member in group]
+    names = {folder.name for folder in folders}
+    if len(names) == 1:
+        return folders[0].name
+    seedless = {SEED_IN_NAME.sub("", name).strip("_-. ") for name in names}
+    if len(seedless) == 1:
+        # Nothing but seeds in a folder of their own: the folder's name says what they are.
+        return seedless.pop() or folders[0].parent.name
+    shared = re.sub(r"[\W_]*(seed|s)?[\W_]*$", "", os.path.commonprefix(sorted(names)))
+    return shared or f"{folders[0].name} and {len(group) - 1} more"
 
 
 def _disambiguate(rows: list[Row]) -> list[Row]:

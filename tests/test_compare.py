@@ -228,6 +228,24 @@ def test_runs_that_differ_only_by_seed_become_one_row(tmp_path):
         assert result.std == pytest.approx(np.std(result.values, ddof=1))
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (("seed_1_kd_method_logit", "seed_2_kd_method_logit"), "kd_method_logit"),
+        (("kd_alpha_0.3_seed_1", "kd_alpha_0.3_seed_2"), "kd_alpha_0.3"),
+        (("class_s1", "class_s2"), "class"),
+        (("seed_1", "seed_2"), "runs"),
+        (("run_1", "run_2"), "run"),
+        (("left", "right"), "left and 1 more"),
+    ],
+)
+def test_a_row_of_seeds_is_named_without_them(tmp_path, names, expected):
+    for seed, name in enumerate(names, 1):
+        write_run(tmp_path / "runs" / name, seed=seed)
+    (result,) = compare_runs([tmp_path / "runs"], group_by="seed", resamples=100).results
+    assert result.row.name == expected
+
+
 def test_difference_over_seeds_pairs_runs_of_the_same_seed(tmp_path):
     write_seeds(tmp_path)
     (tmp_path / "alpha_0.9_seed3" / "metrics.json").unlink()
