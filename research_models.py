@@ -157,15 +157,17 @@ class EncoderClassifier(TextClassifier):
         )
 
     def run_backbone(self, **inputs: Any) -> tuple[Any, Tensor]:
+        first_is_enough = self.pooling == "cls" and not inputs["output_hidden_states"]
+        with narrow_to_first_position(self.encoder) if first_is_enough else nullcontext():
+            outputs = self.encoder(**inputs)
+        return outputs, self.classify(outputs.last_hidden_state, inputs["attention_mask"])
+
+    def classify(self, states: Tensor, attention_mask: Tensor) -> Tensor:
+        """Pool the last states (B, L, H), of which "cls" reads the first position only, and return logits (B, C)."""
         if self.pooling == "cls":
-            narrowed = nullcontext() if inputs["output_hidden_states"] else narrow_to_first_position(self.encoder)
-            with narrowed:
-                outputs = self.encoder(**inputs)
-            return outputs, self.classifier(outputs.last_hidden_state[:, 0])
-        outputs = self.encoder(**inputs)
-        states = outputs.last_hidden_state  # (B, L, H)
-        mask = inputs["attention_mask"].unsqueeze(-1).to(states.dtype)  # (B, L, 1)
-        return outputs, self.classifier((states * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1.0))
+            return self.classifier(states[:, 0])
+        mask = attention_mask.unsqueeze(-1).to(states.dtype)  # (B, L, 1)
+        return self.classifier((states * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1.0))
 
 
 @contextmanager

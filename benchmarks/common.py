@@ -324,7 +324,7 @@ def build_teacher(model: Path, labels: int) -> Any:
     return TeacherModel(num_labels=labels, encoder=encoder)
 
 
-def build_student(model: Path, labels: int, layers: int) -> Any:
+def build_student(model: Path, labels: int, layers: int, pooling: str = "cls") -> Any:
     """Return a student with the first weights of a run with these layers."""
     import torch
 
@@ -332,7 +332,7 @@ def build_student(model: Path, labels: int, layers: int) -> Any:
 
     encoder = cut_layers(load_encoder(str(model)), layers)
     torch.manual_seed(SEED)
-    return StudentModel(num_labels=labels, encoder=encoder)
+    return StudentModel(num_labels=labels, pooling=pooling, encoder=encoder)
 
 
 def make_stock(model: Any, attention: str) -> Any:

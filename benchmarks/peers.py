@@ -213,12 +213,11 @@ def make_stock_classifier(model: Any) -> Any:
     class StockClassifier(nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.encoder = model.encoder
-            self.classifier = model.classifier
+            self.model = model
 
         def forward(self, input_ids: Any, attention_mask: Any, labels: Any = None) -> Any:
-            states = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-            return {"logits": self.classifier(states[:, 0])}
+            states = self.model.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+            return {"logits": self.model.classify(states, attention_mask)}
 
     return StockClassifier()
 

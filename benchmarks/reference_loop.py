@@ -79,10 +79,9 @@ def evaluate_padded(model: Any, loader: DataLoader[dict[str, Tensor]], device: t
     model.eval()
     logits = []
     for batch in loader:
-        states = model.encoder(
-            input_ids=batch["input_ids"].to(device), attention_mask=batch["attention_mask"].to(device)
-        ).last_hidden_state
-        logits.append(model.classifier(states[:, 0]).float())
+        input_ids, attention_mask = batch["input_ids"].to(device), batch["attention_mask"].to(device)
+        states = model.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        logits.append(model.classify(states, attention_mask).float())
     return torch.sigmoid(torch.cat(logits)).cpu().numpy()
 
 
@@ -102,7 +101,9 @@ class ReferenceLoop:
         # Eager attention returns the maps that the description needs, at the price of the fused kernel.
         self.teacher = freeze(common.make_stock(inputs.checkpoint.model, "eager")).to(self.device)
         assert config.student_layers is not None
-        student = common.build_student(Path(config.student_path), len(self.label_names), config.student_layers)
+        student = common.build_student(
+            Path(config.student_path), len(self.label_names), config.student_layers, pooling=config.pooling
+        )
         self.student = common.make_stock(student, "eager").to(self.device)
         self.criterion = MultiLabelDistillationLoss(config.kd_alpha, config.kd_temperature).to(self.device)
         weights, _ = compute_class_weights(inputs.comments.labels[inputs.split.train], self.label_names)
@@ -123,7 +124,7 @@ class ReferenceLoop:
             output_hidden_states=self.config.method.hidden,
             output_attentions=self.config.method.attention,
         )
-        return outputs, model.classifier(outputs.last_hidden_state[:, 0])
+        return outputs, model.classify(outputs.last_hidden_state, batch["attention_mask"])
 
     def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
         config, mask = self.config, batch["attention_mask"]
@@ -245,6 +246,7 @@ class Comparison:
             "teacher_path": arguments.model,
             "teacher_epochs": arguments.teacher_epochs,
             "lr": arguments.lr,
+            "pooling": arguments.pooling,
             "dataset_path": self.table,
             "num_threads": arguments.threads,
             "device": arguments.device,
@@ -270,6 +272,8 @@ class Comparison:
             "lr": arguments.lr,
             "batch": common.BATCH,
             "max_length": common.MAX_LENGTH,
+            "pooling": arguments.pooling,
+            "data_fraction": arguments.data_fraction,
             "allow_weak_teacher": True,
             "num_threads": threads,
             "device": arguments.device,
@@ -369,6 +373,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--student_layers", type=int, default=6, help="layers of the student, cut from the model")
     parser.add_argument("--kd_method", default="logit", help="logit, hidden, attention or multi_level (default: %(default)s)")
     parser.add_argument("--lr", type=float, default=1e-4, help="peak learning rate of both sides (default: %(default)s)")
+    parser.add_argument("--pooling", choices=("cls", "mean"), default="cls", help="text vector of teacher and student")
+    parser.add_argument("--data_fraction", type=float, default=1.0, help="share of the training part to train on, both sides")
     parser.add_argument("--reference_dtype", choices=("float32", "bfloat16"), default="float32", help="the reference's precision")
     parser.add_argument("--reference_fraction", type=float, default=1.0, help="share of the reference to measure, above 0, to 1")
     parser.add_argument("--teacher_checkpoint", type=Path, help="fine-tuned teacher of both sides, as the suite takes it")

@@ -121,6 +121,7 @@ def test_a_sweep_counts_every_run_of_the_grid(inputs, tmp_path, monkeypatch):
     settings = {
         "reference_fraction": 0.5, "teacher_checkpoint": tmp_path, "alphas": [0.3, 0.5], "temperatures": [2.0, 4.0],
         "student_layers": 2, "kd_method": "logit", "lr": 1e-4, "reference_dtype": "float32",
+        "pooling": "cls", "data_fraction": 1.0,
     }  # fmt: skip
     for name, value in settings.items():
         setattr(arguments, name, value)
