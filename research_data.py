@@ -315,11 +315,11 @@ def _without_texts_of(comments: Comments, rows: NDArray[np.int64], others: NDArr
 class Texts:
     """The T distinct texts of some rows: labels positive in any row, and what their rows add up to.
 
-    `positives` (T, C) bool; `row_positives` (T, C) and `row_counts` (T,) int64.
+    `positives` (T, C) bool; `row_positives` (T, C) int32 and `row_counts` (T,) int64.
     """
 
     positives: NDArray[np.bool_]
-    row_positives: NDArray[np.int64]
+    row_positives: NDArray[np.int32]
     row_counts: NDArray[np.int64]
 
     def __len__(self) -> int:
@@ -336,8 +336,9 @@ def group_texts(comments: Comments, rows: NDArray[np.int64]) -> tuple[Texts, NDA
     An unknown label counts as 0.
     """
     _, text_of_row, row_counts = np.unique(comments.text_hash[rows], return_inverse=True, return_counts=True)
-    row_positives = np.zeros((len(row_counts), len(comments.label_names)), np.int64)
-    np.add.at(row_positives, text_of_row, comments.labels[rows] == 1)
+    row_positives = np.empty((len(row_counts), len(comments.label_names)), np.int32)
+    for label in range(row_positives.shape[1]):
+        row_positives[:, label] = np.bincount(text_of_row[comments.labels[rows, label] == 1], minlength=len(row_counts))
     return Texts(row_positives > 0, row_positives, row_counts), text_of_row
 
 

@@ -69,13 +69,14 @@ def predict_logits(
     *,
     autocast_dtype: torch.dtype | None = None,
     prefix: str = "",
+    num_rows: int | None = None,
 ) -> npt.NDArray[np.float32]:
     """Run a model over a loader and return its logits, (N, C), in dataset order.
 
     Batches are dicts of CPU tensors: `index` (B,), the rows' places in the result, and
     `<prefix>input_ids` and `<prefix>attention_mask`, (B, L). Any batch order will do, so length-sorted
-    batches are fine. N is `loader.num_rows` when there is one, else the largest index + 1. Logits stay
-    on the device until the end, since reading each batch would stall a GPU once a batch.
+    batches are fine. N is `num_rows`, or else `loader.num_rows`. Logits stay on the device until the
+    end, since reading each batch would stall a GPU once a batch.
 
     Raises:
         FloatingPointError: some logits are not finite, as after an overflow in float16.
@@ -84,28 +85,26 @@ def predict_logits(
 
     device = torch.device(device)
     forward = build_forward(model, device, autocast_dtype)
-    positions: list[Tensor] = []
-    outputs: list[Tensor] = []
+    if num_rows is None:
+        num_rows = loader.num_rows  # type: ignore[attr-defined]
+    logits: Tensor | None = None
+    given = np.zeros(num_rows, dtype=bool)
     with evaluating(model):
         for batch in loader:
             input_ids = batch[f"{prefix}input_ids"].to(device, non_blocking=True)
             attention_mask = batch[f"{prefix}attention_mask"].to(device, non_blocking=True)
-            outputs.append(forward(input_ids, attention_mask).float())
-            positions.append(batch["index"])
-    assert outputs, "predict_logits needs at least one batch"
-
-    index = torch.cat(positions).cpu().numpy()
-    computed = torch.cat(outputs).cpu().numpy()  # (N, C), in loader order
-    num_rows = getattr(loader, "num_rows", int(index.max()) + 1)
-    assert len(np.unique(index)) == num_rows, f"loader gave {len(np.unique(index))} of {num_rows} rows"
-    num_broken = int((~np.isfinite(computed).all(axis=1)).sum())
+            computed = forward(input_ids, attention_mask).float()  # (B, C)
+            if logits is None:
+                logits = torch.empty(num_rows, computed.shape[1], device=device)
+            logits[batch["index"].to(device, non_blocking=True)] = computed
+            given[batch["index"].numpy()] = True
+    assert logits is not None and given.all(), f"loader gave {given.sum()} of {num_rows} rows"
+    num_broken = num_rows - int(torch.isfinite(logits).all(dim=1).sum())
     if num_broken:
         raise FloatingPointError(
             f"evaluation: logits of {num_broken} of {num_rows} rows are not finite. Try --no-amp or a lower --lr."
         )
-    logits = np.empty((num_rows, computed.shape[1]), dtype=np.float32)
-    logits[index] = computed
-    return logits
+    return logits.cpu().numpy()
 
 
 def sigmoid(logits: FloatArray) -> npt.NDArray[np.float64]:

@@ -33,6 +33,7 @@ Target = Path | BinaryIO
 COLUMN_WIDTH_IN = 3.4
 MAX_HEIGHT_IN = 200.0  # Agg draws at most 2**16 pixels
 MAX_PANELS = 24
+DRAWN_CELLS = 1000  # what a panel can tell apart along an axis
 SPARSE_BIN = 10
 MAX_LABEL_LENGTH = 28
 BASE_FONT = "DejaVu Sans"  # comes with matplotlib, so it is always there
@@ -272,6 +273,14 @@ def precision_recall_points(truth: npt.NDArray[np.bool_], probs: FloatArray) -> 
     return true_positives / (last_of_value + 1), true_positives / truth.sum()
 
 
+def thin_points(points: FloatArray) -> FloatArray:
+    """Leave out points (K, 2) of the unit square that would be drawn on the one before them; the last one stays."""
+    cells = np.round(points * DRAWN_CELLS)
+    kept = np.append(True, (cells[1:] != cells[:-1]).any(axis=1))
+    kept[-1] = True
+    return points[kept]
+
+
 # Drawing helpers
 
 
@@ -421,9 +430,10 @@ def _draw_precision_recall(axes: Axes, truth: npt.NDArray[np.bool_], probs: Mapp
     for number, (model, values) in enumerate(probs.items()):
         style = _model_style(model, number)
         precision, recall = precision_recall_points(truth, values)
+        points = thin_points(np.stack([np.append(0, recall), np.append(precision[0], precision)], axis=1))
         axes.step(
-            np.append(0, recall),
-            np.append(precision[0], precision),
+            points[:, 0],
+            points[:, 1],
             where="pre",
             color=style.color,
             linestyle=style.linestyle,

@@ -59,7 +59,7 @@ from research_models import (
 )
 from research_results import RunDirectory, aggregate_folds, load_run, write_report
 from research_teacher import Teacher, estimate_bytes, fetch_layers, fetch_logits
-from research_tokens import BatchLoader, Tokens, WordPairs, fingerprint_tokenizer, pair_words, tokenize
+from research_tokens import BatchLoader, Tokens, WordPairs, fingerprint_tokenizer, pair_words, release_pages, tokenize
 from research_trackers import track_run
 
 log = logging.getLogger(__name__)
@@ -168,6 +168,7 @@ class Experiment:
             with self.runtime.timed("teacher_outputs"):
                 teacher_logits = self.compute_teacher_logits(teacher)
             probs["teacher"] = {part: sigmoid(teacher_logits[getattr(self.split, part)]) for part in ("validation", "test")}
+            release_pages(teacher_logits)
             self.verify_teacher(probs["teacher"]["validation"])
             training["teacher"] = teacher.training
         if PIPELINES[self.config.pipeline].student:
@@ -205,6 +206,9 @@ class Experiment:
                 setattr(self, f"{side}_tokens", tokens)
                 if side == "teacher" or two_tokenizers or inputs.teacher_tokenizer is None:
                     report_tokenizer(side, tokenizer, self.comments.iter_texts())
+        if self.teacher_tokens is not None and self.student_tokens is not None and not two_tokenizers:
+            # One memory map for both, so that its pages count once.
+            self.student_tokens = dataclasses.replace(self.teacher_tokens, pad_id=self.student_tokens.pad_id)
         if with_words:
             assert self.student_tokens is not None and self.teacher_tokens is not None
             if not self.student_tokens.same_ids(self.teacher_tokens):
@@ -512,6 +516,7 @@ class Experiment:
     def measure_model(self, model: TextClassifier, tokens: Tokens) -> dict[str, float]:
         loader = BatchLoader(self.split.test, tokens, self.comments.labels, 32, seed=0)
         batches = [loader.collate(index) for index in loader.plan(0)[:EFFICIENCY_BATCHES]]
+        loader.release_pages()
         model.to(self.runtime.device)
         return measure_efficiency(model, batches, self.runtime.device, time_budget_s=EFFICIENCY_BUDGET_S)
 
@@ -535,6 +540,7 @@ class Experiment:
 def check_vocabulary(side: str, tokens: Tokens, shape: ModelShape) -> None:
     """Refuse token ids that the model has no embedding for."""
     largest = int(tokens.ids.max(initial=0))
+    release_pages(tokens.ids)
     if largest >= shape.vocabulary:
         raise InputError(
             f"--{side}_path: its tokenizer gives ids up to {largest}, its model has {shape.vocabulary} embeddings; "

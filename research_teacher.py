@@ -26,7 +26,7 @@ from research_cache import Cache
 from research_distillation import LayerComparison, LayerOutputs, ModelShape, freeze, name_layer_outputs, pool_outputs
 from research_evaluation import predict_logits
 from research_models import TextClassifier
-from research_tokens import BatchLoader, map_array
+from research_tokens import BatchLoader, map_array, release_pages
 
 log = logging.getLogger(__name__)
 
@@ -72,7 +72,8 @@ def fetch_logits(teacher: Teacher, loader: BatchLoader, device: torch.device, ca
     assert loader.teacher_tokens is None
 
     def build(folder: Path, _scratch: Path) -> None:
-        logits = predict_logits(teacher.model.to(device), with_progress(loader, "teacher logits"), device)
+        batches = with_progress(loader, "teacher logits")
+        logits = predict_logits(teacher.model.to(device), batches, device, num_rows=loader.num_rows)
         np.save(folder / "logits.npy", logits)
 
     key = output_key(teacher, loader, device)
@@ -107,9 +108,8 @@ class LayerStore:
         rows = map_array(folder / "rows.bin", np.int64)
         lengths = map_array(folder / "lengths.bin", np.int64)
         dtype = np.dtype(layout["dtype"])
-        self.states = {
-            name: map_array(folder / f"{name}.bin", dtype).reshape(-1, width) for name, width in layout["states"].items()
-        }
+        self.states = {name: map_array(folder / f"{name}.bin", dtype) for name in layout["states"]}
+        self.widths: dict[str, int] = layout["states"]
         self.maps = {name: map_array(folder / f"{name}.bin", dtype) for name in layout["maps"]}
         self.slot_of_row = np.full(int(rows.max(initial=-1)) + 1, -1)
         self.slot_of_row[rows] = np.arange(len(rows))
@@ -125,8 +125,9 @@ class LayerStore:
         positions = np.arange(int(lengths.max(initial=0)))
         real = positions < lengths[:, None]  # (B, P)
         arrays = {}
-        for name, flat in self.states.items():
-            padded = np.zeros((*real.shape, flat.shape[1]), dtype=flat.dtype)
+        for name, width in self.widths.items():
+            flat = self.states[name].reshape(-1, width)
+            padded = np.zeros((*real.shape, width), dtype=flat.dtype)
             padded[real] = flat[(self.state_starts[slots][:, None] + positions)[real]]
             arrays[name] = padded
         pairs = real[:, :, None] & real[:, None, :]  # (B, P, P)
@@ -136,6 +137,9 @@ class LayerStore:
             padded[pairs] = flat[cells[pairs]]
             arrays[name] = padded
         return arrays
+
+    def release_pages(self) -> None:
+        release_pages(*self.states.values(), *self.maps.values())
 
 
 def estimate_bytes(comparison: LayerComparison, lengths: NDArray[np.int64], width: int) -> int:

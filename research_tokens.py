@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import mmap
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -26,6 +27,7 @@ from research_config import InputError
 log = logging.getLogger(__name__)
 
 CHUNK_ROWS = 8192
+BATCHES_BETWEEN_RELEASES = 4
 NO_WORD = -1
 # Part of the cache keys: raise it when the stored layout or the rule that gives a token its word changes.
 TOKENS_FORMAT = 2
@@ -45,6 +47,8 @@ class RowStore(Protocol):
     """Something that keeps padded arrays of rows, named as batches carry them."""
 
     def collate(self, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]: ...
+
+    def release_pages(self) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -126,6 +130,16 @@ def tokenize(texts: TextSource, tokenizer: Any, max_length: int, cache: Cache, *
 def map_array(path: Path, dtype: Any) -> Any:
     """Memory-map a flat binary file; an empty file is an empty array."""
     return np.memmap(path, dtype=dtype, mode="r") if path.stat().st_size else np.empty(0, dtype=dtype)
+
+
+def release_pages(*arrays: NDArray[Any]) -> None:
+    """Give the pages of memory maps back to the system, which still holds the files in its cache.
+
+    Without it a process that reads all of a file in any order ends up with all of it in its resident set.
+    """
+    for array in arrays:
+        if isinstance(array.base, mmap.mmap):
+            array.base.madvise(mmap.MADV_DONTNEED)
 
 
 def write_tokens(folder: Path, texts: Iterator[str], tokenizer: Any, max_length: int, with_words: bool) -> None:
@@ -403,8 +417,23 @@ class BatchLoader:
 
     def iterate(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """Yield one epoch's batches, leaving out the first `skip`: a resumed epoch goes on where it was."""
-        for index in self.plan(epoch)[skip:]:
+        for number, index in enumerate(self.plan(epoch)[skip:]):
+            if number % BATCHES_BETWEEN_RELEASES == 0:
+                self.release_pages()
             yield self.collate(index)
+        self.release_pages()
+
+    def release_pages(self) -> None:
+        """Let go of what has been read of the memory maps, so that memory does not grow with the rows."""
+        for tokens in (self.tokens, self.teacher_tokens):
+            if tokens is not None:
+                release_pages(tokens.ids)
+        if self.words is not None:
+            release_pages(self.words.student, self.words.teacher)
+        if self.teacher_logits is not None:
+            release_pages(self.teacher_logits)
+        if self.teacher_layers is not None:
+            self.teacher_layers.release_pages()
 
     def plan(self, epoch: int) -> list[NDArray[np.int64]]:
         return length_batches(self.lengths, self.batch_size, seed=self.seed, epoch=epoch, token_budget=self.token_budget)

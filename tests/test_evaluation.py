@@ -115,8 +115,13 @@ def test_length_sorted_loader_gives_rows_in_dataset_order() -> None:
 def test_prefixed_batches_give_the_same_logits() -> None:
     model = TinyClassifier()
     plain = predict_logits(model, LengthSortedLoader(), "cpu")
-    prefixed = predict_logits(model, list(LengthSortedLoader(prefix="teacher_")), "cpu", prefix="teacher_")
+    prefixed = predict_logits(model, list(LengthSortedLoader(prefix="teacher_")), "cpu", prefix="teacher_", num_rows=11)
     np.testing.assert_array_equal(plain, prefixed)
+
+
+def test_a_loader_that_leaves_rows_out_is_caught() -> None:
+    with pytest.raises(AssertionError, match="loader gave 11 of 12 rows"):
+        predict_logits(TinyClassifier(), LengthSortedLoader(), "cpu", num_rows=12)
 
 
 def test_prediction_restores_every_training_flag() -> None:

@@ -306,6 +306,16 @@ def test_report_before_metrics_is_the_report_after(tmp_path: Path) -> None:
     assert RunDirectory(path).status() == "unfinished"
 
 
+def test_thinning_keeps_the_ends_and_moves_no_curve_further_than_can_be_seen() -> None:
+    recall = np.linspace(0, 1, 50_001)
+    points = np.stack([recall, 1 - recall**2], axis=1)
+    thinned = research_plots.thin_points(points)
+    assert len(thinned) < 3_000
+    assert (thinned[[0, -1]] == points[[0, -1]]).all()
+    assert np.abs(np.interp(recall, thinned[:, 0], thinned[:, 1]) - points[:, 1]).max() < 2e-3
+    assert len(research_plots.thin_points(points[:1])) == 1
+
+
 def test_precision_recall_shares_a_point_among_ties() -> None:
     truth = np.array([True, False, True, False])
     precision, recall = research_plots.precision_recall_points(truth, np.array([0.9, 0.5, 0.5, 0.1]))
