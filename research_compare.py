@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import research_statistics as statistics
-from research_comparison import Comparison, Result, compare_runs
+from research_comparison import Comparison, Result, compare_runs, format_flag
 from research_config import InputError
 from research_results import MODELS, PARTS, to_plain, write_text_atomic
 
@@ -103,15 +103,6 @@ def _build_row(result: Result, comparison: Comparison) -> list[str]:
         cells += [_number(difference.value, "+"), _interval(difference.low, difference.high, "+")]
         cells += [_p_value(difference.p_value), _p_value(result.p_holm)]
     return cells + ([_p_value(result.p_members), _p_value(result.p_members_holm)] if grouped else [])
-
-
-def format_flag(value: Any) -> str:
-    """Return a flag's value as it is typed: on or off, lists by spaces, nothing for an unset one."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return "" if value is None else str(value)
 
 
 def _number(value: float, sign: str = "") -> str:

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from research_comparison import MACHINE_FLAGS, Comparison, Result
+from research_comparison import MACHINE_FLAGS, Comparison, Result, format_flag
 from research_files import write_atomic
 from research_plots import COLUMN_WIDTH_IN, STYLES, SeriesStyle, Target, figure_style
 from research_results import dig
@@ -32,6 +32,7 @@ METRIC_NAMES = {
     "hamming_loss": "Hamming loss (lower is better)",
 }
 LOG_AXIS_RATIO = 50  # a sweep whose largest value is that many times its smallest reads better in decades
+SIGNIFICANT = 0.05
 TEACHER_STYLE = SeriesStyle("#000000", "-", "*", "")
 
 
@@ -66,6 +67,11 @@ def plot_comparison(comparison: Comparison, folder: Path) -> dict[Path, str]:
         captions[f"sweep_{flag}"] = f"{metric} against {flag}, with 95 % intervals"
         reference = None if flag in comparison.baseline.row.settings else comparison.baseline.estimate
         plot_sweep(flag, collect_series(comparison, flag), metric, figures.setdefault(f"sweep_{flag}", BytesIO()), reference)
+    differing = [result for result in comparison.results if result.difference is not None]
+    if differing:
+        baseline = comparison.baseline.row.name
+        captions["differences"] = f"{metric}: difference to {baseline} with its paired 95 % interval"
+        plot_differences(differing, baseline, metric, figures.setdefault("differences", BytesIO()))
     if len(swept) == 2:
         for name, grid in collect_grids(comparison, swept[0], swept[1]).items():
             captions[name] = f"{metric} over {swept[0]} and {swept[1]}"
@@ -107,7 +113,7 @@ def _others(result: Result, comparison: Comparison, swept: Sequence[str]) -> str
     """Name what else sets a row apart, as in "kd_method=hidden": rows of one name belong on one line."""
     settings = result.row.settings
     names = [name for name in comparison.flags if name not in swept and name != "pipeline" and name in settings]
-    return ", ".join(f"{name}={settings[name]}" for name in names)
+    return ", ".join(f"{name}={format_flag(settings[name])}" for name in names)
 
 
 def collect_series(comparison: Comparison, flag: str) -> dict[str, list[SweepPoint]]:
@@ -249,6 +255,42 @@ def _draw_series(axes: Any, places: npt.NDArray[np.float64], points: Sequence[Sw
     for place, point in zip(places, points, strict=True):
         if len(point.members) > 1:
             axes.scatter([place] * len(point.members), point.members, s=6, color=style.color, alpha=0.45, linewidth=0, zorder=3)
+
+
+def plot_differences(results: Sequence[Result], baseline: str, metric: str, target: Target) -> None:
+    """Draw each row's difference to the baseline with its paired 95 % interval, the first row on top.
+
+    A score's own interval is mostly the luck of the test rows, which all rows share; this one leaves that
+    out. A filled marker stands for a p value under 0.05 after Holm's correction.
+    """
+    names = [result.row.name for result in results]
+    with figure_style([baseline, *names]):
+        figure = _new_figure(0.75 + 0.17 * len(results))
+        axes = figure.subplots()
+        axes.axvline(0, color="0.35", linestyle=(0, (4, 2)), linewidth=1)
+        style = STYLES[0]
+        for place, result in enumerate(results):
+            difference = result.difference
+            assert difference is not None
+            reach = [[difference.value - difference.low], [difference.high - difference.value]]
+            axes.errorbar(
+                [difference.value],
+                [place],
+                xerr=np.clip(reach, 0, None),
+                color=style.color,
+                marker=style.marker,
+                markerfacecolor=style.color if result.p_holm < SIGNIFICANT else "white",
+                elinewidth=0.8,
+                capsize=2,
+            )
+        axes.set_yticks(range(len(results)), names)
+        axes.set_ylim(len(results) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", labelsize=7)
+        axes.locator_params(axis="x", nbins=4)
+        # Under the names too: the panel alone is too narrow for it.
+        figure.supxlabel(f"{metric}, difference to {baseline}", fontsize=8)
+        _save(figure, target)
 
 
 def plot_heat_map(across: str, down: str, grid: Mapping[tuple[float, float], float], metric: str, target: Target) -> None:

@@ -11,7 +11,7 @@ from comparison_runs import LABELS, make_truth, write_run
 
 import research_compare
 import research_compare_plots as plots
-from research_comparison import compare_runs
+from research_comparison import compare_runs, format_flag
 
 EFFICIENCY = {
     "teacher": {"parameters_total": 110_000_000, "latency_ms_batch1": 40.0},
@@ -389,6 +389,7 @@ def test_output_folder_gets_tables_and_figures(tmp_path, run_compare):
     assert status == 0
     assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
         "comparison.json",
+        "differences.png",
         "frontier.png",
         "heatmap_kd_alpha_kd_temperature.png",
         "report.html",
@@ -415,6 +416,12 @@ def test_a_seed_is_no_swept_flag(tmp_path):
         write_run(tmp_path / f"run_{seed}", seed=seed, lr=seed * 1e-5)
     comparison = compare_runs([tmp_path], resamples=200)
     assert plots.swept_flags(comparison) == ["lr"]
+
+
+def test_flags_are_written_as_they_are_typed():
+    assert [format_flag(value) for value in (2.0, 0.5, 5e-05, 3, True, None, ["a", "b"])] == [
+        "2", "0.5", "5e-05", "3", "on", "", "a b",
+    ]  # fmt: skip
 
 
 def test_frontier_names_the_best_row_of_a_size_and_the_teacher(tmp_path):
@@ -460,7 +467,7 @@ def test_page_of_a_comparison_holds_its_table_and_figures(tmp_path, run_compare)
     page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
     assert status == 0
     assert "a&lt;0.3&gt;" in page and "a<0.3>" not in page
-    assert page.count('src="data:image/png;base64,') == 1
+    assert page.count('src="data:image/png;base64,') == 2  # the sweep and the differences
     assert "Unfinished, left out" in page and "grid/late" in page
 
 
