@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import dataclasses
 import functools
 import hashlib
@@ -19,6 +17,7 @@ from research_config import PIPELINES, ExperimentConfig, InputError
 from research_data import Comments, Split, load_comments, split_comments
 from research_distillation import LayerComparison, ModelShape
 from research_models import SavedClassifier, load_classifier, load_model_config, load_tokenizer
+from research_tokens import return_free_memory
 
 DATA_FIELDS = (
     "dataset_path", "text_column", "label_columns", "val_path", "test_path", "unlabelled_path", "text_normalization",
@@ -113,14 +112,8 @@ def _load_data(values: tuple[Any, ...], fold: int | None, _stamps: tuple[Any, ..
         fold=fold,
         num_folds=config.num_folds,
     )
-    return_free_memory()
+    return_free_memory()  # of splitting, which takes twice what stays
     return comments, split
-
-
-def return_free_memory() -> None:
-    """Give what splitting used for a moment back to the system; glibc would keep it for the whole run."""
-    with contextlib.suppress(OSError, AttributeError):  # another C library
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 def hash_rows(comments: Comments, rows: NDArray[np.int64]) -> str:

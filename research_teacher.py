@@ -26,7 +26,7 @@ from research_cache import Cache
 from research_distillation import LayerComparison, LayerOutputs, ModelShape, freeze, name_layer_outputs, pool_outputs
 from research_evaluation import predict_logits
 from research_models import TextClassifier
-from research_tokens import BatchLoader, map_array, release_pages
+from research_tokens import BatchLoader, map_array, release_pages, return_free_memory
 
 log = logging.getLogger(__name__)
 
@@ -76,8 +76,9 @@ def fetch_logits(teacher: Teacher, loader: BatchLoader, device: torch.device, ca
         logits = predict_logits(teacher.model.to(device), batches, device, num_rows=loader.num_rows)
         np.save(folder / "logits.npy", logits)
 
-    key = output_key(teacher, loader, device)
-    return np.load(cache.fetch("logits", key, build) / "logits.npy", mmap_mode="r")
+    folder = cache.fetch("logits", output_key(teacher, loader, device), build)
+    return_free_memory()
+    return np.load(folder / "logits.npy", mmap_mode="r")
 
 
 def output_key(teacher: Teacher, loader: BatchLoader, device: torch.device) -> dict[str, Any]:

@@ -5,6 +5,8 @@ Shapes: N rows, B rows of a batch, L tokens, W words.
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import hashlib
 import json
 import logging
@@ -140,6 +142,12 @@ def release_pages(*arrays: NDArray[Any]) -> None:
     for array in arrays:
         if isinstance(array.base, mmap.mmap):
             array.base.madvise(mmap.MADV_DONTNEED)
+
+
+def return_free_memory() -> None:
+    """Give freed memory back to the system; glibc would keep it for the whole run."""
+    with contextlib.suppress(OSError, AttributeError):  # another C library
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 def write_tokens(folder: Path, texts: Iterator[str], tokenizer: Any, max_length: int, with_words: bool) -> None:
