@@ -118,6 +118,7 @@ def tokenize(texts: TextSource, tokenizer: Any, max_length: int, cache: Cache, *
 
     def build(folder: Path, _scratch: Path) -> None:
         write_tokens(folder, texts.iter_texts(), tokenizer, max_length, with_words)
+        return_free_memory()
 
     folder = cache.fetch("tokens", key, build)
     return Tokens(
