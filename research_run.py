@@ -59,7 +59,16 @@ from research_models import (
 )
 from research_results import RunDirectory, aggregate_folds, load_run, write_report
 from research_teacher import Teacher, estimate_bytes, fetch_layers, fetch_logits
-from research_tokens import BatchLoader, Tokens, WordPairs, fingerprint_tokenizer, pair_words, release_pages, tokenize
+from research_tokens import (
+    BatchLoader,
+    Tokens,
+    WordPairs,
+    fingerprint_tokenizer,
+    pair_words,
+    release_pages,
+    return_free_memory,
+    tokenize,
+)
 from research_trackers import track_run
 
 log = logging.getLogger(__name__)
@@ -184,6 +193,7 @@ class Experiment:
             training["control"] = summarize(result)
         labels = {part: self.comments.labels[getattr(self.split, part)] for part in ("train", "validation", "test")}
         metrics = self.score(labels, probs, training)
+        return_free_memory()  # of training, before the report reads every prediction
         with self.runtime.timed("save"):
             self.save(metrics, labels, probs, teacher, student)
         return metrics
