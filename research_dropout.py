@@ -33,9 +33,9 @@ def drop_values(values: Tensor, p: float) -> Tensor:
     return values * kept.mul_(LEVELS / (LEVELS - threshold))
 
 
-def use_bit_dropout(model: nn.Module) -> None:
-    """Replace every `nn.Dropout` of a model."""
+def replace_dropout(model: nn.Module, kind: type[nn.Dropout]) -> None:
+    """Make every dropout of a model one of this kind, in the mode, training or not, that it was in."""
     for module in list(model.modules()):
         for name, child in module.named_children():
-            if type(child) is nn.Dropout:
-                setattr(module, name, BitDropout(child.p))
+            if isinstance(child, nn.Dropout):
+                setattr(module, name, kind(child.p).train(child.training))

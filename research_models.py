@@ -30,7 +30,7 @@ from transformers.utils import cached_file
 
 from research_attention import RECORDED_SDPA, record_attention
 from research_config import InputError
-from research_dropout import use_bit_dropout
+from research_dropout import BitDropout, replace_dropout
 from research_files import hash_file
 from research_losses import pick_layers
 
@@ -345,7 +345,7 @@ def open_config(name: str) -> Any:
 
 def prepare_encoder(encoder: Any) -> nn.Module:
     """Drop the unused pooler, let the attention of chosen layers be recorded, and make dropout cheap."""
-    use_bit_dropout(encoder)
+    replace_dropout(encoder, BitDropout)
     if getattr(encoder, "pooler", None) is not None:
         encoder.pooler = None
     # Models with an attention of their own (as DeBERTa's) compute their maps in the open anyway.

@@ -339,11 +339,10 @@ def make_stock(model: Any, attention: str) -> Any:
     """Give a classifier's encoder back transformers' own attention, "eager" or "sdpa", and torch's own dropout."""
     from torch import nn
 
+    from research_dropout import replace_dropout
+
     model.encoder.set_attn_implementation(attention)
-    for module in list(model.encoder.modules()):
-        for name, child in module.named_children():
-            if isinstance(child, nn.Dropout):
-                setattr(module, name, nn.Dropout(child.p))
+    replace_dropout(model.encoder, nn.Dropout)
     return model
 
 

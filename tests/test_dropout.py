@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from research_dropout import BitDropout, drop_values, use_bit_dropout
+from research_dropout import BitDropout, drop_values, replace_dropout
 
 
 def draw(p: float, shape: tuple[int, ...] = (200, 500), dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -56,8 +56,16 @@ def test_the_seed_decides() -> None:
 
 def test_every_dropout_of_a_model_is_replaced_and_rests_outside_training() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.Sequential(nn.Dropout(0.25), nn.ReLU()), nn.Dropout(0.5))
-    use_bit_dropout(model)
+    replace_dropout(model, BitDropout)
     assert [module.p for module in model.modules() if isinstance(module, BitDropout)] == [0.25, 0.5]
     model.eval()
     values = torch.randn(4, 3)
     assert torch.equal(model(values), torch.relu(model[0](values)))
+
+
+def test_replacing_dropout_keeps_its_mode() -> None:
+    model = nn.Sequential(nn.Dropout(0.5)).eval()
+    replace_dropout(model, BitDropout)
+    assert isinstance(model[0], BitDropout) and not model[0].training
+    replace_dropout(model, nn.Dropout)
+    assert type(model[0]) is nn.Dropout and not model[0].training
