@@ -324,14 +324,14 @@ def build_teacher(model: Path, labels: int) -> Any:
     return TeacherModel(num_labels=labels, encoder=encoder)
 
 
-def build_student(model: Path, labels: int, layers: int, pooling: str = "cls") -> Any:
+def build_student(model: Path, labels: int, layers: int, pooling: str = "cls", seed: int = SEED) -> Any:
     """Return a student with the first weights of a run with these layers."""
     import torch
 
     from research_models import StudentModel, cut_layers, load_encoder
 
     encoder = cut_layers(load_encoder(str(model)), layers)
-    torch.manual_seed(SEED)
+    torch.manual_seed(seed)
     return StudentModel(num_labels=labels, pooling=pooling, encoder=encoder)
 
 

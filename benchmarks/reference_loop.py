@@ -102,7 +102,7 @@ class ReferenceLoop:
         self.teacher = freeze(common.make_stock(inputs.checkpoint.model, "eager")).to(self.device)
         assert config.student_layers is not None
         student = common.build_student(
-            Path(config.student_path), len(self.label_names), config.student_layers, pooling=config.pooling
+            Path(config.student_path), len(self.label_names), config.student_layers, config.pooling, config.seed
         )
         self.student = common.make_stock(student, "eager").to(self.device)
         self.criterion = MultiLabelDistillationLoss(config.kd_alpha, config.kd_temperature).to(self.device)
@@ -157,10 +157,9 @@ class ReferenceLoop:
                 group["lr"] = rate
             self.train_step({name: tensor.to(self.device) for name, tensor in batch.items()})
 
-    def score(self, rows: Any) -> float:
+    def score(self, rows: Any) -> dict[str, Any]:
         probs = evaluate_padded(self.student, self.build_loader(rows, shuffle=False), self.device)
-        labels = self.inputs.comments.labels[rows]
-        return compute_metrics(labels, probs, DEFAULT_THRESHOLD, self.label_names)["f1_macro"]
+        return compute_metrics(self.inputs.comments.labels[rows], probs, DEFAULT_THRESHOLD, self.label_names)
 
     def run(self) -> dict[str, Any]:
         """Train every epoch, keep the best one's weights and evaluate them on the test part."""
@@ -170,10 +169,10 @@ class ReferenceLoop:
         for epoch in range(self.config.epochs):
             start, stop = epoch * len(loader), (epoch + 1) * len(loader)
             self.train(loader, start, stop, len(loader) * self.config.epochs)
-            if (f1 := self.score(self.inputs.split.validation)) > best_f1:
+            if (f1 := self.score(self.inputs.split.validation)["f1_macro"]) > best_f1:
                 best_f1, best_state = f1, copy.deepcopy(self.student.state_dict())
         self.student.load_state_dict(best_state)
-        return {"macro_f1": self.score(self.inputs.split.test)}
+        return {"macro_f1": self.score(self.inputs.split.test)["f1_macro"]}
 
     def run_fraction(self, fraction: float) -> dict[str, Any]:
         """Take a share of the steps, at most an epoch's, and evaluate a share of one validation; time both."""
@@ -247,22 +246,25 @@ class Comparison:
             "teacher_epochs": arguments.teacher_epochs,
             "lr": arguments.lr,
             "pooling": arguments.pooling,
-            "dataset_path": self.table,
             "num_threads": arguments.threads,
             "device": arguments.device,
             "allow_weak_teacher": True,
             "output_dir": self.scratch / "baseline",
             "cache_dir": self.scratch / "teacher_cache",
         }
+        flags |= self.data_flags()
         common.run_process(common.suite_command(**flags), self.scratch / "teacher.log", arguments.threads)
         return self.scratch / "baseline" / "teacher"
+
+    def data_flags(self) -> Flags:
+        """Return the flags that decide the table and its split."""
+        return {"dataset_path": self.table}
 
     def flags(self, threads: int) -> Flags:
         """Return the flags that both sides get; early stopping is off so that both take the same steps."""
         arguments = self.arguments
         return {
             "pipeline": "kd_only",
-            "dataset_path": self.table,
             "teacher_checkpoint": self.teacher,
             "student_path": arguments.model,
             "student_layers": arguments.student_layers,
@@ -277,7 +279,7 @@ class Comparison:
             "allow_weak_teacher": True,
             "num_threads": threads,
             "device": arguments.device,
-        }
+        } | self.data_flags()
 
     def run_suite(self, flags: Flags, threads: int) -> Timing:
         """Run the suite with an empty cache into a new folder and note every run's macro-F1."""

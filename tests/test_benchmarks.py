@@ -13,10 +13,11 @@ import torch
 from builders import ROOT, build_model_folder, make_table, make_texts
 
 import research_main
+from research_config import parse_arguments
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-common, memory, peers, reference_loop, scale, step = map(
-    importlib.import_module, ("common", "memory", "peers", "reference_loop", "scale", "step")
+common, memory, peers, quality, reference_loop, scale, step = map(
+    importlib.import_module, ("common", "memory", "peers", "quality", "reference_loop", "scale", "step")
 )
 
 
@@ -44,7 +45,8 @@ def in_process(monkeypatch):
     """Run the suite and the reference loop here instead of in processes of their own."""
 
     def run_here(command, log, threads):
-        main = {"research_main.py": research_main.main, "reference_loop.py": reference_loop.main}[Path(command[1]).name]
+        mains = {"research_main.py": research_main, "reference_loop.py": reference_loop, "quality.py": quality}
+        main = mains[Path(command[1]).name].main
         stdout = io.StringIO()
         with contextlib.redirect_stdout(stdout):
             timing = common.timed(lambda: statuses.append(main(command[2:])))
@@ -131,6 +133,56 @@ def test_a_sweep_counts_every_run_of_the_grid(inputs, tmp_path, monkeypatch):
     assert comparison.reference_in_turn() == common.Timing(4 * 3.0, 4 * 2.0)
     arguments.threads = 2
     assert comparison.reference_side_by_side() == common.Timing(2 * 3.0, 4 * 2.0)
+
+
+@pytest.fixture
+def reference_config(inputs, tmp_path):
+    """Return the flags of a short run of the reference, every step of which can be repeated: no dropout."""
+    table, model = Path(inputs[1]), Path(inputs[3])
+    teacher = common.save_teacher(model, common.read_labels(table), tmp_path / "teacher")
+    flags = ["--dataset_path", table, "--teacher_checkpoint", teacher, "--student_path", model, "--student_layers", 2]
+    flags += ["--epochs", 2, "--batch", 20, "--lr", 1e-3, "--no-amp", "--device", "cpu", "--seed", 3]
+    return parse_arguments([str(flag) for flag in flags]).config
+
+
+def test_the_frugal_reference_ends_with_the_weights_of_the_reference(reference_config):
+    scores, weights = [], []
+    for side in (reference_loop.ReferenceLoop, quality.FrugalReference):
+        loop = side(reference_config)
+        for module in loop.student.modules():
+            if isinstance(module, torch.nn.Dropout):
+                module.p = 0.0
+        start = {name: tensor.clone() for name, tensor in loop.student.state_dict().items()}
+        scores.append(loop.run())
+        weights.append({name: tensor - start[name] for name, tensor in loop.student.state_dict().items()})
+    assert scores[0] == scores[1]
+    largest_change = max(change.abs().max() for change in weights[0].values())
+    assert largest_change > 1e-3
+    for name, change in weights[0].items():
+        torch.testing.assert_close(weights[1][name], change, rtol=0, atol=0.01 * float(largest_change), msg=name)
+
+
+@pytest.mark.usefixtures("in_process")
+def test_quality_pairs_both_sides_by_seed_and_keeps_what_is_done(inputs, capsys, tmp_path, monkeypatch):
+    flags = [*inputs, "--seeds", "2", "--teacher_epochs", "1", "--student_layers", "2", "--keep", str(tmp_path)]
+    quality.main(flags)
+    result = read_result(capsys)
+    for name in ("macro_f1", "average_precision_macro"):
+        of_score = result["test_scores_at_0.5"][name]
+        means = [sum(of_score["points"][side]) / 2 for side in ("suite", "reference")]
+        assert of_score["suite_minus_reference"] == pytest.approx(means[0] - means[1], abs=0.01)
+        low, high = of_score["interval_95"]
+        assert low <= of_score["suite_minus_reference"] <= high
+    monkeypatch.setattr(quality, "run_as_reference", lambda argv: pytest.fail("a finished seed was run again"))
+    quality.main(flags)
+    assert read_result(capsys)["test_scores_at_0.5"] == result["test_scores_at_0.5"]
+
+
+def test_the_interval_of_paired_differences_is_that_of_students_t():
+    compared = quality.compare_scores([0.5, 0.52, 0.54], [0.5, 0.51, 0.52])
+    # Differences of 0, 1 and 2 points: mean 1, standard error 1 / sqrt(3), 4.3027 the 97.5 % point for 2 degrees.
+    assert compared["suite_minus_reference"] == 1.0
+    assert compared["interval_95"] == pytest.approx([1 - 4.3027 / 3**0.5, 1 + 4.3027 / 3**0.5], abs=0.01)
 
 
 def test_extrapolation_scales_steps_and_evaluation_but_not_the_start():
