@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 import research_statistics as statistics
-from research_comparison import Comparison, Result, compare_runs, format_flag
+from research_comparison import Comparison, Result, compare_runs
 from research_config import InputError
-from research_results import MODELS, PARTS, to_plain, write_text_atomic
+from research_results import MODELS, PARTS, format_flag, to_plain, write_text_atomic
 
 LATEX_ESCAPES = {
     "\\": r"\textbackslash{}",

@@ -17,10 +17,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from research_comparison import MACHINE_FLAGS, Comparison, Result, format_flag
+from research_comparison import MACHINE_FLAGS, Comparison, Result
 from research_files import write_atomic
 from research_plots import COLUMN_WIDTH_IN, STYLES, SeriesStyle, Target, figure_style
-from research_results import dig
+from research_results import dig, format_flag
 from research_statistics import Estimate
 
 METRIC_NAMES = {

@@ -239,15 +239,6 @@ def used_settings(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, 
     return {name: config.get(name) for name in names if name not in unused}
 
 
-def format_flag(value: Any) -> str:
-    """Return a flag's value as it is typed: on or off, lists by spaces, nothing for an unset one."""
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, list):
-        return " ".join(map(str, value))
-    return "" if value is None else str(value).removesuffix(".0")
-
-
 def _check_distinct(group: Sequence[Member]) -> None:
     seen: dict[Key, Member] = {}
     for member in group:

@@ -439,16 +439,17 @@ def describe_config_differences(
     for name in sorted(stored.keys() | asked.keys()):
         there, wanted = stored.get(name), asked.get(name)
         if there != wanted and not (wanted is None and name in auto_resolved):
-            differences.append(f"--{name} {_format_flag(there)} there, {_format_flag(wanted)} asked")
+            differences.append(f"--{name} {format_flag(there) or 'unset'} there, {format_flag(wanted) or 'unset'} asked")
     return differences
 
 
-def _format_flag(value: Any) -> str:
-    if value is None or value == []:
-        return "unset"
+def format_flag(value: Any) -> str:
+    """Return a flag's value as it is typed: on or off, lists by spaces, nothing for an unset one."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    return " ".join(map(str, value)) if isinstance(value, list) else str(value)
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    return "" if value is None else str(value).removesuffix(".0")
 
 
 # Cross-validation

@@ -11,7 +11,8 @@ from comparison_runs import LABELS, make_truth, write_run
 
 import research_compare
 import research_compare_plots as plots
-from research_comparison import compare_runs, format_flag
+from research_comparison import compare_runs
+from research_results import format_flag
 
 EFFICIENCY = {
     "teacher": {"parameters_total": 110_000_000, "latency_ms_batch1": 40.0},
