@@ -93,11 +93,11 @@ def hash_tree(folder: Path) -> dict[str, str]:
     return {path.relative_to(folder).as_posix(): hash_file(path) for path in paths}
 
 
-def link_folder(source: Path, target: Path, ignore: tuple[str, ...] = ()) -> None:
+def link_folder(source: Path, target: Path) -> None:
     """Put a folder's files at `target` too, as hard links where the file system allows, else as copies."""
     temporary = target.with_name(f".{target.name}.tmp")
     remove(temporary)
-    shutil.copytree(source, temporary, copy_function=_link_or_copy, ignore=shutil.ignore_patterns(*ignore))
+    shutil.copytree(source, temporary, copy_function=_link_or_copy)
     publish_folder(temporary, target)
 
 

@@ -148,17 +148,14 @@ def test_tree_hash_changes_with_a_byte_and_with_a_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("links_work", [True, False])
-def test_linked_folder_holds_the_same_files_but_the_ignored(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links_work: bool
-) -> None:
+def test_linked_folder_holds_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links_work: bool) -> None:
     source = make_folder(tmp_path / "entry", "weights")
-    (source / "manifest.json").write_text("{}")
     if not links_work:
 
         def refuse(*_arguments: object) -> None:
             raise OSError("no hard links here")
 
         monkeypatch.setattr(research_files.os, "link", refuse)
-    link_folder(source, tmp_path / "teacher", ignore=("manifest.json",))
+    link_folder(source, tmp_path / "teacher")
     assert names(tmp_path / "teacher") == ["config.json", "deep", "deep/weights.bin"]
     assert os.path.samefile(source / "config.json", tmp_path / "teacher" / "config.json") is links_work
