@@ -9,7 +9,7 @@ cost: each of its random batches is cut into groups of similar length, padded to
 add up to the batch's, and the teacher's logits are computed once. Its weights after a run are those of
 `reference_loop.py` to rounding, dropout apart (tests/test_benchmarks.py).
 
-Both sides get the same table, split, teacher, flags, precision and seeds, and no early stopping. Most rows go into
+Both sides get the same table, split, teacher, flags and seeds, and no early stopping. Most rows go into
 the test part, since the luck of a small one would drown the difference. The line holds the scores of every seed and
 the mean of the paired differences with its 95 % interval of Student's t.
 """
@@ -131,11 +131,11 @@ class QualityComparison(Comparison):
 
     def run_suite_seeds(self) -> list[dict[str, float]]:
         """Train the suite's students in one sweep and return their test scores at threshold 0.5."""
-        runs = self.scratch / "suite"
+        runs = self.scratch / f"suite_{self.arguments.dtype}"
         sweep = {"sweep": [f"seed={','.join(map(str, self.seeds()))}"], "jobs": self.arguments.threads}
         command = common.suite_command(**self.flags(1), **sweep, output_dir=runs, cache_dir=self.scratch / "cache")
         command += common.precision_flags(self.arguments.dtype)
-        common.run_process(command, self.scratch / "suite.log", threads=1)
+        common.run_process(command, runs.with_suffix(".log"), threads=1)
         tests = [json.loads((runs / f"seed_{seed}" / "metrics.json").read_text())["student"]["test"] for seed in self.seeds()]
         return [{name: test["at_0.5"][key] for name, key in SCORES.items()} for test in tests]
 
@@ -144,12 +144,13 @@ class QualityComparison(Comparison):
             return list(pool.map(self.run_reference_seed, self.seeds()))
 
     def run_reference_seed(self, seed: int) -> dict[str, float]:
-        done = self.scratch / f"reference_{seed}.json"
+        dtype = self.arguments.reference_dtype or self.arguments.dtype
+        done = self.scratch / f"reference_{dtype}_{seed}.json"
         if not done.exists():
             command = common.suite_command(**self.flags(1), seed=seed)
             command[1:2] = [str(Path(__file__).resolve()), AS_REFERENCE]
-            command += common.precision_flags(self.arguments.dtype)
-            finished = common.run_process(command, self.scratch / f"reference_{seed}.log", threads=1)
+            command += common.precision_flags(dtype)
+            finished = common.run_process(command, done.with_suffix(".log"), threads=1)
             done.write_text(finished.stdout.splitlines()[-1])
             print(f"reference, seed {seed}: {done.read_text()}", file=sys.stderr)
         scores: dict[str, float] = json.loads(done.read_text())
@@ -196,6 +197,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--student_layers", type=int, default=3, help="layers of the student, cut from the model")
     parser.add_argument("--lr", type=float, default=1e-4, help="peak learning rate of both sides (default: %(default)s)")
     parser.add_argument("--pooling", choices=("cls", "mean"), default="mean", help="text vector of teacher and student")
+    parser.add_argument("--reference_dtype", choices=("float32", "bfloat16"), help="the reference's precision (default: --dtype)")
     parser.add_argument("--teacher_checkpoint", type=Path, help="fine-tuned teacher of both sides, as the suite takes it")
     parser.add_argument("--teacher_epochs", type=int, default=3, help="else fine-tune one so long (default: %(default)s)")
     parser.add_argument("--keep", type=Path, help="folder to work in, kept; the same command goes on with what it holds")
