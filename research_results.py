@@ -449,7 +449,9 @@ def format_flag(value: Any) -> str:
         return "on" if value else "off"
     if isinstance(value, list):
         return " ".join(map(str, value))
-    return "" if value is None else str(value).removesuffix(".0")
+    if isinstance(value, float):
+        return str(value).removesuffix(".0")
+    return "" if value is None else str(value)
 
 
 # Cross-validation

@@ -420,8 +420,8 @@ def test_a_seed_is_no_swept_flag(tmp_path):
 
 
 def test_flags_are_written_as_they_are_typed():
-    assert [format_flag(value) for value in (2.0, 0.5, 5e-05, 3, True, None, ["a", "b"])] == [
-        "2", "0.5", "5e-05", "3", "on", "", "a b",
+    assert [format_flag(value) for value in (2.0, 0.5, 5e-05, 3, True, None, ["a", "b"], "model-1.0")] == [
+        "2", "0.5", "5e-05", "3", "on", "", "a b", "model-1.0",
     ]  # fmt: skip
 
 
