@@ -268,8 +268,13 @@ def wait_for(started: Started) -> Finished:
 
 
 def suite_command(**flags: Any) -> list[str]:
-    """Return the command of one run of the suite; True is a bare flag, a list repeats its flag."""
-    command = [sys.executable, str(ROOT / "research_main.py")]
+    """Return the command of one run of the suite."""
+    return script_command(ROOT / "research_main.py", **flags)
+
+
+def script_command(script: Path, *words: str, **flags: Any) -> list[str]:
+    """Return the command of a script, words first; True is a bare flag, a list repeats its flag."""
+    command = [sys.executable, str(script), *words]
     for name, value in flags.items():
         for item in value if isinstance(value, list) else [value]:
             command += [f"--{name}"] if item is True else [f"--{name}", str(item)]

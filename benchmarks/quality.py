@@ -28,15 +28,13 @@ from typing import Any
 import common
 import numpy as np
 import torch
-from reference_loop import Comparison, PaddedRows, ReferenceLoop
-from torch import Tensor, nn
-from torch.utils.data import DataLoader
+from reference_loop import AS_REFERENCE, Comparison, ReferenceLoop, add_training_flags
+from scipy.special import stdtrit
+from torch import Tensor
 
 from research_config import ExperimentConfig, parse_arguments
-from research_evaluation import DEFAULT_THRESHOLD, compute_metrics
 from research_statistics import mean_and_std
 
-AS_REFERENCE = "as_reference"
 GROUP_ROWS = 8
 SCORES = {"macro_f1": "f1_macro", "average_precision_macro": "average_precision_macro"}
 
@@ -57,30 +55,22 @@ class FrugalReference(ReferenceLoop):
         super().__init__(config)
         assert not config.method.hidden and not config.method.attention
         assert not np.isnan(self.inputs.comments.labels).any(), "the mean over known labels does not split into groups"
-        rows = self.inputs.split.train
-        self.teacher_logits = torch.full((len(self.texts), len(self.label_names)), torch.nan)
-        self.teacher_logits[torch.from_numpy(rows)] = self.predict(self.teacher, rows, self.autocast_dtype)
-
-    def build_loader(self, rows: Any, *, shuffle: bool) -> DataLoader[dict[str, Tensor]]:
-        texts = [self.texts[row] for row in rows]
-        data = RowsWithNumbers(texts, self.inputs.comments.labels[rows], self.inputs.student_tokenizer, self.config.max_length)
-        data.numbers = rows
-        return DataLoader(data, batch_size=self.config.batch, shuffle=shuffle)
+        with self.autocast():
+            self.teacher_logits = self.compute_logits(self.teacher, self.inputs.split.train)
 
     @torch.no_grad()
-    def predict(self, model: Any, rows: Any, dtype: torch.dtype | None = None) -> Tensor:
+    def compute_logits(self, model: Any, rows: Any) -> Tensor:
         """Return logits (N, C) of these rows, computed longest texts first."""
         order = np.argsort([-len(self.texts[row]) for row in rows], kind="stable")
         model.eval()
-        logits = torch.empty(len(rows), len(self.label_names))
-        done = 0
+        logits = torch.empty(len(rows), len(self.label_names), device=self.device)
         for padded in self.build_loader(rows[order], shuffle=False):
-            batch = {name: tensor.to(self.device) for name, tensor in trim(padded).items()}
-            with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-                _, of_batch = self.forward(model, batch)
-            logits[torch.from_numpy(order[done : done + len(of_batch)])] = of_batch.float().cpu()
-            done += len(of_batch)
+            batch = trim({name: tensor.to(self.device) for name, tensor in padded.items()})
+            logits[torch.from_numpy(order[padded["place"]])] = self.forward(model, batch)[1].float()
         return logits
+
+    def predict(self, rows: Any) -> Any:
+        return self.compute_logits(self.student, rows).sigmoid().cpu().numpy()
 
     def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
         """Take the reference's step on a batch; groups of its rows add up to the gradient of its mean loss."""
@@ -88,33 +78,17 @@ class FrugalReference(ReferenceLoop):
         by_length = batch["attention_mask"].sum(dim=1).argsort(descending=True)
         self.optimizer.zero_grad()
         loss = 0.0
-        for places in by_length.split(GROUP_ROWS):
-            group = trim({name: tensor[places] for name, tensor in batch.items()})
-            with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
+        for chosen in by_length.split(GROUP_ROWS):
+            group = trim({name: tensor[chosen] for name, tensor in batch.items()})
+            with self.autocast():
                 _, student_logits = self.forward(self.student, group)
-                teacher_logits = self.teacher_logits[group["number"].cpu()].to(self.device)
+                teacher_logits = self.teacher_logits[group["place"]]
                 losses = self.criterion(student_logits, teacher_logits, group["labels"], self.class_weights)
-            share = losses["total_loss"] * (len(places) / rows)
+            share = losses["total_loss"] * (len(chosen) / rows)
             self.scaler.scale(share).backward()
             loss += share.item()
-        self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.student.parameters(), self.config.gradient_clip_norm)
-        self.scaler.step(self.optimizer)
-        self.scaler.update()
+        self.update_weights()
         return {"total_loss": loss}
-
-    def score(self, rows: Any) -> dict[str, Any]:
-        probs = self.predict(self.student, rows).sigmoid().numpy()
-        return compute_metrics(self.inputs.comments.labels[rows], probs, DEFAULT_THRESHOLD, self.label_names)
-
-
-class RowsWithNumbers(PaddedRows):
-    """Padded rows that carry their number in the data set."""
-
-    numbers: Any
-
-    def __getitem__(self, place: int) -> dict[str, Tensor]:
-        return super().__getitem__(place) | {"number": torch.tensor(self.numbers[place])}
 
 
 # The comparison
@@ -147,8 +121,7 @@ class QualityComparison(Comparison):
         dtype = self.arguments.reference_dtype or self.arguments.dtype
         done = self.scratch / f"reference_{dtype}_{seed}.json"
         if not done.exists():
-            command = common.suite_command(**self.flags(1), seed=seed)
-            command[1:2] = [str(Path(__file__).resolve()), AS_REFERENCE]
+            command = common.script_command(Path(__file__).resolve(), AS_REFERENCE, **self.flags(1), seed=seed)
             command += common.precision_flags(dtype)
             finished = common.run_process(command, done.with_suffix(".log"), threads=1)
             done.write_text(finished.stdout.splitlines()[-1])
@@ -159,9 +132,7 @@ class QualityComparison(Comparison):
 
 def run_as_reference(argv: Sequence[str]) -> int:
     """Be the reference's process: the flags of a run of the suite."""
-    loop = FrugalReference(parse_arguments(argv).config)
-    loop.run()
-    test = loop.score(loop.inputs.split.test)
+    test = FrugalReference(parse_arguments(argv).config).run()
     print(json.dumps({name: test[key] for name, key in SCORES.items()}))
     return 0
 
@@ -175,16 +146,9 @@ def compare_scores(suite: Sequence[float], reference: Sequence[float]) -> dict[s
     for side, values in points.items():
         result[side] = dict(zip(("mean", "std"), (round(value, 2) for value in mean_and_std(values)), strict=True))
     if len(differences) > 1:
-        half = critical_t(len(differences) - 1) * std / math.sqrt(len(differences))
+        half = float(stdtrit(len(differences) - 1, 0.975)) * std / math.sqrt(len(differences))
         result["interval_95"] = [round(mean - half, 2), round(mean + half, 2)]
     return result
-
-
-def critical_t(freedom: int) -> float:
-    """Return the 97.5 % point of Student's t."""
-    from scipy.special import stdtrit
-
-    return float(stdtrit(freedom, 0.975))
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -194,14 +158,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = common.build_parser(__doc__, rows=None, repeats=1)
     parser.add_argument("--seeds", type=int, default=8, help="students of each side, seeds 1 to N (default: %(default)s)")
     parser.add_argument("--test_fraction", type=float, default=0.6, help="share of the rows to test on (default: %(default)s)")
-    parser.add_argument("--student_layers", type=int, default=3, help="layers of the student, cut from the model")
-    parser.add_argument("--lr", type=float, default=1e-4, help="peak learning rate of both sides (default: %(default)s)")
-    parser.add_argument("--pooling", choices=("cls", "mean"), default="mean", help="text vector of teacher and student")
+    add_training_flags(parser)
+    parser.set_defaults(student_layers=3, pooling="mean", teacher_epochs=3, kd_method="logit", reference_fraction=1.0)
     parser.add_argument("--reference_dtype", choices=("float32", "bfloat16"), help="the reference's precision (default: --dtype)")
-    parser.add_argument("--teacher_checkpoint", type=Path, help="fine-tuned teacher of both sides, as the suite takes it")
-    parser.add_argument("--teacher_epochs", type=int, default=3, help="else fine-tune one so long (default: %(default)s)")
     parser.add_argument("--keep", type=Path, help="folder to work in, kept; the same command goes on with what it holds")
-    parser.set_defaults(kd_method="logit", data_fraction=1.0, reference_fraction=1.0)
     arguments = common.parse_flags(parser, argv)
     machine = common.describe_machine(arguments.threads, arguments.device)
     with tempfile.TemporaryDirectory() as temporary:

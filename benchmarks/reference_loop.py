@@ -52,7 +52,7 @@ Flags = dict[str, Any]
 # The reference
 
 
-class PaddedRows(Dataset[dict[str, Tensor]]):
+class PaddedRows(Dataset[dict[str, Any]]):
     """Rows tokenised one at a time, whenever they are asked for, and padded to the greatest length."""
 
     def __init__(self, texts: Sequence[str], labels: Any, tokenizer: Any, max_length: int) -> None:
@@ -64,12 +64,13 @@ class PaddedRows(Dataset[dict[str, Tensor]]):
     def __len__(self) -> int:
         return len(self.texts)
 
-    def __getitem__(self, place: int) -> dict[str, Tensor]:
+    def __getitem__(self, place: int) -> dict[str, Any]:
         encoded = self.tokenizer(self.texts[place], padding="max_length", truncation=True, max_length=self.max_length)
         return {
             "input_ids": torch.tensor(encoded["input_ids"]),
             "attention_mask": torch.tensor(encoded["attention_mask"]),
             "labels": torch.tensor(self.labels[place]),
+            "place": place,
         }
 
 
@@ -128,7 +129,7 @@ class ReferenceLoop:
 
     def train_step(self, batch: dict[str, Tensor]) -> dict[str, float]:
         config, mask = self.config, batch["attention_mask"]
-        with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
+        with self.autocast():
             with torch.no_grad():
                 teacher, teacher_logits = self.forward(self.teacher, batch)
             student, student_logits = self.forward(self.student, batch)
@@ -142,11 +143,18 @@ class ReferenceLoop:
                 total = total + config.attention_loss_weight * attention
         self.optimizer.zero_grad()
         self.scaler.scale(total).backward()
+        self.update_weights()
+        return {name: loss.item() for name, loss in losses.items()}
+
+    def autocast(self) -> torch.autocast:
+        return torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None)
+
+    def update_weights(self) -> None:
+        """Clip the gradient and take the optimizer's step."""
         self.scaler.unscale_(self.optimizer)
-        nn.utils.clip_grad_norm_(self.student.parameters(), config.gradient_clip_norm)
+        nn.utils.clip_grad_norm_(self.student.parameters(), self.config.gradient_clip_norm)
         self.scaler.step(self.optimizer)
         self.scaler.update()
-        return {name: loss.item() for name, loss in losses.items()}
 
     def train(self, loader: DataLoader[dict[str, Tensor]], first_step: int, last_step: int, total_steps: int) -> None:
         """Take the steps of one epoch that lie before `last_step`."""
@@ -157,12 +165,15 @@ class ReferenceLoop:
                 group["lr"] = rate
             self.train_step({name: tensor.to(self.device) for name, tensor in batch.items()})
 
+    def predict(self, rows: Any) -> Any:
+        """Return the student's probabilities (N, C) of these rows."""
+        return evaluate_padded(self.student, self.build_loader(rows, shuffle=False), self.device)
+
     def score(self, rows: Any) -> dict[str, Any]:
-        probs = evaluate_padded(self.student, self.build_loader(rows, shuffle=False), self.device)
-        return compute_metrics(self.inputs.comments.labels[rows], probs, DEFAULT_THRESHOLD, self.label_names)
+        return compute_metrics(self.inputs.comments.labels[rows], self.predict(rows), DEFAULT_THRESHOLD, self.label_names)
 
     def run(self) -> dict[str, Any]:
-        """Train every epoch, keep the best one's weights and evaluate them on the test part."""
+        """Train every epoch, keep the best one's weights and return their scores on the test part."""
         torch.manual_seed(self.config.seed)
         loader = self.build_loader(self.inputs.split.train, shuffle=True)
         best_f1, best_state = -1.0, {}
@@ -172,7 +183,7 @@ class ReferenceLoop:
             if (f1 := self.score(self.inputs.split.validation)["f1_macro"]) > best_f1:
                 best_f1, best_state = f1, copy.deepcopy(self.student.state_dict())
         self.student.load_state_dict(best_state)
-        return {"macro_f1": self.score(self.inputs.split.test)["f1_macro"]}
+        return self.score(self.inputs.split.test)
 
     def run_fraction(self, fraction: float) -> dict[str, Any]:
         """Take a share of the steps, at most an epoch's, and evaluate a share of one validation; time both."""
@@ -196,7 +207,8 @@ class ReferenceLoop:
 def run_as_reference(argv: Sequence[str]) -> int:
     """Be the reference's process: FRACTION, then the flags of a run of the suite."""
     loop, fraction = ReferenceLoop(parse_arguments(argv[1:]).config), float(argv[0])
-    print(json.dumps(loop.run_fraction(fraction) if fraction < 1 else loop.run()))
+    report = loop.run_fraction(fraction) if fraction < 1 else {"macro_f1": loop.run()["f1_macro"]}
+    print(json.dumps(report))
     return 0
 
 
@@ -294,8 +306,7 @@ class Comparison:
         return finished.timing
 
     def run_reference(self, flags: Flags, threads: int) -> Outcome:
-        command = common.suite_command(**flags)
-        command[1:2] = [str(Path(__file__).resolve()), AS_REFERENCE, str(self.fraction)]
+        command = common.script_command(Path(__file__).resolve(), AS_REFERENCE, str(self.fraction), **flags)
         command += common.precision_flags(self.arguments.reference_dtype)
         log = self.scratch / f"reference_{next(self.number)}.log"
         finished = common.run_process(command, log, threads)
@@ -366,23 +377,31 @@ def summarize(comparison: Comparison, timings: dict[str, list[Timing]]) -> dict[
     }
 
 
+def add_training_flags(parser: argparse.ArgumentParser) -> None:
+    """Add the flags of how both sides are trained; a benchmark sets the defaults of its own."""
+    parser.add_argument("--student_layers", type=int, help="layers of the student, cut from the model (default: %(default)s)")
+    parser.add_argument("--lr", type=float, default=1e-4, help="peak learning rate (default: %(default)s)")
+    parser.add_argument("--pooling", choices=("cls", "mean"), help="text vector of teacher and student (default: %(default)s)")
+    parser.add_argument("--data_fraction", type=float, default=1.0, help="share of the training part to train on")
+    parser.add_argument("--teacher_checkpoint", type=Path, help="fine-tuned teacher, as the suite takes it")
+    parser.add_argument(
+        "--teacher_epochs",
+        type=int,
+        help="else fine-tune one so long; 0: a seeded head, for timing only (default: %(default)s)",
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     if argv[:1] == [AS_REFERENCE]:
         return run_as_reference(argv[1:])
     parser = common.build_parser(__doc__, rows=None, repeats=1)
     parser.add_argument("--mode", choices=("run", "sweep"), default="run", help="one run, or a grid of runs")
-    parser.add_argument("--student_layers", type=int, default=6, help="layers of the student, cut from the model")
+    add_training_flags(parser)
+    parser.set_defaults(student_layers=6, pooling="cls", teacher_epochs=0)
     parser.add_argument("--kd_method", default="logit", help="logit, hidden, attention or multi_level (default: %(default)s)")
-    parser.add_argument("--lr", type=float, default=1e-4, help="peak learning rate of both sides (default: %(default)s)")
-    parser.add_argument("--pooling", choices=("cls", "mean"), default="cls", help="text vector of teacher and student")
-    parser.add_argument("--data_fraction", type=float, default=1.0, help="share of the training part to train on, both sides")
     parser.add_argument("--reference_dtype", choices=("float32", "bfloat16"), default="float32", help="the reference's precision")
     parser.add_argument("--reference_fraction", type=float, default=1.0, help="share of the reference to measure, above 0, to 1")
-    parser.add_argument("--teacher_checkpoint", type=Path, help="fine-tuned teacher of both sides, as the suite takes it")
-    parser.add_argument(
-        "--teacher_epochs", type=int, default=0, help="else fine-tune one so long; 0: a seeded head (timing only)"
-    )
     parser.add_argument("--alphas", type=float, nargs="+", default=ALPHAS, help="kd_alpha of the sweep")
     parser.add_argument("--temperatures", type=float, nargs="+", default=TEMPERATURES, help="kd_temperature of the sweep")
     arguments = common.parse_flags(parser, argv)
