@@ -24,22 +24,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
-
-class InputError(ValueError):
-    """A fault in what the user supplied: one line naming what was found, where, and what to do."""
-
-
-class FlagErrors(InputError):
-    """Every fault found in the flags, one line each."""
-
-    def __init__(self, faults: Sequence[str]) -> None:
-        self.faults = tuple(map(escape_controls, faults))
-        super().__init__("\n".join(self.faults))
-
-
-def escape_controls(text: str) -> str:
-    """Return a text as one line without control characters, which a flag or a path may hold."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+from research.errors import FlagErrors
+from research.flags import describe
+from research.models.mapping import parse_layer_mapping
 
 
 @dataclass(frozen=True)
@@ -73,16 +60,10 @@ PIPELINES: dict[str, Pipeline] = {
     "student_only": Pipeline(False, True, "train the same student on the labels alone"),
     "baseline": Pipeline(True, False, "get the teacher and evaluate it, no compression"),
 }
-
-LAYER_STRATEGIES = ("uniform", "last", "first")
-
 # Each is its own library, installed by those who use it: none of them is a requirement.
 TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")
-
 # Past this a seed, a size or a count overflows in one of the libraries below.
 LARGEST_WHOLE_NUMBER = 2**31 - 1
-LONGEST_SHOWN = 120
-
 Check = Callable[[Any], str | None]
 
 
@@ -329,32 +310,6 @@ def saved_settings(config: ExperimentConfig) -> dict[str, Any]:
     }
 
 
-def parse_layer_mapping(text: str) -> tuple[tuple[int, int], ...] | None:
-    """Return the (teacher, student) pairs of an explicit mapping, None for a strategy's name.
-
-    Layers count from 0, the embeddings.
-
-    Raises:
-        ValueError: neither a strategy nor `teacher:student` pairs, or a pair is given twice.
-    """
-    if text in LAYER_STRATEGIES:
-        return None
-    pairs: list[tuple[int, int]] = []
-    for part in text.split(","):
-        if not re.fullmatch(r"\s*[0-9]{1,6}\s*:\s*[0-9]{1,6}\s*", part):
-            raise ValueError(
-                f"{describe(part.strip())} is neither teacher:student (as in 2:1,4:2) nor one of {', '.join(LAYER_STRATEGIES)}"
-            )
-        teacher, student = map(int, part.split(":"))
-        if (teacher, student) in pairs:
-            raise ValueError(f"the pair {teacher}:{student} is given twice")
-        pairs.append((teacher, student))
-    return tuple(pairs)
-
-
-# The command line
-
-
 class _RaisingParser(argparse.ArgumentParser):
     """An argparse parser that raises its complaint, so it can be reported together with the others."""
 
@@ -512,9 +467,6 @@ def read_config_file(path: Path) -> tuple[dict[str, Any], list[str]]:
     return values, faults
 
 
-# Values
-
-
 def convert(name: str, value: Any) -> Any:
     """Turn a flag's text or a JSON value into the field's type.
 
@@ -564,19 +516,6 @@ def convert_number(value: Any, kind: type[int] | type[float]) -> int | float:
     if kind is int and number > LARGEST_WHOLE_NUMBER:
         raise ValueError(f"must be at most {LARGEST_WHOLE_NUMBER}, got {describe(value)}")
     return number
-
-
-def describe(value: Any) -> str:
-    """Return a value as an error line shows it: on one line, and not at any length."""
-    if isinstance(value, list | dict):
-        return "a list" if isinstance(value, list) else "an object"
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    text = repr(value)
-    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
-
-
-# Checks
 
 
 def check_config(config: ExperimentConfig) -> list[str]:

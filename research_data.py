@@ -19,9 +19,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from research_config import InputError
-from research_files import hash_file
-from research_tables import (
+from research.errors import InputError
+from research.storage.files import hash_file
+from research.text.tables import (
     UNKNOWN,
     Columns,
     check_label_names,
@@ -36,13 +36,9 @@ from research_tables import (
 SOURCES = ("main", "validation", "test", "unlabelled")
 MAIN, VALIDATION, TEST, UNLABELLED = range(4)
 PARTS = ("train", "validation", "test", "unlabelled")
-
 # Draws of a split to choose from where texts repeat: at most so many, over about so many texts in all.
 MAX_DRAWS = 10
 DRAWN_TEXTS = 200_000
-
-
-# Comments
 
 
 @dataclass(frozen=True)
@@ -218,9 +214,6 @@ def count_repeats(text_hash: NDArray[np.uint64], codes: NDArray[np.int8]) -> tup
     positive = np.maximum.reduceat(codes[order] == 1, starts, axis=0)
     negative = np.maximum.reduceat(codes[order] == 0, starts, axis=0)
     return len(text_hash) - len(starts), int((positive & negative).any(axis=1).sum())
-
-
-# Splits
 
 
 @dataclass(frozen=True, eq=False)
@@ -437,9 +430,6 @@ def _rate_deviation(texts: Texts, parts: NDArray[np.int64], num_parts: int) -> f
     whole = texts.row_positives.sum(axis=0) / texts.row_counts.sum()
     rates = [texts.row_positives[parts == part].sum(axis=0) / texts.row_counts[parts == part].sum() for part in range(num_parts)]
     return float(np.abs(np.stack(rates) - whole).max())
-
-
-# Label statistics
 
 
 def compute_class_weights(labels: NDArray[np.float32], label_names: Sequence[str]) -> tuple[NDArray[np.float32], list[str]]:

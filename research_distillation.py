@@ -7,36 +7,33 @@ from __future__ import annotations
 
 import logging
 import math
-import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable
 from typing import Any, cast
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from research_alignment import pool_map, pool_states, token_to_word, word_mask
-from research_checkpoint import CheckpointFolder
-from research_config import ExperimentConfig
-from research_evaluation import DEFAULT_THRESHOLD, compute_metrics, evaluating
-from research_faults import Interrupted, StopRequest, TrainingFault, describe_fault, naming_lack_of_memory
-from research_losses import (
+from research.errors import StopRequest, TrainingFault, describe_fault
+from research.evaluation.metrics import DEFAULT_THRESHOLD, compute_metrics
+from research.evaluation.predict import evaluating
+from research.kd.layers import LayerComparison, LayerOutputs, pool_outputs, read_layer_outputs, word_mask
+from research.kd.loop import OnStep, TrainingResult, Validate, _Fitting
+from research.kd.losses import (
+    COMPONENTS,
     MultiLabelDistillationLoss,
-    attention_map_loss,
-    attention_pairs,
     compute_attention_loss,
     compute_hidden_state_loss,
     hard_bce_loss,
-    hidden_state_loss,
-    map_layers,
-    pair_name,
-    relation_distance,
     soft_loss_floor,
 )
-from research_models import StudentModel, TeacherModel, TextClassifier
-from research_tokens import Batch, BatchLoader
+from research.models.classifiers import ModelShape, StudentModel, TeacherModel, TextClassifier, freeze
+from research.models.mapping import pair_name
+from research.storage.checkpoints import CheckpointFolder
+from research.text.batches import Batch, BatchLoader
+from research_config import ExperimentConfig
 
+log = logging.getLogger(__name__)
 __all__ = [
     "DistillationTrainer",
     "MultiLabelDistillationLoss",
@@ -46,162 +43,6 @@ __all__ = [
     "compute_hidden_state_loss",
     "verify_teacher_performance",
 ]
-
-log = logging.getLogger(__name__)
-
-COMPONENTS = ("total_loss", "soft_loss", "soft_excess", "hard_loss", "hidden_loss", "attention_loss")
-STEPS_BETWEEN_CHECKS = 50
-
-
-@dataclass(frozen=True)
-class ModelShape:
-    """What is known of a model before it is loaded."""
-
-    num_layers: int
-    hidden_size: int
-    num_heads: int
-    vocabulary: int
-
-    @classmethod
-    def of(cls, model_config: Any) -> ModelShape:
-        """Take the shape from a transformers configuration."""
-        return cls(
-            int(model_config.num_hidden_layers),
-            int(model_config.hidden_size),
-            int(model_config.num_attention_heads),
-            int(model_config.vocab_size),
-        )
-
-
-@dataclass(frozen=True)
-class LayerOutputs:
-    """One model's outputs at the compared positions, by layer."""
-
-    hidden: Mapping[int, Tensor] = field(default_factory=dict)  # (B, P, H)
-    maps: Mapping[int, Tensor] = field(default_factory=dict)  # (B, P, P)
-    relations: Mapping[int, tuple[Tensor, ...]] = field(default_factory=dict)  # 3 x (B, P, H)
-
-
-class LayerComparison:
-    """Which layers of teacher and student are compared, and how.
-
-    Raises:
-        ValueError: `--layer_mapping` names a layer that a model does not have, or only embeddings
-            for a method that needs attention maps.
-    """
-
-    def __init__(self, config: ExperimentConfig, teacher: ModelShape, student: ModelShape) -> None:
-        self.method = config.method
-        self.pairs = map_layers(config.layer_mapping, teacher.num_layers, student.num_layers)
-        self.attention_pairs = attention_pairs(self.pairs) if self.method.attention else ()
-        self.relations = config.attention_objective == "relation"
-        # Both widths are multiples of their head counts, so the greatest common divisor splits both.
-        self.relation_heads = math.gcd(teacher.num_heads, student.num_heads)
-        self.hidden_objective = config.hidden_objective
-        self.attention_objective = config.attention_objective
-
-    def layers(self, side: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the layers whose states, and whose maps, are needed; side 0 teacher, 1 student."""
-        hidden = tuple(sorted({pair[side] for pair in self.pairs})) if self.method.hidden else ()
-        return hidden, tuple(sorted({pair[side] for pair in self.attention_pairs}))
-
-    def run(self, model: TextClassifier, side: int, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, LayerOutputs]:
-        """Run a model and return its logits and what is compared of its layers, by token."""
-        hidden_layers, attention_layers = self.layers(side)
-        wanted = {"relation_layers" if self.relations else "attention_layers": attention_layers} if attention_layers else {}
-        outputs = model(input_ids, attention_mask, output_hidden_states=bool(hidden_layers), **wanted)
-        return outputs["logits"], LayerOutputs(
-            {layer: outputs["hidden_states"][layer] for layer in hidden_layers},
-            outputs.get("attention_maps", {}),
-            outputs.get("relations", {}),
-        )
-
-    def losses(
-        self, teacher: LayerOutputs, student: LayerOutputs, mask: Tensor, projections: Mapping[str, nn.Module] | None
-    ) -> dict[str, Tensor]:
-        """Return the hidden and attention losses that the method asks for, over real positions (B, P)."""
-        losses = {}
-        if self.method.hidden:
-            losses["hidden_loss"] = hidden_state_loss(
-                self.pairs, teacher.hidden, student.hidden, mask, projections, self.hidden_objective
-            )
-        if self.method.attention and self.relations:
-            distances = [
-                relation_distance(teacher.relations[above], student.relations[below], mask, self.relation_heads)
-                for above, below in self.attention_pairs
-            ]
-            losses["attention_loss"] = torch.stack(distances).mean()
-        elif self.method.attention:
-            losses["attention_loss"] = attention_map_loss(
-                self.attention_pairs, teacher.maps, student.maps, mask, self.attention_objective
-            )
-        return losses
-
-
-def pool_outputs(outputs: LayerOutputs, words: Tensor, num_words: int) -> LayerOutputs:
-    """Pool a model's token outputs to the words both tokenizers share; words is (B, L)."""
-    membership = token_to_word(words, num_words)
-    return LayerOutputs(
-        {layer: pool_states(states, membership) for layer, states in outputs.hidden.items()},
-        {layer: pool_map(attention_map, membership) for layer, attention_map in outputs.maps.items()},
-        {layer: tuple(pool_states(part, membership) for part in parts) for layer, parts in outputs.relations.items()},
-    )
-
-
-def name_layer_outputs(outputs: LayerOutputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Name a teacher's layer outputs as batches carry them: the states (B, P, H), and the maps (B, P, P)."""
-    states = {f"teacher_hidden.{layer}": tensor for layer, tensor in outputs.hidden.items()}
-    for layer, parts in outputs.relations.items():
-        states |= {f"teacher_relation.{layer}.{part}": tensor for part, tensor in enumerate(parts)}
-    return states, {f"teacher_map.{layer}": tensor for layer, tensor in outputs.maps.items()}
-
-
-def read_layer_outputs(batch: Batch) -> LayerOutputs | None:
-    """Return the layer outputs that a batch carries, None when it carries none."""
-    hidden, maps = {}, {}
-    relations: dict[int, dict[int, Tensor]] = {}
-    for name, tensor in batch.items():
-        match name.split("."):
-            case ["teacher_hidden", layer]:
-                hidden[int(layer)] = tensor
-            case ["teacher_map", layer]:
-                maps[int(layer)] = tensor
-            case ["teacher_relation", layer, part]:
-                relations.setdefault(int(layer), {})[int(part)] = tensor
-    if not (hidden or maps or relations):
-        return None
-    in_order = {layer: tuple(parts[part] for part in sorted(parts)) for layer, parts in relations.items()}
-    return LayerOutputs(hidden, maps, in_order)
-
-
-@dataclass
-class Progress:
-    """Everything beside the weights that decides how training goes on; part of a checkpoint."""
-
-    epoch: int = 0
-    batches_done: int = 0
-    global_step: int = 0
-    skipped_steps: int = 0
-    sums: dict[str, float] = field(default_factory=dict)
-    rows_summed: int = 0
-    history: list[dict[str, Any]] = field(default_factory=list)
-    best_epoch: int = 0
-    best_f1: float = -1.0
-
-
-@dataclass(frozen=True)
-class TrainingResult:
-    """What training leaves beside the student, which then holds its best epoch's weights."""
-
-    history: list[dict[str, Any]]
-    best_epoch: int
-    best_f1: float
-    skipped_steps: int
-    seconds: float
-
-
-Validate = Callable[[nn.Module], Mapping[str, float]]
-OnStep = Callable[[int, int], None]
 
 
 class DistillationTrainer:
@@ -448,181 +289,6 @@ class DistillationTrainer:
         return _Fitting(self, loader, validate, class_weights, checkpoints, stop, on_step).run()
 
 
-class _Fitting:
-    """One call of `DistillationTrainer.fit`: the epoch loop, its schedule and its checkpoints."""
-
-    def __init__(
-        self,
-        trainer: DistillationTrainer,
-        loader: BatchLoader,
-        validate: Validate,
-        class_weights: Tensor | None,
-        checkpoints: CheckpointFolder | None,
-        stop: StopRequest | None,
-        on_step: OnStep | None,
-    ) -> None:
-        self.trainer = trainer
-        self.config = trainer.config
-        self.loader = loader
-        self.validate = validate
-        self.class_weights = None if class_weights is None else class_weights.to(trainer.device)
-        self.checkpoints = checkpoints
-        self.stop = stop or StopRequest()
-        self.on_step = on_step
-        self.optimizer = trainer.build_optimizer()
-        self.steps_per_epoch = -(-len(loader) // self.config.gradient_accumulation)
-        self.total_steps = self.steps_per_epoch * self.config.epochs
-        self.progress = Progress()
-        self.best_state: dict[str, Tensor] = {}
-        self.checks_every = 1 if trainer.device.type == "cpu" else STEPS_BETWEEN_CHECKS
-        self.last_checkpoint_s = time.monotonic()
-
-    def run(self) -> TrainingResult:
-        started = time.monotonic()
-        self._resume()
-        patience = self.config.early_stopping_patience
-        while self.progress.epoch < self.config.epochs and self.progress.epoch - self.progress.best_epoch < patience:
-            self.stop.heeded = True
-            self._train_epoch()
-            self.stop.heeded = False
-            self._finish_epoch()
-        self.trainer.student.load_state_dict(self.best_state)
-        progress = self.progress
-        return TrainingResult(
-            progress.history, progress.best_epoch, progress.best_f1, progress.skipped_steps, time.monotonic() - started
-        )
-
-    def _train_epoch(self) -> None:
-        trainer, progress = self.trainer, self.progress
-        trainer.student.train()
-        if self.config.freeze_student_encoder:
-            cast(nn.Module, trainer.student.encoder).eval()
-        accumulation = self.config.gradient_accumulation
-        group: list[Batch] = []
-        remaining = len(self.loader) - progress.batches_done
-        for batch in self.loader.iterate(progress.epoch, skip=progress.batches_done):
-            group.append(batch)
-            remaining -= 1
-            if len(group) < accumulation and remaining:
-                continue
-            self._step(group)
-            group = []
-            if progress.global_step % self.checks_every == 0:
-                self._collect()
-            if self.stop.requested or self._checkpoint_is_due():
-                self._collect()
-                self._save()
-            if self.stop.requested:
-                raise Interrupted
-        self._collect()
-
-    def _step(self, group: list[Batch]) -> None:
-        trainer, progress = self.trainer, self.progress
-        # Steps that the scaler skipped do not advance the schedule.
-        rate = self.config.lr * schedule(
-            progress.global_step - progress.skipped_steps, self.total_steps, self.config.warmup_ratio
-        )
-        for parameter_group in self.optimizer.param_groups:
-            parameter_group["lr"] = rate
-        with naming_lack_of_memory(progress.global_step + 1, group):
-            losses = [trainer._backward(batch, self.class_weights, 1.0 / len(group)) for batch in group]
-        progress.global_step += 1
-        progress.batches_done += len(group)
-        if not trainer._update(self.optimizer, group, losses, progress.global_step):
-            progress.skipped_steps += 1
-        if self.on_step is not None:
-            self.on_step(progress.global_step, self.total_steps)
-
-    def _collect(self) -> None:
-        sums, rows = self.trainer.check_faults()
-        for name, value in sums.items():
-            self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
-        self.progress.rows_summed += rows
-
-    def _finish_epoch(self) -> None:
-        """Validate, keep the best weights, write the history row and a checkpoint."""
-        progress = self.progress
-        try:
-            scores = self.validate(self.trainer.student)
-        except KeyboardInterrupt:
-            # A signal does not wait for a long validation, but the epoch's steps are not lost to it.
-            self._save()
-            raise
-        progress.epoch += 1
-        present = self._present_components()
-        means = {name: progress.sums[name] / max(progress.rows_summed, 1) for name in present}
-        progress.history.append(
-            {"epoch": progress.epoch, "global_step": progress.global_step, "learning_rate": self.optimizer.param_groups[0]["lr"]}
-            | means
-            | {"skipped_steps": progress.skipped_steps}
-            | {f"val_{name}": value for name, value in scores.items()}
-        )
-        if scores["f1_macro"] > progress.best_f1 or not self.best_state:
-            progress.best_f1, progress.best_epoch = scores["f1_macro"], progress.epoch
-            self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in self.trainer.student.state_dict().items()}
-        progress.sums, progress.rows_summed, progress.batches_done = {}, 0, 0
-        log.info(
-            "epoch %d: loss %.4f, validation macro-F1 %.4f%s",
-            progress.epoch,
-            means["total_loss"],
-            scores["f1_macro"],
-            " (best)" if progress.best_epoch == progress.epoch else "",
-        )
-        self._save()
-
-    def _present_components(self) -> list[str]:
-        absent = set()
-        if not self.trainer.distils:
-            absent |= {"soft_loss", "soft_excess"}
-        comparison = self.trainer.comparison
-        if comparison is None or not comparison.method.hidden:
-            absent.add("hidden_loss")
-        if comparison is None or not comparison.method.attention:
-            absent.add("attention_loss")
-        return [name for name in (*COMPONENTS, "grad_norm") if name not in absent]
-
-    def _checkpoint_is_due(self) -> bool:
-        return time.monotonic() - self.last_checkpoint_s > 60 * self.config.checkpoint_minutes
-
-    def _save(self) -> None:
-        if self.checkpoints is None:
-            return
-        trainer = self.trainer
-        state = {
-            "student": trainer.student.state_dict(),
-            "projections": trainer.projections.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
-            "scaler": trainer.scaler.state_dict(),
-            "best_state": self.best_state,
-            "progress": vars(self.progress),
-            "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(trainer.device) if trainer.device.type == "cuda" else None,
-        }
-        self.checkpoints.save(state, self.progress.global_step)
-        self.last_checkpoint_s = time.monotonic()
-
-    def _resume(self) -> None:
-        state = None if self.checkpoints is None else self.checkpoints.load()
-        if state is None:
-            return
-        trainer = self.trainer
-        trainer.student.load_state_dict(state["student"])
-        trainer.projections.load_state_dict(state["projections"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        trainer.scaler.load_state_dict(state["scaler"])
-        self.best_state = state["best_state"]
-        self.progress = Progress(**state["progress"])
-        torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] is not None and trainer.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"], trainer.device)
-        log.info("resuming at step %d of %d", self.progress.global_step, self.total_steps)
-
-
-def freeze(model: nn.Module) -> Any:
-    """Put a model in eval mode without gradients: nothing of it may change."""
-    return model.eval().requires_grad_(False)
-
-
 def choose_autocast_dtype(config: ExperimentConfig, device: torch.device) -> torch.dtype | None:
     """Return the precision of autocast; None for float32.
 
@@ -632,14 +298,6 @@ def choose_autocast_dtype(config: ExperimentConfig, device: torch.device) -> tor
     if not config.amp or (device.type != "cuda" and config.amp_dtype == "float16"):
         return None
     return torch.float16 if config.amp_dtype == "float16" else torch.bfloat16
-
-
-def schedule(step: int, total_steps: int, warmup_ratio: float) -> float:
-    """Return the share of the peak learning rate at a step from 0: linear up, then linear down to 0."""
-    warmup = int(warmup_ratio * total_steps)
-    if step < warmup:
-        return (step + 1) / (warmup + 1)
-    return max(0.0, (total_steps - step) / max(1, total_steps - warmup))
 
 
 def verify_teacher_performance(

@@ -24,8 +24,8 @@ from typing import Any, NoReturn
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from research_main import quiet_libraries  # noqa: E402
-from research_tables import find_columns  # noqa: E402
+from research.logs import quiet_libraries  # noqa: E402
+from research.text.tables import find_columns  # noqa: E402
 
 DEFAULT_DATASET = ROOT.parent / "shared" / "data" / "bn_cyberbully5.csv"
 DEFAULT_MODEL = ROOT.parent / "shared" / "models" / "me5-small-bn"
@@ -322,7 +322,8 @@ def build_teacher(model: Path, labels: int) -> Any:
     """Return a pretrained encoder with a seeded head: as costly as a fine-tuned teacher, and made at once."""
     import torch
 
-    from research_models import TeacherModel, load_encoder
+    from research.models.classifiers import TeacherModel
+    from research.models.encoders import load_encoder
 
     encoder = load_encoder(str(model))
     torch.manual_seed(SEED)
@@ -333,7 +334,8 @@ def build_student(model: Path, labels: int, layers: int, pooling: str = "cls", s
     """Return a student with the first weights of a run with these layers."""
     import torch
 
-    from research_models import StudentModel, cut_layers, load_encoder
+    from research.models.classifiers import StudentModel
+    from research.models.encoders import cut_layers, load_encoder
 
     encoder = cut_layers(load_encoder(str(model)), layers)
     torch.manual_seed(seed)
@@ -344,7 +346,7 @@ def make_stock(model: Any, attention: str) -> Any:
     """Give a classifier's encoder back transformers' own attention, "eager" or "sdpa", and torch's own dropout."""
     from torch import nn
 
-    from research_dropout import replace_dropout
+    from research.models.dropout import replace_dropout
 
     model.encoder.set_attn_implementation(attention)
     replace_dropout(model.encoder, nn.Dropout)
@@ -355,7 +357,7 @@ def save_teacher(model: Path, labels: Sequence[str], folder: Path) -> Path:
     """Save `build_teacher`'s model as a --teacher_checkpoint."""
     from transformers import AutoTokenizer
 
-    from research_models import save_classifier
+    from research.models.saved import save_classifier
 
     save_classifier(build_teacher(model, len(labels)), AutoTokenizer.from_pretrained(model), folder, {"labels": list(labels)})
     return folder
@@ -365,7 +367,7 @@ def save_tiny_encoder(model: Path, folder: Path) -> Path:
     """Save an encoder of the same kind and vocabulary, small enough not to matter, with its tokenizer."""
     from transformers import AutoConfig, AutoTokenizer
 
-    from research_demo import save_random_encoder
+    from research.experiment.demo import save_random_encoder
 
     config = AutoConfig.from_pretrained(model)
     for name, value in {"num_hidden_layers": 2, "hidden_size": 32, "num_attention_heads": 2, "intermediate_size": 64}.items():

@@ -1,4 +1,4 @@
-"""Measure whether the intervals and tests of research_statistics keep what they promise.
+"""Measure whether the intervals and tests of research.evaluation.bootstrap keep what they promise.
 
     python benchmarks/coverage.py                    # 1,000 simulations a setting
     python benchmarks/coverage.py --simulations 100  # short form
@@ -29,7 +29,7 @@ from typing import Any
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-import research_statistics as statistics
+from research.evaluation import bootstrap as statistics
 
 PREVALENCE = np.array([0.3, 0.2, 0.1, 0.05, 0.03])
 DECISION = 1.5  # the score from which a label is called, probability 0.5

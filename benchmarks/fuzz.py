@@ -31,8 +31,9 @@ from hypothesis.configuration import set_hypothesis_home_dir  # noqa: E402
 from test_config import ARGUMENTS, FIELDS, JSON_VALUES  # noqa: E402
 from test_data import CONTENTS  # noqa: E402
 
-from research_config import FlagErrors, InputError, parse_arguments  # noqa: E402
-from research_inputs import load_data  # noqa: E402
+from research.errors import FlagErrors, InputError  # noqa: E402
+from research.experiment.inputs import load_data  # noqa: E402
+from research_config import parse_arguments  # noqa: E402
 
 HANG_S = 20
 OUTCOMES = ("refused", "accepted", "help")

@@ -25,8 +25,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 from builders import build_model_folder, shared_path  # noqa: E402
 
 import research_main  # noqa: E402
+from research.runs.run import load_run  # noqa: E402
 from research_config import KD_METHODS  # noqa: E402
-from research_results import load_run  # noqa: E402
 
 COMPONENTS = ("total_loss", "soft_excess", "hard_loss", "hidden_loss", "attention_loss")
 

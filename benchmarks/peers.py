@@ -103,12 +103,12 @@ class Peers:
         self.device = device
 
     def soft_loss(self, student_logits: Any, teacher_logits: Any, temperature: float) -> Any:
-        from research_losses import soft_bce_loss
+        from research.kd.losses import soft_bce_loss
 
         return soft_bce_loss(student_logits, teacher_logits, temperature).mean()
 
     def hard_loss(self, logits: Any, labels: Any) -> Any:
-        from research_losses import hard_bce_loss
+        from research.kd.losses import hard_bce_loss
 
         loss, known = hard_bce_loss(logits, labels)
         return loss.sum() / known.sum()

@@ -32,8 +32,8 @@ from reference_loop import AS_REFERENCE, Comparison, ReferenceLoop, add_training
 from scipy.special import stdtrit
 from torch import Tensor
 
+from research.evaluation.bootstrap import mean_and_std
 from research_config import ExperimentConfig, parse_arguments
-from research_statistics import mean_and_std
 
 GROUP_ROWS = 8
 SCORES = {"macro_f1": "f1_macro", "average_precision_macro": "average_precision_macro"}

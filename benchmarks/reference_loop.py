@@ -36,12 +36,14 @@ from common import Timing, timed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from research.evaluation.metrics import DEFAULT_THRESHOLD, compute_metrics
+from research.experiment.inputs import load_inputs
+from research.kd.loop import schedule
+from research.kd.losses import MultiLabelDistillationLoss, compute_attention_loss, compute_hidden_state_loss
+from research.models.classifiers import freeze
 from research_config import ExperimentConfig, parse_arguments
 from research_data import compute_class_weights
-from research_distillation import choose_autocast_dtype, freeze, schedule
-from research_evaluation import DEFAULT_THRESHOLD, compute_metrics
-from research_inputs import load_inputs
-from research_losses import MultiLabelDistillationLoss, compute_attention_loss, compute_hidden_state_loss
+from research_distillation import choose_autocast_dtype
 
 ALPHAS = (0.3, 0.5, 0.7, 0.9)
 TEMPERATURES = (2.0, 4.0)

@@ -29,15 +29,16 @@ from numpy.typing import NDArray
 from reference_loop import PaddedRows, evaluate_padded
 from torch.utils.data import DataLoader
 
-from research_cache import Cache
+from research.evaluation.predict import predict_logits
+from research.experiment.run import EVAL_BATCH, EVAL_TOKENS
+from research.kd.teacher import Teacher, fetch_layers, fetch_logits
+from research.models.classifiers import POSITIONWISE_PARTS, ModelShape
+from research.storage.cache import Cache
+from research.text.batches import BatchLoader, padding_ratio
+from research.text.tokens import Tokens, tokenize
 from research_config import KD_METHODS, ExperimentConfig
 from research_data import Comments, load_comments
-from research_distillation import DistillationTrainer, ModelShape
-from research_evaluation import predict_logits
-from research_models import POSITIONWISE_PARTS
-from research_run import EVAL_BATCH, EVAL_TOKENS
-from research_teacher import Teacher, fetch_layers, fetch_logits
-from research_tokens import BatchLoader, Tokens, padding_ratio, tokenize
+from research_distillation import DistillationTrainer
 
 LIVE_METHODS = ("logit", "multi_level")
 PLAIN = "plain"

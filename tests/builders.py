@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import transformers
 
-from research_demo import (
+from research.experiment.demo import (
     ROBERTA_SPECIAL_TOKENS,
     build_unigram_tokenizer,
     build_wordpiece_tokenizer,

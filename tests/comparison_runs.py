@@ -5,8 +5,8 @@ from typing import Any
 
 import numpy as np
 
+from research.runs.directory import RunDirectory
 from research_config import ExperimentConfig, saved_settings
-from research_results import RunDirectory
 
 LABELS = ("bully", "threat", "spam")
 PREVALENCE = np.array([0.4, 0.2, 0.3])

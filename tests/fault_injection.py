@@ -41,7 +41,7 @@ FLAGS = [
     "--with_control", "--allow_weak_teacher", "--checkpoint_minutes", "0",
 ]  # fmt: skip
 PRELOADED = [
-    "pytest", "research_run", "research_demo", "sklearn.metrics", "iterstrat.ml_stratifiers",
+    "pytest", "research.experiment.run", "research.experiment.demo", "sklearn.metrics", "iterstrat.ml_stratifiers",
     "transformers.models.electra.modeling_electra", "transformers.models.distilbert.modeling_distilbert",
 ]  # fmt: skip
 TIMEOUT_S = 120
@@ -147,16 +147,16 @@ def attempt(
 def _run(folder: Path, flags: list[str], kill_at_write: int | None, shared: Any) -> None:
     """The child: the real command, with its output in files."""
     import research_main
-    import research_report
-    import research_run
+    from research.experiment import run
+    from research.report import run_page
 
     os.chdir(folder)
     for descriptor, name in ((1, "stdout.txt"), (2, "stderr.txt")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     # Measurements are no part of what has to repeat, and drawing would take most of the time.
-    research_run.EFFICIENCY_BUDGET_S = 0.01
-    research_report._draw_plots = lambda run: []
-    _watch_phases(research_run.Runtime, shared)
+    run.EFFICIENCY_BUDGET_S = 0.01
+    run_page._draw_plots = lambda run: []
+    _watch_phases(run.Runtime, shared)
     _count_writes(folder, kill_at_write, shared)
     sys.exit(research_main.main(flags))
 

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from research_alignment import pool_map, pool_states, token_to_word, word_mask
-from research_losses import attention_distance, hidden_distance
+from research.kd.layers import pool_map, pool_states, token_to_word, word_mask
+from research.kd.losses import attention_distance, hidden_distance
 
 # "তুমি খুব ভালো" between two special tokens, cut by the teacher as [CLS] তু ##মি খুব ভা ##লো [SEP]
 # and by the student as <s> তুমি খু ব ভালো </s>.

@@ -10,9 +10,9 @@ import torch
 from builders import build_encoder
 from transformers import AutoModel
 
-import research_attention
-from research_attention import attention_probs, record_attention, recorded_sdpa
-from research_models import TeacherModel, narrow_to_first_position
+from research.models import attention
+from research.models.attention import attention_probs, record_attention, recorded_sdpa
+from research.models.classifiers import TeacherModel, narrow_to_first_position
 
 KINDS = ("bert", "electra", "distilbert", "mobilebert", "xlm-roberta", "roberta", "albert", "deberta-v2")
 
@@ -111,7 +111,7 @@ def test_open_attention_in_training_is_the_fused_one_but_for_dropout(monkeypatch
     module = torch.nn.Module()
     module.is_causal = False  # type: ignore[assignment]
     fused, _ = recorded_sdpa(module, query, key, value, mask)
-    monkeypatch.setattr(research_attention, "drop_values", lambda probs, p: probs)
+    monkeypatch.setattr(attention, "drop_values", lambda probs, p: probs)
     opened, _ = recorded_sdpa(module, query, key, value, mask, dropout=0.1)
     torch.testing.assert_close(opened, fused, atol=1e-6, rtol=1e-6)
 
@@ -149,13 +149,13 @@ def test_relations_are_queries_keys_and_values_of_the_asked_layers(encoder_folde
 def test_only_asked_layers_are_computed_in_the_open(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     model = TeacherModel(str(build_encoder("bert", tmp_path, 60, layers=4)), num_labels=2).eval()
     calls = []
-    original = research_attention.attention_probs
+    original = attention.attention_probs
 
     def counted(*arguments: Any) -> torch.Tensor:
         calls.append(1)
         return original(*arguments)
 
-    monkeypatch.setattr(research_attention, "attention_probs", counted)
+    monkeypatch.setattr(attention, "attention_probs", counted)
     model(*batch(), attention_layers=(2, 4))
     assert len(calls) == 2
     model(*batch())

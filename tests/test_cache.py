@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from research_cache import MANIFEST, Cache, digest_key, find_fault
+from research.storage.cache import MANIFEST, Cache, digest_key, find_fault
 
 ROOT = Path(__file__).resolve().parent.parent
 KEY = {"text": "a5c1", "max_length": 128, "words": {"student": "x", "teacher": "y"}}
@@ -22,7 +22,7 @@ FILES = {"ids.bin": bytes(range(64)), "model/offsets.bin": b"\x00\x01"}
 BUILDER = f"""
 import logging, sys
 from pathlib import Path
-from research_cache import Cache
+from research.storage.cache import Cache
 
 logging.basicConfig(level=logging.INFO, format="%(message)s")
 

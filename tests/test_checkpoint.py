@@ -21,7 +21,7 @@ import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from research_checkpoint import CheckpointFolder
+from research.storage.checkpoints import CheckpointFolder
 
 
 def state_of(step: int) -> dict[str, object]:

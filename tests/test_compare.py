@@ -10,9 +10,9 @@ import pytest
 from comparison_runs import LABELS, make_truth, write_run
 
 import research_compare
-import research_compare_plots as plots
-from research_comparison import compare_runs
-from research_results import format_flag
+from research.compare import figures as plots
+from research.compare.scores import compare_runs
+from research.flags import format_flag
 
 EFFICIENCY = {
     "teacher": {"parameters_total": 110_000_000, "latency_ms_batch1": 40.0},

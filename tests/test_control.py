@@ -13,12 +13,17 @@ from builders import build_model_folder, make_table, make_texts
 from comparison_runs import LABELS, make_probs, make_truth
 
 import research_main
-from research_config import FlagErrors, InputError, parse_arguments
-from research_control import count_confusions, describe_gain, measure_gain, most_disagreeing
-from research_distillation import _Fitting
-from research_results import RunDirectory, aggregate_folds, load_run, write_report
-from research_run import Experiment
-from research_statistics import compare_predictions
+from research.errors import FlagErrors, InputError
+from research.evaluation.bootstrap import compare_predictions
+from research.evaluation.gain import describe_gain, measure_gain
+from research.evaluation.metrics import count_confusions, most_disagreeing
+from research.experiment.run import Experiment
+from research.kd.loop import _Fitting
+from research.report.run_page import write_report
+from research.runs.directory import RunDirectory
+from research.runs.folds import aggregate_folds
+from research.runs.run import load_run
+from research_config import parse_arguments
 
 THRESHOLDS = {model: [0.5] * len(LABELS) for model in ("teacher", "control", "student")}
 QUICK = (
@@ -110,8 +115,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
     build_model_folder("distilbert", "unigram", folder / "models" / "student", texts, layers=2, width=16, seed=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("research_run.EFFICIENCY_BUDGET_S", 0.01)
-        patch.setattr("research_report._draw_plots", lambda run: [])
+        patch.setattr("research.experiment.run.EFFICIENCY_BUDGET_S", 0.01)
+        patch.setattr("research.report.run_page._draw_plots", lambda run: [])
         yield folder
 
 

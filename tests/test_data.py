@@ -15,8 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import research_data as data
-import research_tables as tables
-from research_config import InputError
+from research.errors import InputError
+from research.text import tables
 
 PROJECT = Path(data.__file__).resolve().parent
 REAL_DATA = PROJECT.parent / "shared" / "data"

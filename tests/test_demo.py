@@ -1,4 +1,4 @@
-"""Claims about research_demo and about the tiny models that the other tests stand on."""
+"""Claims about research.experiment.demo and about the tiny models that the other tests stand on."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from builders import (
 )
 from transformers import AutoModel, AutoTokenizer
 
-from research_demo import DEMO_LABELS, DEMO_VERSION, FLIPPED_CELL_SHARE, DemoFiles, build_demo, generate_table
+from research.experiment.demo import DEMO_LABELS, DEMO_VERSION, FLIPPED_CELL_SHARE, DemoFiles, build_demo, generate_table
 
 ENCODER_KINDS = ("bert", "electra", "distilbert", "mobilebert", "xlm-roberta", "roberta", "albert", "deberta-v2")
 VOWEL_SIGN_TEXT = "খুব ভালো তুমি"
@@ -63,7 +63,7 @@ def demo(tmp_path_factory: pytest.TempPathFactory) -> DemoFiles:
 
 
 def test_same_seed_gives_the_same_bytes_in_another_process(demo: DemoFiles, tmp_path: Path) -> None:
-    code = f"from pathlib import Path; import research_demo as d; d.build_demo(Path({str(tmp_path)!r}), 3)"
+    code = f"from pathlib import Path; from research.experiment import demo as d; d.build_demo(Path({str(tmp_path)!r}), 3)"
     run_python(code, PYTHONHASHSEED="7")
     first = digest_tree(demo.dataset_path.parent)
     assert len(first) >= 8
@@ -86,7 +86,7 @@ def test_interrupted_build_leaves_nothing_behind(tmp_path: Path, monkeypatch: py
     def interrupt(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("research_demo.save_random_encoder", interrupt)
+    monkeypatch.setattr("research.experiment.demo.save_random_encoder", interrupt)
     with pytest.raises(KeyboardInterrupt):
         build_demo(tmp_path, seed=3)
     assert list(tmp_path.iterdir()) == []
@@ -122,7 +122,7 @@ def test_corpus_has_what_real_tables_have(demo: DemoFiles) -> None:
 
 def test_label_noise_is_near_its_stated_share(monkeypatch: pytest.MonkeyPatch) -> None:
     noisy = np.array([row[1:] for row in generate_table(3)])
-    monkeypatch.setattr("research_demo.FLIPPED_CELL_SHARE", 0.0)
+    monkeypatch.setattr("research.experiment.demo.FLIPPED_CELL_SHARE", 0.0)
     clean = np.array([row[1:] for row in generate_table(3)])
     known = (noisy != "") & (clean != "")
     assert (noisy != clean)[known].mean() == pytest.approx(FLIPPED_CELL_SHARE, abs=0.01)
@@ -150,7 +150,7 @@ def test_shared_tokenizer_gives_both_models_the_same_ids(tmp_path: Path) -> None
 
 
 def test_importing_the_demo_does_not_import_torch() -> None:
-    code = "import sys, research_demo; print(sorted({'torch', 'transformers', 'tokenizers'} & set(sys.modules)))"
+    code = "import sys, research.experiment.demo; print(sorted({'torch', 'transformers', 'tokenizers'} & set(sys.modules)))"
     assert run_python(code).strip() == "[]"
 
 

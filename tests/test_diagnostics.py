@@ -9,7 +9,7 @@ import pytest
 from builders import TOKENIZERS, make_texts
 from torch import nn
 
-from research_diagnostics import TokenizerFit, inspect_tokenizer, report_alignment, report_sizes, report_tokenizer
+from research.text.diagnostics import TokenizerFit, inspect_tokenizer, report_alignment, report_sizes, report_tokenizer
 
 BANGLA = (*make_texts(40), "খুব ভালো", "তুমি খুব বোকা")
 ENGLISH = ("The Cat sat on the Mat", "A Dog and THE Cat", "on the mat")

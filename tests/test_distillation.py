@@ -11,22 +11,15 @@ import pytest
 import torch
 from transformers import BertConfig, BertModel
 
-from research_checkpoint import CheckpointFolder
+from research.errors import Interrupted, StopRequest, TrainingFault
+from research.kd.loop import schedule
+from research.models.classifiers import ModelShape, StudentModel, TeacherModel
+from research.models.encoders import prepare_encoder
+from research.storage.checkpoints import CheckpointFolder
+from research.text.batches import BatchLoader
+from research.text.tokens import Tokens
 from research_config import KD_METHODS, ExperimentConfig
-from research_distillation import (
-    DistillationTrainer,
-    Interrupted,
-    ModelShape,
-    StopRequest,
-    StudentModel,
-    TeacherModel,
-    TrainingFault,
-    choose_autocast_dtype,
-    schedule,
-    verify_teacher_performance,
-)
-from research_models import prepare_encoder
-from research_tokens import BatchLoader, Tokens
+from research_distillation import DistillationTrainer, choose_autocast_dtype, verify_teacher_performance
 
 LABELS = ("bully", "threat", "spam")
 VOCABULARY = 50

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from research_dropout import BitDropout, drop_values, replace_dropout
+from research.models.dropout import BitDropout, drop_values, replace_dropout
 
 
 def draw(p: float, shape: tuple[int, ...] = (200, 500), dtype: torch.dtype = torch.float32) -> torch.Tensor:

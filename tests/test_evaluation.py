@@ -1,4 +1,4 @@
-"""Claims about research_evaluation: metrics, thresholds, calibration, prediction order, cost."""
+"""Claims about research.evaluation: metrics, thresholds, calibration, prediction order, cost."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from sklearn import metrics as sk
 from torch import nn
 from transformers import BertConfig, BertModel
 
-from research_evaluation import (
-    build_metrics,
+from research.evaluation.calibration import (
     calibrate,
-    choose_thresholds,
-    compare_efficiency,
-    compute_agreement,
     compute_calibration,
     compute_calibration_error,
-    compute_metrics,
-    compute_soft_loss,
-    count_parameters,
-    evaluate_model,
     fit_temperature,
     logit,
-    majority_baseline,
-    measure_efficiency,
-    predict_logits,
     sigmoid,
 )
-from research_losses import soft_bce_loss
+from research.evaluation.efficiency import compare_efficiency, count_parameters, measure_efficiency
+from research.evaluation.metrics import (
+    build_metrics,
+    choose_thresholds,
+    compute_agreement,
+    compute_metrics,
+    compute_soft_loss,
+    evaluate_model,
+    majority_baseline,
+)
+from research.evaluation.predict import predict_logits
+from research.kd.losses import soft_bce_loss
 
 NAMES = ["bully", "threat", "spam"]
 ROOT = Path(__file__).resolve().parent.parent
@@ -97,7 +97,10 @@ class LengthSortedLoader:
 
 
 def test_import_loads_neither_torch_nor_scikit_learn() -> None:
-    check = "import sys, research_evaluation; sys.exit(bool({'torch', 'sklearn', 'scipy'} & set(sys.modules)))"
+    check = (
+        "import sys, research.evaluation.metrics, research.evaluation.predict, research.evaluation.efficiency; "
+        "sys.exit(bool({'torch', 'sklearn', 'scipy'} & set(sys.modules)))"
+    )
     assert subprocess.run([sys.executable, "-c", check], cwd=ROOT, timeout=60).returncode == 0
 
 

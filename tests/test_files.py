@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-import research_files
-from research_files import hash_tree, link_folder, publish_folder, remove, remove_litter, write_atomic
+from research.storage import files
+from research.storage.files import hash_tree, link_folder, publish_folder, remove, remove_litter, write_atomic
 
 
 @contextmanager
@@ -66,7 +66,7 @@ def test_bytes_reach_the_disk_before_their_name_does(tmp_path: Path, monkeypatch
         return call
 
     for name in ("fsync", "replace"):
-        monkeypatch.setattr(research_files.os, name, record(name))
+        monkeypatch.setattr(files.os, name, record(name))
     write_atomic(tmp_path / "metrics.json", b"content")
     assert events == ["fsync", "replace", "fsync"]
 
@@ -109,7 +109,7 @@ def test_publishing_interrupted_before_any_rename_never_shows_half_a_folder(
         real(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(research_files.os, "replace", replace)
+        patch.setattr(files.os, "replace", replace)
         with pytest.raises(KeyboardInterrupt):
             publish_folder(tmp_path / ".student.tmp", final)
     assert (hash_tree(final) if final.exists() else whole) == whole
@@ -155,7 +155,7 @@ def test_linked_folder_holds_the_same_files(tmp_path: Path, monkeypatch: pytest.
         def refuse(*_arguments: object) -> None:
             raise OSError("no hard links here")
 
-        monkeypatch.setattr(research_files.os, "link", refuse)
+        monkeypatch.setattr(files.os, "link", refuse)
     link_folder(source, tmp_path / "teacher")
     assert names(tmp_path / "teacher") == ["config.json", "deep", "deep/weights.bin"]
     assert os.path.samefile(source / "config.json", tmp_path / "teacher" / "config.json") is links_work

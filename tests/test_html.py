@@ -15,12 +15,24 @@ from typing import Any
 import pytest
 from comparison_runs import make_probs, make_truth
 
-import research_results
+from research.evaluation.metrics import build_metrics
+from research.report import run_page
+from research.report.document import (
+    Code,
+    Document,
+    Figure,
+    Heading,
+    Hidden,
+    Link,
+    Paragraph,
+    Strong,
+    Table,
+    Typed,
+    render_markdown,
+)
+from research.report.html import render_html
+from research.runs.directory import RunDirectory
 from research_config import ExperimentConfig, saved_settings
-from research_document import Code, Document, Figure, Heading, Hidden, Link, Paragraph, Strong, Table, Typed, render_markdown
-from research_evaluation import build_metrics
-from research_html import render_html
-from research_results import RunDirectory
 
 HOSTILE = "<script>alert(1)</script>"
 LABELS = ("হুমকি", HOSTILE, '"><img src=x onerror=alert(2)>')
@@ -43,7 +55,7 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
         run.claim(saved_settings(ExperimentConfig(label_columns=LABELS, with_control=True)))
         run.write_history([{"epoch": 1, "total_loss": 0.5, "val_f1_macro": 0.6}])
         run.write_predictions("test", range(80), LABELS, truth, probs)
-        research_results.write_report(folder, metrics, lambda index: dict.fromkeys(index, ABUSE))
+        run_page.write_report(folder, metrics, lambda index: dict.fromkeys(index, ABUSE))
     return folder / "report.html"
 
 
@@ -249,5 +261,5 @@ def test_page_of_a_comparison_sorts_too(browser: Any, tmp_path: Path) -> None:
 
 
 def test_rendering_imports_neither_numpy_nor_torch() -> None:
-    code = "import sys, research_html; sys.exit(bool({'numpy', 'torch', 'matplotlib'} & set(sys.modules)))"
+    code = "import sys, research.report.html; sys.exit(bool({'numpy', 'torch', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=False).returncode == 0

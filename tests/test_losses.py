@@ -13,20 +13,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from research_config import InputError
-from research_losses import (
+from research.errors import InputError
+from research.kd.losses import (
     MultiLabelDistillationLoss,
     attention_distance,
-    attention_pairs,
     compute_attention_loss,
     compute_hidden_state_loss,
     hidden_distance,
-    map_layers,
-    pick_layers,
     relation_distance,
     soft_bce_loss,
     soft_loss_floor,
 )
+from research.models.mapping import attention_pairs, map_layers, pick_layers
 
 GENERATOR = np.random.default_rng(0)
 BATCH, LABELS, POSITIONS, WIDTH, HEADS = 6, 5, 7, 12, 3

@@ -28,7 +28,7 @@ from builders import (
 )
 
 import research_main
-from research_models import load_classifier
+from research.models.saved import load_classifier
 
 KD_METHODS = ("logit", "hidden", "attention", "multi_level")
 # The commands that the people the suite is for wrote down, to be run exactly as they stand.
@@ -92,8 +92,8 @@ def snapshot(folder: Path) -> dict[Path, tuple[int, int]]:
 def quick_measurements() -> Any:
     """Keep plots and timings from taking most of the time; the reference commands make both in full."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("research_run.EFFICIENCY_BUDGET_S", 0.01)
-        patch.setattr("research_report._draw_plots", lambda run: [])
+        patch.setattr("research.experiment.run.EFFICIENCY_BUDGET_S", 0.01)
+        patch.setattr("research.report.run_page._draw_plots", lambda run: [])
         yield
 
 
@@ -157,8 +157,8 @@ def test_reference_commands_run_as_written(tmp_path: Path) -> None:
     table = make_table(tmp_path / "data" / "comments.csv", rows=60, label_rate=0.75)
     build_reference_hub_cache(tmp_path / "hub", [row["text"] for row in read_rows(table)])
     script = (
-        "import json, sys, research_main, research_run\n"
-        "research_run.EFFICIENCY_BUDGET_S = 0.01\n"
+        "import json, sys, research_main, research.experiment.run\n"
+        "research.experiment.run.EFFICIENCY_BUDGET_S = 0.01\n"
         "print(json.dumps([research_main.main(line.split()) for line in json.loads(sys.argv[1])]))\n"
     )
     environment = os.environ | {

@@ -15,25 +15,20 @@ from builders import TOKENIZERS, build_encoder, build_model_folder, encoder_conf
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from research_attention import RECORDED_SDPA
-from research_config import InputError
-from research_losses import pick_layers
-from research_models import (
-    EncoderClassifier,
-    SequenceClassifier,
-    StudentModel,
-    TeacherModel,
-    TextClassifier,
+from research.errors import InputError
+from research.models.attention import RECORDED_SDPA
+from research.models.classifiers import EncoderClassifier, SequenceClassifier, StudentModel, TeacherModel, TextClassifier
+from research.models.encoders import (
     cut_layers,
     fingerprint_model,
-    load_classifier,
     load_encoder,
     load_model_config,
     load_tokenizer,
     prepare_encoder,
     resolve_model_folder,
-    save_classifier,
 )
+from research.models.mapping import pick_layers
+from research.models.saved import load_classifier, save_classifier
 
 ARCHITECTURES = ("bert", "electra", "distilbert", "mobilebert", "xlm-roberta", "roberta", "albert", "deberta-v2")
 LAYER_STACKS = {

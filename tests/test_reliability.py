@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+import pkgutil
 import re
 import shutil
 import signal
@@ -33,14 +34,15 @@ from fault_injection import (
 )
 from safetensors.torch import load_file, save_file
 
-import research_inputs
 import research_main
-import research_run
-from research_cache import Cache
-from research_checkpoint import CheckpointFolder
-from research_config import InputError
-from research_models import load_classifier, load_encoder, load_tokenizer
-from research_results import RunDirectory
+from research.errors import InputError
+from research.experiment import inputs as inputs_room
+from research.experiment import run as run_room
+from research.models.encoders import load_encoder, load_tokenizer
+from research.models.saved import load_classifier
+from research.runs.directory import RunDirectory
+from research.storage.cache import Cache
+from research.storage.checkpoints import CheckpointFolder
 
 CHILD = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "PYTHONWARNINGS": "ignore"}
 
@@ -54,8 +56,8 @@ class Lab:
 
     def run(self, *more: str) -> tuple[int, str]:
         """Run the command; return its status and stderr."""
-        research_run.open_cache.cache_clear()
-        research_inputs._load_data.cache_clear()
+        run_room.open_cache.cache_clear()
+        inputs_room._load_data.cache_clear()
         self.capture()
         status = research_main.main([*FLAGS, *more])
         errors = self.capture()[1]
@@ -83,8 +85,8 @@ class Lab:
 @pytest.fixture(scope="module", autouse=True)
 def quick_measurements() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("research_run.EFFICIENCY_BUDGET_S", 0.01)
-        patch.setattr("research_report._draw_plots", lambda run: [])
+        patch.setattr("research.experiment.run.EFFICIENCY_BUDGET_S", 0.01)
+        patch.setattr("research.report.run_page._draw_plots", lambda run: [])
         yield
 
 
@@ -122,9 +124,7 @@ def expected(untouched_folder: Path, untouched: Attempt) -> dict[str, bytes]:
 def at_call(patch: pytest.MonkeyPatch, target: str, number: int, act: Callable[[], None]) -> None:
     """Do something just before the n-th call of a function."""
     owner, name = target.rsplit(".", 1)
-    module: Any = sys.modules[owner.split(".")[0]]
-    for part in owner.split(".")[1:]:
-        module = getattr(module, part)
+    module: Any = pkgutil.resolve_name(owner)
     function, calls = getattr(module, name), [0]
 
     def counted(*arguments: Any, **keywords: Any) -> Any:
@@ -146,7 +146,7 @@ def interrupt(lab: Lab, target: str, number: int, *more: str, by: signal.Signals
 
 
 # Each step asks for its learning rate: the teacher has 3 steps, the student 6, the control 6.
-STEP = "research_distillation.schedule"
+STEP = "research.kd.loop.schedule"
 
 
 # Kills and signals
@@ -177,11 +177,13 @@ def test_signal_leaves_a_checkpoint_of_that_step_and_the_run_goes_on_from_it(
 
 def test_signal_while_validating_loses_no_step_of_the_epoch(lab: Lab, expected: dict[str, bytes]) -> None:
     rarely = ("--checkpoint_minutes", "100")
-    interrupt(lab, "research_run.compute_metrics", 1, *rarely)
+    interrupt(lab, "research.experiment.run.compute_metrics", 1, *rarely)
     assert "resuming at step 3 of 3" in lab.ends_like(expected, *rarely)
 
 
-@pytest.mark.parametrize("target", ["research_run.tokenize", "research_run.fetch_logits", "research_teacher.run_layers"])
+@pytest.mark.parametrize(
+    "target", ["research.experiment.run.tokenize", "research.experiment.run.fetch_logits", "research.kd.teacher.run_layers"]
+)
 def test_signal_outside_training_stops_at_once_and_nothing_is_lost(lab: Lab, expected: dict[str, bytes], target: str) -> None:
     interrupt(lab, target, 1)
     lab.ends_like(expected)
@@ -388,7 +390,7 @@ def test_out_of_memory_outside_training_says_what_to_lower(
     lab: Lab, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        at_call(patch, "research_teacher.predict_logits", 1, raising(MemoryError()))
+        at_call(patch, "research.kd.teacher.predict_logits", 1, raising(MemoryError()))
         assert "without training, on rows of up to --max_length 32 tokens" in lab.fails(1)
     lab.ends_like(expected)
 

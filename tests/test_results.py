@@ -12,20 +12,13 @@ from typing import Any
 import numpy as np
 import pytest
 
-import research_plots
-from research_config import InputError
-from research_results import (
-    Run,
-    RunDirectory,
-    aggregate_folds,
-    headline,
-    load_run,
-    read_csv,
-    result_line,
-    write_json_atomic,
-    write_report,
-    write_text_atomic,
-)
+from research.errors import InputError
+from research.report import figures, fonts
+from research.report.run_page import write_report
+from research.runs.directory import RunDirectory
+from research.runs.folds import aggregate_folds
+from research.runs.formats import read_csv, write_json_atomic, write_text_atomic
+from research.runs.run import Run, headline, load_run, result_line
 
 ROOT = Path(__file__).resolve().parent.parent
 LABELS = ("bully", "a|b<script>")
@@ -114,7 +107,9 @@ def test_config_keeps_every_digit(tmp_path: Path) -> None:
 
 
 def test_second_writer_is_refused_at_once(tmp_path: Path) -> None:
-    code = "import sys; from research_results import RunDirectory; RunDirectory(sys.argv[1]).claim({'pipeline': 'kd_only'})"
+    code = (
+        "import sys; from research.runs.directory import RunDirectory; RunDirectory(sys.argv[1]).claim({'pipeline': 'kd_only'})"
+    )
     command = [sys.executable, "-c", code, str(tmp_path / "run")]
     with RunDirectory(tmp_path / "run") as run:
         run.claim({"pipeline": "kd_only"})
@@ -309,31 +304,31 @@ def test_report_before_metrics_is_the_report_after(tmp_path: Path) -> None:
 def test_thinning_keeps_the_ends_and_moves_no_curve_further_than_can_be_seen() -> None:
     recall = np.linspace(0, 1, 50_001)
     points = np.stack([recall, 1 - recall**2], axis=1)
-    thinned = research_plots.thin_points(points)
+    thinned = figures.thin_points(points)
     assert len(thinned) < 3_000
     assert (thinned[[0, -1]] == points[[0, -1]]).all()
     assert np.abs(np.interp(recall, thinned[:, 0], thinned[:, 1]) - points[:, 1]).max() < 2e-3
-    assert len(research_plots.thin_points(points[:1])) == 1
+    assert len(figures.thin_points(points[:1])) == 1
 
 
 def test_precision_recall_shares_a_point_among_ties() -> None:
     truth = np.array([True, False, True, False])
-    precision, recall = research_plots.precision_recall_points(truth, np.array([0.9, 0.5, 0.5, 0.1]))
+    precision, recall = figures.precision_recall_points(truth, np.array([0.9, 0.5, 0.5, 0.1]))
     np.testing.assert_allclose(precision, [1, 2 / 3, 1 / 2])
     np.testing.assert_allclose(recall, [1 / 2, 1, 1])
 
 
 def test_missing_font_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
-    research_plots._warn_missing_font.cache_clear()
+    fonts._warn_missing_font.cache_clear()
     for _ in range(2):
-        families = research_plots.find_fonts("\U00010400")  # Deseret, which no ordinary machine draws
+        families = fonts.find_fonts("\U00010400")  # Deseret, which no ordinary machine draws
     assert families == ["DejaVu Sans"] or len(families) == 2
     assert len(caplog.records) == (len(families) == 1)
 
 
 def test_neither_torch_nor_matplotlib_is_imported() -> None:
     code = (
-        "import sys, research_results, research_plots, research_report; "
+        "import sys, research.runs.run, research.runs.directory, research.report.figures, research.report.run_page; "
         "sys.exit(sorted({'torch', 'transformers', 'matplotlib', 'sklearn'} & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)

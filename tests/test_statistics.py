@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, hamming_loss
 
-import research_statistics as statistics
+from research.evaluation import bootstrap as statistics
 
 
 def load_benchmark(name):
@@ -222,6 +222,6 @@ def test_simulated_models_reach_their_true_scores():
 
 
 def test_statistics_imports_neither_torch_nor_sklearn():
-    code = "import sys, research_statistics; print([n for n in ('torch', 'sklearn', 'scipy') if n in sys.modules])"
+    code = "import sys, research.evaluation.bootstrap; print([n for n in ('torch', 'sklearn', 'scipy') if n in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

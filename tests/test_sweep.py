@@ -11,8 +11,9 @@ import pytest
 from builders import build_model_folder, make_table, make_texts
 
 import research_main
-from research_config import ExperimentConfig, FlagErrors, parse_arguments
-from research_sweep import command_line, expand_sweep, name_run, parse_sweep, threads_per_run
+from research.errors import FlagErrors
+from research.experiment.sweep import command_line, expand_sweep, name_run, parse_sweep, threads_per_run
+from research_config import ExperimentConfig, parse_arguments
 
 QUICK = (
     "--teacher_path teacher --student_path student --lr 1e-3 --teacher_epochs 1 --epochs 1 --batch 16 --max_length 32 "
@@ -153,7 +154,7 @@ def test_each_run_is_that_of_its_own_command_and_a_second_sweep_does_nothing(
     (tmp_path / "out" / "kd_alpha_0.5" / "stranger.txt").write_text("in the way", encoding="utf-8")
     sweep[sweep.index("kd_alpha=0.3,0.9")] = "kd_alpha=0.3,0.5,0.9"
     monkeypatch.setattr(
-        "research_sweep.ProcessPoolExecutor", lambda jobs, mp_context, **options: ThreadPoolExecutor(1, **options)
+        "research.experiment.sweep.ProcessPoolExecutor", lambda jobs, mp_context, **options: ThreadPoolExecutor(1, **options)
     )
     assert research_main.main(sweep) == 2
     captured = capsys.readouterr()

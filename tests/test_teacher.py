@@ -15,13 +15,16 @@ import torch
 from builders import TOKENIZERS, build_encoder, build_model_folder, make_table, make_texts
 
 import research_main
-import research_teacher
-from research_cache import Cache
+from research.kd import teacher as teacher_room
+from research.kd.layers import LayerComparison, read_layer_outputs
+from research.kd.teacher import LayerStore, Teacher, estimate_bytes, fetch_layers, fetch_logits, run_layers
+from research.models.classifiers import ModelShape, TeacherModel
+from research.models.encoders import load_encoder, load_tokenizer
+from research.storage.cache import Cache
+from research.text.batches import BatchLoader
+from research.text.tokens import Tokens, tokenize
+from research.text.words import pair_words
 from research_config import ExperimentConfig
-from research_distillation import LayerComparison, ModelShape, read_layer_outputs
-from research_models import TeacherModel, load_encoder, load_tokenizer
-from research_teacher import LayerStore, Teacher, estimate_bytes, fetch_layers, fetch_logits, run_layers
-from research_tokens import BatchLoader, Tokens, pair_words, tokenize
 
 CPU = torch.device("cpu")
 TEXTS = tuple(make_texts(22))
@@ -168,7 +171,7 @@ def test_states_too_large_for_float16_are_kept_in_float32(
     for batch in setup.loader(rows, seed=4):
         live, mask = run_layers(teacher.model, comparison, batch)
         stored = torch.from_numpy(store.collate(batch["row"].numpy())["teacher_hidden.1"])
-        assert stored.dtype == torch.float32 and stored.abs().max() > research_teacher.FLOAT16_LARGEST
+        assert stored.dtype == torch.float32 and stored.abs().max() > teacher_room.FLOAT16_LARGEST
         torch.testing.assert_close(stored[mask], live.hidden[1][mask], rtol=1e-4, atol=1e-2)
 
 
@@ -221,8 +224,8 @@ def test_live_teacher_past_the_budget_trains_nearly_as_the_cache_does(
     tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("research_run.EFFICIENCY_BUDGET_S", 0.01)
-    monkeypatch.setattr("research_report._draw_plots", lambda run: [])
+    monkeypatch.setattr("research.experiment.run.EFFICIENCY_BUDGET_S", 0.01)
+    monkeypatch.setattr("research.report.run_page._draw_plots", lambda run: [])
     make_table(tmp_path / "data" / "comments.csv", rows=60)
     texts = make_texts(60)
     teacher = build_model_folder("electra", "wordpiece", tmp_path / "teacher", texts, layers=4, width=24, seed=1)

@@ -15,22 +15,14 @@ from builders import TOKENIZERS, requires_shared, shared_path
 from tokenizers import Regex, normalizers
 from tokenizers.models import WordPiece
 
-from research_cache import Cache
-from research_config import InputError
+from research.errors import InputError
+from research.models.encoders import load_tokenizer
+from research.storage.arrays import gather_ragged
+from research.storage.cache import Cache
+from research.text.batches import BatchLoader, length_batches, padding_ratio
+from research.text.tokens import NO_WORD, Tokens, encode, rank_in_row, tokenize
+from research.text.words import pair_words
 from research_data import load_comments
-from research_models import load_tokenizer
-from research_tokens import (
-    NO_WORD,
-    BatchLoader,
-    Tokens,
-    encode,
-    gather_ragged,
-    length_batches,
-    padding_ratio,
-    pair_words,
-    rank_in_row,
-    tokenize,
-)
 
 # Multi-line, emoji with a zero-width joiner, a conjunct with joiner and non-joiner, composed and decomposed letters.
 HARD_TEXTS = [

@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 
 import research_main
+from research.report.trackers import SENDERS, final_scores, history_rows, track_run
+from research.runs.directory import RunDirectory
+from research.runs.run import Run, load_run
 from research_config import TRACKERS, ExperimentConfig, check_tracker, parse_arguments, saved_settings
-from research_results import Run, RunDirectory, load_run
-from research_trackers import SENDERS, final_scores, history_rows, track_run
 
 LABEL = "a$b"
 
@@ -135,7 +136,7 @@ def test_a_missing_package_is_named_before_anything_is_loaded(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    monkeypatch.setattr(research_main, "run", lambda *_: pytest.fail("the run began"))
+    monkeypatch.setattr("research.experiment.command.run", lambda *_: pytest.fail("the run began"))
     for name in TRACKERS:
         monkeypatch.delitem(sys.modules, name, raising=False)
         assert research_main.main(["--track", name, "--demo"]) == 2

@@ -1,0 +1,371 @@
+"""Figures of a comparison: a score against a swept flag, over two of them, and against size and latency.
+
+Drawn in the style of research.report.figures: one paper column wide, told apart by colour, line and marker.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from research.compare.rows import MACHINE_FLAGS
+from research.compare.scores import Comparison, Result
+from research.evaluation.bootstrap import Estimate
+from research.flags import format_flag
+from research.report.figures import COLUMN_WIDTH_IN, STYLES, SeriesStyle, Target, figure_style
+from research.runs.formats import dig
+from research.storage.files import write_atomic
+
+METRIC_NAMES = {
+    "f1_macro": "macro-F1",
+    "f1_micro": "micro-F1",
+    "f1_macro_tuned": "macro-F1, tuned thresholds",
+    "average_precision_macro": "mean average precision",
+    "subset_accuracy": "subset accuracy",
+    "hamming_loss": "Hamming loss (lower is better)",
+}
+LOG_AXIS_RATIO = 50  # a sweep whose largest value is that many times its smallest reads better in decades
+SIGNIFICANT = 0.05
+TEACHER_STYLE = SeriesStyle("#000000", "-", "*", "")
+
+
+@dataclass(frozen=True)
+class SweepPoint:
+    """One setting's score; `members` are the scores of its seeds or folds."""
+
+    setting: float
+    estimate: Estimate
+    members: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class FrontierPoint:
+    """One model's score and cost; without a name it is a small grey point, without an interval a bare one."""
+
+    name: str | None
+    value: float
+    interval: tuple[float, float] | None
+    parameters: float
+    latency_ms: float
+    is_teacher: bool = False
+
+
+def plot_comparison(comparison: Comparison, folder: Path) -> dict[Path, str]:
+    """Draw every figure the comparison has data for; returns the files written, each with what it shows."""
+    metric = METRIC_NAMES[comparison.metric]
+    swept = swept_flags(comparison)
+    figures: dict[str, BytesIO] = {}
+    captions: dict[str, str] = {}
+    for flag in swept:
+        captions[f"sweep_{flag}"] = f"{metric} against {flag}, with 95 % intervals"
+        reference = None if flag in comparison.baseline.row.settings else comparison.baseline.estimate
+        plot_sweep(flag, collect_series(comparison, flag), metric, figures.setdefault(f"sweep_{flag}", BytesIO()), reference)
+    differing = [result for result in comparison.results if result.difference is not None]
+    if differing:
+        baseline = comparison.baseline.row.name
+        captions["differences"] = f"{metric}: difference to {baseline} with its paired 95 % interval"
+        plot_differences(differing, baseline, metric, figures.setdefault("differences", BytesIO()))
+    if len(swept) == 2:
+        for name, grid in collect_grids(comparison, swept[0], swept[1]).items():
+            captions[name] = f"{metric} over {swept[0]} and {swept[1]}"
+            plot_heat_map(swept[0], swept[1], grid, metric, figures.setdefault(name, BytesIO()))
+    points = collect_frontier(comparison)
+    if len(points) > 1:
+        captions["frontier"] = f"{metric} against size and latency: what a smaller model costs in quality"
+        plot_frontier(points, metric, figures.setdefault("frontier", BytesIO()))
+    written = {}
+    for name, image in figures.items():
+        path = folder / f"{re.sub(r'[^A-Za-z0-9_.=-]', '_', name)}.png"
+        write_atomic(path, image.getvalue())
+        written[path] = captions[name]
+    return written
+
+
+def swept_flags(comparison: Comparison) -> list[str]:
+    """Return the differing flags whose values are numbers; the seed and the machine are swept by nobody."""
+    return [
+        name
+        for name in comparison.flags
+        if name not in MACHINE_FLAGS | {"seed"} and len(_sweep_values(comparison, name)) > 1 and _is_numeric(comparison, name)
+    ]
+
+
+def _is_numeric(comparison: Comparison, flag: str) -> bool:
+    values = [result.row.settings[flag] for result in comparison.results if flag in result.row.settings]
+    return all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values)
+
+
+def _sweep_values(comparison: Comparison, flag: str) -> set[str]:
+    return {json.dumps(result.row.settings[flag]) for result in comparison.results if flag in result.row.settings}
+
+
+def _others(result: Result, comparison: Comparison, swept: Sequence[str]) -> str:
+    """Name what else sets a row apart, as in "kd_method=hidden": rows of one name belong on one line."""
+    settings = result.row.settings
+    names = [name for name in comparison.flags if name not in swept and name != "pipeline" and name in settings]
+    return ", ".join(f"{name}={format_flag(settings[name])}" for name in names)
+
+
+def collect_series(comparison: Comparison, flag: str) -> dict[str, list[SweepPoint]]:
+    """Return the points of every line of a sweep, by what else sets the line apart."""
+    series: dict[str, list[SweepPoint]] = {}
+    for result in comparison.results:
+        if flag in result.row.settings:
+            point = SweepPoint(float(result.row.settings[flag]), result.estimate, result.values)
+            series.setdefault(_others(result, comparison, [flag]), []).append(point)
+    return {name: sorted(points, key=lambda point: point.setting) for name, points in series.items()}
+
+
+def collect_grids(comparison: Comparison, across: str, down: str) -> dict[str, dict[tuple[float, float], float]]:
+    """Return {figure name: {(across, down): score}}, a grid for each combination of the remaining flags."""
+    grids: dict[str, dict[tuple[float, float], float]] = {}
+    for result in comparison.results:
+        settings = result.row.settings
+        if across in settings and down in settings:
+            others = _others(result, comparison, [across, down])
+            name = f"heatmap_{across}_{down}" + (f"_{others}" if others else "")
+            grids.setdefault(name, {})[float(settings[across]), float(settings[down])] = result.estimate.value
+    return {name: grid for name, grid in grids.items() if min(map(len, map(set, zip(*grid, strict=True)))) > 1}
+
+
+def collect_frontier(comparison: Comparison) -> list[FrontierPoint]:
+    """Return a point per row whose size and latency were measured, then one per distinct teacher.
+
+    Where several rows have a size in common, as in a sweep of losses, the best one and the baseline carry
+    names and the others become unnamed points: a frontier asks what a size can reach.
+    """
+    rows: dict[float, list[tuple[Result, FrontierPoint]]] = {}
+    teachers: dict[tuple[float, float], FrontierPoint] = {}
+    for result in comparison.results:
+        costs = [cost for member in result.row.members if (cost := _read_costs(member.run, member.model)) is not None]
+        if costs:
+            interval = (result.estimate.low, result.estimate.high)
+            point = FrontierPoint(result.row.name, result.estimate.value, interval, *np.mean(costs, axis=0).tolist())
+            rows.setdefault(point.parameters, []).append((result, point))
+        teacher = _teacher_point(result, comparison)
+        if teacher is not None:
+            # Runs of a sweep share a teacher but time it each anew: the first timing stands for all.
+            teachers.setdefault((teacher.value, teacher.parameters), teacher)
+    sign = -1 if comparison.metric == "hamming_loss" else 1
+    points = []
+    for group in rows.values():
+        best = max((point for _, point in group), key=lambda point: sign * point.value)
+        for result, point in group:
+            if point is best and len(group) > 2:
+                point = replace(point, name=f"{point.name} (best of {len(group)})")
+            elif point is not best and result.difference is not None:
+                point = replace(point, name=None, interval=None)
+            points.append(point)
+    return [*points, *teachers.values()]
+
+
+def _teacher_point(result: Result, comparison: Comparison) -> FrontierPoint | None:
+    """Return the point of the teacher a row learned from, by the scores in its metrics.json."""
+    first = result.row.members[0]
+    cut = "tuned" if comparison.metric == "f1_macro_tuned" else "at_0.5"
+    value = dig(first.run.metrics, "teacher", comparison.part, cut, comparison.metric.removesuffix("_tuned"))
+    costs = _read_costs(first.run, "teacher")
+    if first.model == "teacher" or value is None or costs is None:
+        return None
+    return FrontierPoint("teacher", value, None, *costs, is_teacher=True)
+
+
+def _read_costs(run: Any, model: str) -> tuple[float, float] | None:
+    if not run.has("efficiency.json"):
+        return None
+    measured = "student" if model == "control" else model  # the control is the same student, trained otherwise
+    costs = tuple(dig(run.efficiency, measured, name) for name in ("parameters_total", "latency_ms_batch1"))
+    return None if None in costs else (float(costs[0]), float(costs[1]))
+
+
+def plot_sweep(
+    flag: str, series: Mapping[str, Sequence[SweepPoint]], metric: str, target: Target, baseline: Estimate | None = None
+) -> None:
+    """Draw the score against a swept flag with 95 % intervals, a line per entry of `series`.
+
+    Small dots are single seeds or folds. `baseline` is drawn across as a dashed line with its interval.
+    """
+    settings = sorted({point.setting for points in series.values() for point in points})
+    log_axis = settings[0] > 0 and settings[-1] / settings[0] >= LOG_AXIS_RATIO
+    with figure_style([flag, *series]):
+        figure = _new_figure(2.5 + 0.13 * len(series))
+        axes = figure.subplots()
+        if log_axis:
+            axes.set_xscale("log")
+        if baseline is not None:
+            axes.axhspan(baseline.low, baseline.high, color="0.9", linewidth=0, zorder=0)
+            axes.axhline(baseline.value, color="0.35", linestyle=(0, (4, 2)), linewidth=1, label="baseline")
+        for number, (name, points) in enumerate(series.items()):
+            places = _dodge([point.setting for point in points], number, len(series), settings, log_axis)
+            _draw_series(axes, places, points, STYLES[number % len(STYLES)], name or metric)
+        axes.set_xticks(settings, [f"{setting:g}" for setting in settings])
+        axes.minorticks_off()
+        axes.set_xlabel(flag)
+        axes.set_ylabel(metric)
+        axes.grid(visible=False, axis="x")
+        if len(series) > 1 or baseline is not None:
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2 if len(series) < 3 or _are_short(series) else 1)
+        _save(figure, target)
+
+
+def _are_short(series: Mapping[str, Any]) -> bool:
+    return max(map(len, series)) < 20
+
+
+def _dodge(
+    places: Sequence[float], number: int, count: int, settings: Sequence[float], log_axis: bool
+) -> npt.NDArray[np.float64]:
+    """Move each line a little sideways, so that error bars at one setting do not cover each other."""
+    axis = np.log(settings) if log_axis else np.asarray(settings)
+    gap = float(np.diff(axis).min()) if len(axis) > 1 else 1.0
+    shift = (number - (count - 1) / 2) * min(0.08, 0.5 / count) * gap
+    return np.exp(np.log(places) + shift) if log_axis else np.asarray(places) + shift
+
+
+def _draw_series(axes: Any, places: npt.NDArray[np.float64], points: Sequence[SweepPoint], style: SeriesStyle, name: str) -> None:
+    values = np.array([point.estimate.value for point in points])
+    reach = [
+        values - [point.estimate.low for point in points],
+        np.array([point.estimate.high for point in points]) - values,
+    ]
+    axes.errorbar(
+        places,
+        values,
+        yerr=np.clip(reach, 0, None),
+        color=style.color,
+        linestyle=style.linestyle,
+        marker=style.marker,
+        capsize=2,
+        elinewidth=0.8,
+        label=name,
+    )
+    for place, point in zip(places, points, strict=True):
+        if len(point.members) > 1:
+            axes.scatter([place] * len(point.members), point.members, s=6, color=style.color, alpha=0.45, linewidth=0, zorder=3)
+
+
+def plot_differences(results: Sequence[Result], baseline: str, metric: str, target: Target) -> None:
+    """Draw each row's difference to the baseline with its paired 95 % interval, the first row on top.
+
+    A score's own interval is mostly the luck of the test rows, which all rows share; this one leaves that
+    out. A filled marker stands for a p value under 0.05 after Holm's correction.
+    """
+    names = [result.row.name for result in results]
+    with figure_style([baseline, *names]):
+        figure = _new_figure(0.75 + 0.17 * len(results))
+        axes = figure.subplots()
+        axes.axvline(0, color="0.35", linestyle=(0, (4, 2)), linewidth=1)
+        style = STYLES[0]
+        for place, result in enumerate(results):
+            difference = result.difference
+            assert difference is not None
+            reach = [[difference.value - difference.low], [difference.high - difference.value]]
+            axes.errorbar(
+                [difference.value],
+                [place],
+                xerr=np.clip(reach, 0, None),
+                color=style.color,
+                marker=style.marker,
+                markerfacecolor=style.color if result.p_holm < SIGNIFICANT else "white",
+                elinewidth=0.8,
+                capsize=2,
+            )
+        axes.set_yticks(range(len(results)), names)
+        axes.set_ylim(len(results) - 0.5, -0.5)
+        axes.grid(visible=False, axis="y")
+        axes.tick_params(axis="y", labelsize=7)
+        axes.locator_params(axis="x", nbins=4)
+        # Under the names too: the panel alone is too narrow for it.
+        figure.supxlabel(f"{metric}, difference to {baseline}", fontsize=8)
+        _save(figure, target)
+
+
+def plot_heat_map(across: str, down: str, grid: Mapping[tuple[float, float], float], metric: str, target: Target) -> None:
+    """Draw the score over two swept flags; the number stands in every cell, an empty cell was not run.
+
+    The colours (cividis) differ in lightness, so they survive a black-and-white print.
+    """
+    columns, rows = (sorted(set(values)) for values in zip(*grid, strict=True))
+    table = np.array([[grid.get((column, row), np.nan) for column in columns] for row in rows])
+    with figure_style([across, down]):
+        figure = _new_figure(0.9 + 0.36 * len(rows))
+        axes = figure.subplots()
+        image = axes.imshow(table, cmap="cividis", aspect="auto", origin="lower")
+        middle = (np.nanmin(table) + np.nanmax(table)) / 2
+        for (row, column), value in np.ndenumerate(table):
+            if not np.isnan(value):
+                color = "white" if value < middle else "black"
+                axes.text(column, row, f"{value:.3f}", ha="center", va="center", color=color, fontsize=7)
+        axes.set_xticks(range(len(columns)), [f"{value:g}" for value in columns])
+        axes.set_yticks(range(len(rows)), [f"{value:g}" for value in rows])
+        axes.set_xlabel(across)
+        axes.set_ylabel(down)
+        axes.grid(visible=False)
+        axes.spines[:].set_visible(False)
+        axes.tick_params(length=0)
+        bar = figure.colorbar(image, label=metric)
+        bar.outline.set_visible(False)
+        _save(figure, target)
+
+
+def plot_frontier(points: Sequence[FrontierPoint], metric: str, target: Target) -> None:
+    """Draw the score against parameters and against latency: what a smaller model costs in quality.
+
+    Up and to the left is better. Error bars are 95 % intervals; the teacher's score has none.
+    """
+    names = [point.name for point in points if point.name is not None]
+    with figure_style(names):
+        figure = _new_figure(2.2 + 0.14 * -(-len(names) // 2))
+        size_axes, latency_axes = figure.subplots(1, 2, sharey=True)
+        for axes in (size_axes, latency_axes):
+            styles = itertools.cycle(STYLES)
+            places = [point.parameters / 1e6 if axes is size_axes else point.latency_ms for point in points]
+            for place, point in zip(places, points, strict=True):
+                _draw_frontier_point(axes, place, point, styles)
+            axes.set_xlim(0, 1.12 * max(places))
+        size_axes.set_ylabel(metric)
+        size_axes.set_xlabel("parameters (million)")
+        latency_axes.set_xlabel("latency of one text (ms)")
+        handles, labels = size_axes.get_legend_handles_labels()
+        columns = 2 if max(map(len, labels)) < 24 else 1
+        figure.legend(handles, labels, loc="outside upper center", ncols=columns, columnspacing=1.0)
+        _save(figure, target)
+
+
+def _draw_frontier_point(axes: Any, place: float, point: FrontierPoint, styles: Iterator[SeriesStyle]) -> None:
+    if point.name is None:
+        axes.scatter([place], [point.value], s=7, color="0.6", linewidth=0, zorder=1)
+        return
+    style = TEACHER_STYLE if point.is_teacher else next(styles)
+    low, high = point.interval or (point.value, point.value)
+    axes.errorbar(
+        [place],
+        [point.value],
+        yerr=None if point.interval is None else np.clip([[point.value - low], [high - point.value]], 0, None),
+        color=style.color,
+        marker=style.marker,
+        markersize=8 if point.is_teacher else 5,
+        linestyle="none",
+        elinewidth=0.8,
+        capsize=2,
+        label=point.name,
+    )
+
+
+def _new_figure(height_in: float) -> Any:
+    from matplotlib.figure import Figure
+
+    return Figure(figsize=(COLUMN_WIDTH_IN, height_in), layout="constrained")
+
+
+def _save(figure: Any, target: Target) -> None:
+    figure.savefig(target, format="png", metadata={"Software": None})

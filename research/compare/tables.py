@@ -1,0 +1,203 @@
+"""A comparison as text, CSV, Markdown, LaTeX and JSON."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+from research.compare.scores import Comparison, Result
+from research.evaluation import bootstrap as statistics
+from research.flags import format_flag
+from research.runs.formats import to_plain
+
+LATEX_ESCAPES = {
+    "\\": r"\textbackslash{}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+    "|": r"\textbar{}",
+    "[": "{[}",  # a bare one at the start of a line would be an argument of the \\ before it
+    "]": "{]}",
+    **{character: f"\\{character}" for character in "&%$#_{}"},
+}
+MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~$#])")
+
+
+def build_records(comparison: Comparison) -> list[dict[str, Any]]:
+    """Return one {column: value} per row, for machines: numbers of six digits, None where there is none.
+
+    The columns are the same in every row; those on seeds or folds are there only when a row has several.
+    """
+    return [_build_record(result, comparison) for result in comparison.results]
+
+
+def _build_record(result: Result, comparison: Comparison) -> dict[str, Any]:
+    metric, estimate = comparison.metric, result.estimate
+    record: dict[str, Any] = {"run": result.row.name}
+    record |= {f"{name}": result.row.settings.get(name) for name in comparison.flags}
+    if comparison.grouped:
+        record["runs"] = len(result.values)
+    record |= {metric: estimate.value, f"{metric}_low": estimate.low, f"{metric}_high": estimate.high}
+    if comparison.grouped:
+        record[f"{metric}_std"] = result.std
+    difference = result.difference
+    record |= {
+        "difference": difference and difference.value,
+        "difference_low": difference and difference.low,
+        "difference_high": difference and difference.high,
+        "p": difference and difference.p_value,
+        "p_holm": result.p_holm,
+    }
+    if comparison.grouped:
+        unit = comparison.unit
+        record |= {f"p_{unit}s": result.p_members, f"p_{unit}s_holm": result.p_members_holm}
+        record[f"p_{unit}s_sign_flip"] = result.p_sign_flip
+    return {name: _round(value) for name, value in record.items()}
+
+
+def _round(value: Any) -> Any:
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def build_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+    """Return the header and the rows of the table for readers, as plain text."""
+    grouped, unit = comparison.grouped, comparison.unit
+    header = ["run", *comparison.flags, *(["runs"] if grouped else []), comparison.metric, "95 % interval"]
+    header += ["sd"] if grouped else []
+    header += ["difference", "95 % interval", "p", "p (Holm)"]
+    header += [f"p over {unit}s", f"p over {unit}s (Holm)"] if grouped else []
+    return header, [_build_row(result, comparison) for result in comparison.results]
+
+
+def _build_row(result: Result, comparison: Comparison) -> list[str]:
+    grouped, settings, difference = comparison.grouped, result.row.settings, result.difference
+    cells = [result.row.name]
+    cells += [format_flag(settings[name]) if name in settings else "" for name in comparison.flags]
+    cells += [str(len(result.values))] if grouped else []
+    cells += [_number(result.estimate.value), _interval(result.estimate.low, result.estimate.high)]
+    cells += [_number(result.std)] if grouped else []
+    if difference is None:
+        cells += ["baseline", "", "", ""]
+    else:
+        cells += [_number(difference.value, "+"), _interval(difference.low, difference.high, "+")]
+        cells += [_p_value(difference.p_value), _p_value(result.p_holm)]
+    return cells + ([_p_value(result.p_members), _p_value(result.p_members_holm)] if grouped else [])
+
+
+def _number(value: float, sign: str = "") -> str:
+    return "" if math.isnan(value) else f"{value:{sign}.4f}"
+
+
+def _interval(low: float, high: float, sign: str = "") -> str:
+    return "" if math.isnan(low) else f"[{low:{sign}.4f}, {high:{sign}.4f}]"
+
+
+def _p_value(value: float) -> str:
+    if math.isnan(value):
+        return ""
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def describe(comparison: Comparison) -> list[str]:
+    """Return the sentences that belong under the table: what was measured, and what the columns mean."""
+    metric = comparison.metric + (" (lower is better)" if comparison.metric == "hamming_loss" else "")
+    lines = [
+        f"{metric} on the {comparison.part} part. Intervals and p: bootstrap over its rows, {comparison.resamples} "
+        "resamples shared by all runs; differences are paired; Holm: corrected for the number of rows.",
+    ]
+    if comparison.grouped:
+        unit = comparison.unit
+        lines.append(
+            f"Scores are means over {unit}s, sd their standard deviation. p over {unit}s: paired t test over the "
+            f"{unit}s shared with the baseline; it asks whether other {unit}s would agree, the bootstrap whether "
+            "other test rows would."
+        )
+    return lines
+
+
+def render_table(comparison: Comparison) -> str:
+    header, rows = build_cells(comparison)
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(line.rstrip() for line in [*lines, "", *describe(comparison)]) + "\n"
+
+
+def render_csv(comparison: Comparison) -> str:
+    """Return RFC 4180 text with full numbers, lines ended by CRLF."""
+    buffer = io.StringIO()
+    records = build_records(comparison)
+    writer = csv.writer(buffer)
+    writer.writerow(records[0])
+    for record in records:
+        writer.writerow([format_flag(value) if isinstance(value, (bool, list)) else value for value in record.values()])
+    return buffer.getvalue()
+
+
+def render_markdown(comparison: Comparison) -> str:
+    header, rows = build_cells(comparison)
+    texts = 1 + len(comparison.flags)  # the columns of names; numbers hold nothing to escape but brackets
+    lines = [[_escape_markdown(cell) for cell in header]]
+    lines.append(["---"] * texts + ["---:"] * (len(header) - texts))
+    lines += [[*map(_escape_markdown, row[:texts]), *(cell.replace("<", "&lt;") for cell in row[texts:])] for row in rows]
+    table = ["| " + " | ".join(cells) + " |" for cells in lines]
+    return "\n".join([*table, "", *map(_escape_markdown, describe(comparison))]) + "\n"
+
+
+def _escape_markdown(text: str) -> str:
+    return MARKDOWN_SPECIAL.sub(r"\\\1", " ".join(text.split()))
+
+
+def render_latex(comparison: Comparison) -> str:
+    """Return a booktabs tabular; names are escaped, signs are set in mathematics."""
+    header, rows = build_cells(comparison)
+    texts = 1 + len(comparison.flags)
+    lines = [f"\\begin{{tabular}}{{{'l' * texts}{'r' * (len(header) - texts)}}}", "\\toprule"]
+    lines += [" & ".join(map(_escape_latex, header)) + r" \\", "\\midrule"]
+    for row in rows:
+        numbers = [re.sub(r"[-+<]", r"$\g<0>$", cell) for cell in row[texts:]]
+        lines.append(" & ".join([*map(_escape_latex, row[:texts]), *numbers]) + r" \\")
+    lines += ["\\bottomrule", "\\end{tabular}"]
+    return "\n".join([*lines, *(f"% {line}" for line in describe(comparison))]) + "\n"
+
+
+def _escape_latex(text: str) -> str:
+    return "".join(LATEX_ESCAPES.get(character, character) for character in " ".join(text.split()))
+
+
+def render_json(comparison: Comparison) -> str:
+    records = build_records(comparison)
+    for record, result in zip(records, comparison.results, strict=True):
+        record["directories"] = [str(member.run.path) for member in result.row.members]
+        record["values"] = [_round(value) for value in result.values]
+        record["model"] = result.row.members[0].model
+    document = {
+        "metric": comparison.metric,
+        "part": comparison.part,
+        "level": statistics.LEVEL,
+        "resamples": comparison.resamples,
+        "group_by": comparison.group_by,
+        "flags": comparison.flags,
+        "baseline": comparison.baseline.row.name,
+        "baseline_note": comparison.baseline_note,
+        "rows": records,
+        "unfinished": [str(path) for path in comparison.unfinished],
+    }
+    return json.dumps(to_plain(document, decimals=None), indent=2, sort_keys=True, ensure_ascii=False, allow_nan=False) + "\n"
+
+
+FORMATS: dict[str, Callable[[Comparison], str]] = {
+    "table": render_table,
+    "csv": render_csv,
+    "markdown": render_markdown,
+    "latex": render_latex,
+    "json": render_json,
+}

@@ -1,0 +1,113 @@
+"""What is wrong, told in one line: the user's input before a run, and what can stop a run that began."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class InputError(ValueError):
+    """A fault in what the user supplied: one line naming what was found, where, and what to do."""
+
+
+class FlagErrors(InputError):
+    """Every fault found in the flags, one line each."""
+
+    def __init__(self, faults: Sequence[str]) -> None:
+        self.faults = tuple(map(escape_controls, faults))
+        super().__init__("\n".join(self.faults))
+
+
+def escape_controls(text: str) -> str:
+    """Return a text as one line without control characters, which a flag or a path may hold."""
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+
+
+ROWS_SHOWN = 8
+
+
+class TrainingFault(RuntimeError):
+    """Training cannot go on: one line naming the step, what was found and what to try."""
+
+
+class Interrupted(Exception):
+    """A signal asked the run to stop; a checkpoint has been written."""
+
+
+@dataclass
+class StopRequest:
+    """Set by a signal handler; the trainer looks at it between steps.
+
+    `heeded` is true while a trainer does look at it, so that a handler knows when to stop the
+    process by itself.
+    """
+
+    requested: bool = False
+    heeded: bool = False
+
+
+def describe_fault(step: int, names: Sequence[str], values: Iterable[float], bad: Iterable[bool], rows: Tensor) -> str:
+    """Say which components of a step's loss, or its gradient norm, are not finite, and on which rows."""
+    found = [f"{name} is {value:g}" for name, value, is_bad in zip(names, values, bad, strict=False) if is_bad]
+    causes = [entry for entry in found if not entry.startswith(("total_loss", "grad_norm"))] or found
+    shown = ", ".join(str(int(row)) for row in rows[:ROWS_SHOWN]) + (", ..." if len(rows) > ROWS_SHOWN else "")
+    return (
+        f"step {step}: {', '.join(causes)}; the weights are those before this step. Rows {shown}. "
+        "Try a lower --lr, --no-amp or a lower --gradient_clip_norm."
+    )
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out; torch's allocator for the CPU has no error of its own."""
+    if isinstance(error, MemoryError):
+        return True
+    # A torch error can only come from a torch that is loaded; reading a table must not load it.
+    torch = sys.modules.get("torch")
+    if torch is not None and isinstance(error, torch.OutOfMemoryError):
+        return True
+    return isinstance(error, RuntimeError) and "can't allocate memory" in str(error)
+
+
+@contextmanager
+def naming_lack_of_memory(step: int, batches: Sequence[dict[str, Tensor]]) -> Iterator[None]:
+    """Turn running out of memory in a step into a fault that says how large the step was.
+
+    Raises:
+        TrainingFault: memory ran out; any other error passes.
+    """
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        rows = max(len(batch["labels"]) for batch in batches)
+        longest = max(batch["input_ids"].shape[1] for batch in batches)
+        raise TrainingFault(
+            f"step {step}: out of memory with a batch of {rows} rows, the longest of {longest} tokens. Lower --batch "
+            "(--gradient_accumulation makes up for it) or --max_length, in another --output_dir; if others took the "
+            "memory, the same command goes on from the last checkpoint."
+        ) from error
+
+
+def describe_lack_of_memory(max_length: int) -> str:
+    """Say what to do when memory ran out outside training, where --batch has no say."""
+    return (
+        f"out of memory while a model was run without training, on rows of up to --max_length {max_length} tokens. Free "
+        "memory and run the same command again, which goes on from here, or lower --max_length in another --output_dir."
+    )
+
+
+def describe_os_error(error: OSError, folder: str) -> str:
+    """Say which file could not be written or read, and that nothing is lost."""
+    # numpy's own error for a short write carries no number.
+    what = error.strerror or f"a write came to a stop, as on a full disk ({error})"
+    return (
+        f"{what}: {error.filename or folder}. Make room or mend it, then run the same command again: it goes on from the "
+        "last checkpoint."
+    )

@@ -1,0 +1,88 @@
+"""A model's logits over a loader. Any module that returns logits will do."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import numpy as np
+import numpy.typing as npt
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Put a model in eval mode and give every submodule its own flag back afterwards.
+
+    `model.train()` alone would also wake a frozen encoder that was kept in eval mode.
+    """
+    training_flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield
+    finally:
+        for module, was_training in training_flags:
+            module.training = was_training
+
+
+def build_forward(
+    model: nn.Module, device: torch.device, autocast_dtype: torch.dtype | None
+) -> Callable[[Tensor, Tensor], Tensor]:
+    """Return a function from token ids and mask, both (B, L), to logits (B, C), without gradients."""
+    import torch
+
+    def forward(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
+        autocast = torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None)
+        with torch.inference_mode(), autocast:
+            return model(input_ids, attention_mask)["logits"]
+
+    return forward
+
+
+def predict_logits(
+    model: nn.Module,
+    loader: Iterable[Mapping[str, Tensor]],
+    device: torch.device | str,
+    *,
+    autocast_dtype: torch.dtype | None = None,
+    prefix: str = "",
+    num_rows: int | None = None,
+) -> npt.NDArray[np.float32]:
+    """Run a model over a loader and return its logits, (N, C), in dataset order.
+
+    Batches are dicts of CPU tensors: `index` (B,), the rows' places in the result, and
+    `<prefix>input_ids` and `<prefix>attention_mask`, (B, L). Any batch order will do, so length-sorted
+    batches are fine. N is `num_rows`, or else `loader.num_rows`. Logits stay on the device until the
+    end, since reading each batch would stall a GPU once a batch.
+
+    Raises:
+        FloatingPointError: some logits are not finite, as after an overflow in float16.
+    """
+    import torch
+
+    device = torch.device(device)
+    forward = build_forward(model, device, autocast_dtype)
+    if num_rows is None:
+        num_rows = loader.num_rows  # type: ignore[attr-defined]
+    logits: Tensor | None = None
+    given = np.zeros(num_rows, dtype=bool)
+    with evaluating(model):
+        for batch in loader:
+            input_ids = batch[f"{prefix}input_ids"].to(device, non_blocking=True)
+            attention_mask = batch[f"{prefix}attention_mask"].to(device, non_blocking=True)
+            computed = forward(input_ids, attention_mask).float()  # (B, C)
+            if logits is None:
+                logits = torch.empty(num_rows, computed.shape[1], device=device)
+            logits[batch["index"].to(device, non_blocking=True)] = computed
+            given[batch["index"].numpy()] = True
+    assert logits is not None and given.all(), f"loader gave {given.sum()} of {num_rows} rows"
+    num_broken = num_rows - int(torch.isfinite(logits).all(dim=1).sum())
+    if num_broken:
+        raise FloatingPointError(
+            f"evaluation: logits of {num_broken} of {num_rows} rows are not finite. Try --no-amp or a lower --lr."
+        )
+    return logits.cpu().numpy()

@@ -1,0 +1,145 @@
+"""One command: find a finished run, or run it, and turn whatever stops it into one line and an exit status."""
+
+from __future__ import annotations
+
+import logging
+import signal
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from research.errors import FlagErrors, InputError
+from research.logs import log_to_file, quiet_libraries
+from research.runs.directory import RunDirectory
+from research.runs.formats import TABLE_FLAGS, read_json
+from research.storage.files import hash_file
+from research_config import ExperimentConfig, saved_settings
+
+if TYPE_CHECKING:
+    from research.errors import StopRequest
+
+log = logging.getLogger("research")
+DONE, FAILED, BAD_INPUT, WEAK_TEACHER, INTERRUPTED = 0, 1, 2, 3, 130
+
+
+def run_one(config: ExperimentConfig, argv: list[str]) -> tuple[int, dict[str, Any] | None]:
+    """Do one run, unless it is finished already; return its exit status and its metrics."""
+    try:
+        metrics = find_finished(config)
+        return DONE, run(config, argv) if metrics is None else metrics
+    except InputError as error:
+        return report_bad_input(error), None
+    except RunFailed as error:
+        return error.status, None
+    except KeyboardInterrupt:
+        return report_interrupt(), None
+
+
+def report_bad_input(error: InputError) -> int:
+    """Say what is wrong, one line a fault."""
+    for fault in error.faults if isinstance(error, FlagErrors) else (error,):
+        print(f"error: {fault}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def report_interrupt() -> int:
+    print("interrupted: the same command goes on from here", file=sys.stderr)
+    return INTERRUPTED
+
+
+class RunFailed(Exception):
+    """A run that began and cannot go on; why has been logged in one line."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        log.error("error: %s", message)
+
+
+def find_finished(config: ExperimentConfig) -> dict[str, Any] | None:
+    """Return the metrics of the finished run in the output directory, None when there is work to do.
+
+    Answers without importing torch.
+
+    Raises:
+        InputError: the directory holds a run of another config or of another table.
+    """
+    run_dir = RunDirectory(config.run_dir)
+    if config.overwrite or run_dir.status() != "finished":
+        return None
+    run_dir.claim(saved_settings(config))
+    paths = {name: getattr(config, flag) for name, flag in TABLE_FLAGS.items()}
+    file_sha256 = {name: hash_file(Path(path)) for name, path in paths.items() if path is not None and Path(path).is_file()}
+    folds = [RunDirectory(run_dir.path / f"fold_{fold + 1}") for fold in range(config.num_folds)]
+    for part in folds if config.num_folds > 1 else [run_dir]:
+        part.check_tables(file_sha256, config)
+        part.drop_checkpoints()
+    log.info("%s is finished already", run_dir.path)
+    return read_json(run_dir.path / "metrics.json")
+
+
+def run(config: ExperimentConfig, argv: list[str]) -> dict[str, Any]:
+    """Check the inputs, claim the run directory and run.
+
+    Raises:
+        InputError: a fault in what the user supplied; nothing has been written.
+        RunFailed: the run began and cannot go on.
+    """
+    from research.experiment.inputs import load_inputs
+    from research.experiment.run import Experiment, run_folds, start_runtime
+
+    quiet_libraries()
+    runtime = start_runtime(config, ["python", "research_main.py", *argv])
+    inputs = load_inputs(config, fold=0 if config.num_folds > 1 else None)
+    with RunDirectory(config.run_dir) as run_dir:
+        with explaining_failures(config):
+            status = run_dir.claim(saved_settings(inputs.config), overwrite=config.overwrite)
+        if status == "finished":
+            return read_json(run_dir.path / "metrics.json")
+        with log_to_file(run_dir.path / "run.log"), catching_signals(runtime.stop), explaining_failures(config):
+            log.info("%s %s", "resuming" if status == "unfinished" else "writing", run_dir.path)
+            if config.num_folds > 1:
+                return run_folds(inputs.config, runtime, run_dir, inputs)
+            return Experiment(inputs, runtime, run_dir).run()
+
+
+@contextmanager
+def explaining_failures(config: ExperimentConfig) -> Iterator[None]:
+    """Turn what can stop a run into one logged line and an exit status; a fault of our own keeps its traceback."""
+    from research.errors import Interrupted, TrainingFault, describe_lack_of_memory, describe_os_error, is_out_of_memory
+    from research.experiment.run import WeakTeacher
+
+    try:
+        yield
+    except Interrupted:
+        raise KeyboardInterrupt from None
+    except WeakTeacher as error:
+        raise RunFailed(WEAK_TEACHER, str(error)) from error
+    except (TrainingFault, FloatingPointError) as error:
+        raise RunFailed(FAILED, str(error)) from error
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        raise RunFailed(FAILED, describe_lack_of_memory(config.max_length)) from error
+    except OSError as error:
+        raise RunFailed(FAILED, describe_os_error(error, str(config.run_dir))) from error
+
+
+@contextmanager
+def catching_signals(stop: StopRequest) -> Iterator[None]:
+    """Turn the first SIGTERM or SIGINT into a request to stop after the step; a second one stops at once."""
+
+    def handle(_number: int, _frame: Any) -> None:
+        if stop.requested or not stop.heeded:
+            raise KeyboardInterrupt
+        stop.requested = True
+        log.warning("stopping after this step, with a checkpoint")
+
+    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,95 @@
+"""Which layer of the teacher is compared with which of the student (no torch)."""
+
+from __future__ import annotations
+
+import re
+
+from research.errors import InputError
+from research.flags import describe
+
+LAYER_STRATEGIES = ("uniform", "last", "first")
+
+
+def parse_layer_mapping(text: str) -> tuple[tuple[int, int], ...] | None:
+    """Return the (teacher, student) pairs of an explicit mapping, None for a strategy's name.
+
+    Layers count from 0, the embeddings.
+
+    Raises:
+        ValueError: neither a strategy nor `teacher:student` pairs, or a pair is given twice.
+    """
+    if text in LAYER_STRATEGIES:
+        return None
+    pairs: list[tuple[int, int]] = []
+    for part in text.split(","):
+        if not re.fullmatch(r"\s*[0-9]{1,6}\s*:\s*[0-9]{1,6}\s*", part):
+            raise ValueError(
+                f"{describe(part.strip())} is neither teacher:student (as in 2:1,4:2) nor one of {', '.join(LAYER_STRATEGIES)}"
+            )
+        teacher, student = map(int, part.split(":"))
+        if (teacher, student) in pairs:
+            raise ValueError(f"the pair {teacher}:{student} is given twice")
+        pairs.append((teacher, student))
+    return tuple(pairs)
+
+
+LayerPairs = tuple[tuple[int, int], ...]
+
+
+def map_layers(mapping: str, teacher_layers: int, student_layers: int) -> LayerPairs:
+    """Return the (teacher, student) layer pairs of `--layer_mapping`; layer k is the k-th block, 0 the embeddings.
+
+    uniform pairs student layer j with teacher layer round(j * teacher_layers / student_layers), so
+    the last meets the last. last and first pair all layers of the shallower model with as many of
+    the other's last or first ones.
+
+    Raises:
+        InputError: an explicit pair names a layer that a model does not have.
+    """
+    pairs = parse_layer_mapping(mapping)
+    if pairs is not None:
+        check_pairs("--layer_mapping", pairs, 0, teacher_layers, student_layers)
+        return pairs
+    if mapping == "uniform":
+        return tuple((teacher, student) for student, teacher in enumerate(pick_layers(teacher_layers, student_layers), 1))
+    shared = min(teacher_layers, student_layers)
+    if mapping == "first":
+        return tuple((layer, layer) for layer in range(1, shared + 1))
+    return tuple((teacher_layers - back, student_layers - back) for back in reversed(range(shared)))
+
+
+def check_pairs(where: str, pairs: LayerPairs, lowest: int, teacher_layers: int, student_layers: int) -> None:
+    """Raise InputError when there is no pair, or one names a layer under `lowest` or over a model's last."""
+    if not pairs:
+        raise InputError(f"{where}: names no layers, so there is nothing to compare")
+    for teacher, student in pairs:
+        if not (lowest <= teacher <= teacher_layers and lowest <= student <= student_layers):
+            raise InputError(
+                f"{where}: {teacher}:{student} is out of range; the teacher has layers {lowest} to "
+                f"{teacher_layers}, the student {lowest} to {student_layers}"
+            )
+
+
+def pick_layers(total: int, wanted: int) -> list[int]:
+    """Return layer round(j * total / wanted) for j = 1..wanted: evenly spread, the last one included.
+
+    Halves are rounded up, and no layer lies under 1, so a student deeper than its teacher is paired too.
+    """
+    return [max(1, (2 * layer * total + wanted) // (2 * wanted)) for layer in range(1, wanted + 1)]
+
+
+def attention_pairs(pairs: LayerPairs) -> LayerPairs:
+    """Return the pairs that have attention maps: the embeddings, layer 0, have none.
+
+    Raises:
+        InputError: no pair is left.
+    """
+    kept = tuple((teacher, student) for teacher, student in pairs if teacher and student)
+    if not kept:
+        raise InputError("--layer_mapping: layer 0 is the embeddings and has no attention map; map layers from 1")
+    return kept
+
+
+def pair_name(teacher_layer: int, student_layer: int) -> str:
+    """Name a mapped pair for a ModuleDict, which allows no colon or dot."""
+    return f"{teacher_layer}_{student_layer}"

@@ -1,0 +1,222 @@
+"""Classifiers on disk, in the forms that users have them."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+from transformers import AutoModelForSequenceClassification
+
+from research.errors import InputError
+from research.models.attention import RECORDED_SDPA
+from research.models.classifiers import EncoderClassifier, SequenceClassifier, TextClassifier
+from research.models.encoders import UNREADABLE, first_line, load_encoder, load_model_config, load_pretrained, open_tokenizer
+
+log = logging.getLogger(__name__)
+CLASSIFIER_FILE = "classifier.safetensors"
+SETTINGS_FILE = "classifier.json"
+HEAD_FILES = (CLASSIFIER_FILE, "head.safetensors", "classifier.pt", "head.pt", "classifier.bin", "head.bin")
+
+
+@dataclass(frozen=True)
+class SavedClassifier:
+    """A classifier read back from disk, with what is needed to use it."""
+
+    model: TextClassifier
+    tokenizer: Any
+    settings: dict[str, Any]
+
+
+def save_classifier(model: TextClassifier, tokenizer: Any, folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write a model so that this suite, and transformers for its encoder, can load it again.
+
+    Args:
+        settings: Kept in classifier.json beside the model's own: labels, thresholds, max_length,
+            text_normalization.
+
+    Raises:
+        OSError: it could not be written, as on a full disk.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with raising_os_errors(folder):
+        _write_classifier(model, tokenizer, folder, settings)
+
+
+def _write_classifier(model: TextClassifier, tokenizer: Any, folder: Path, settings: Mapping[str, Any]) -> None:
+    tokenizer.save_pretrained(folder / "tokenizer")
+    own: dict[str, Any] = {"labels": list(settings["labels"])}
+    if isinstance(model, EncoderClassifier):
+        model.encoder.save_pretrained(folder / "encoder")  # type: ignore[operator]
+        first, dropout = model.classifier[0], model.classifier[2]
+        assert isinstance(first, nn.Linear) and isinstance(dropout, nn.Dropout)
+        own |= {"classifier_width": first.out_features, "dropout": dropout.p, "pooling": model.pooling}
+        save_file({name: tensor.contiguous() for name, tensor in model.classifier.state_dict().items()}, folder / CLASSIFIER_FILE)
+    else:
+        assert isinstance(model, SequenceClassifier)
+        model.model.save_pretrained(folder / "sequence_classifier")  # type: ignore[operator]
+    text = json.dumps(own | dict(settings), sort_keys=True, ensure_ascii=False, indent=2)
+    (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
+
+
+@contextmanager
+def raising_os_errors(folder: Path) -> Iterator[None]:
+    """Turn the system's errors that safetensors and tokenizers hide in errors of their own back into OSError."""
+    try:
+        yield
+    except Exception as error:  # tokenizers raises nothing more exact; what tells is the number in its text
+        number = re.search(r"\(os error (\d+)\)", str(error))
+        if isinstance(error, OSError) or number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
+
+
+def load_classifier(
+    name: str, labels: Sequence[str] | None = None, *, flag: str = "teacher_checkpoint", dropout: float = 0.1
+) -> SavedClassifier:
+    """Load a fine-tuned classifier, its outputs in the order of `labels`, or in its own without them.
+
+    Args:
+        name: A folder written by `save_classifier`, a folder with `encoder/` and a head file, or a
+            folder or hub name of a fine-tuned AutoModelForSequenceClassification.
+
+    Raises:
+        InputError: the head is missing or of another size, or its labels are others.
+    """
+    folder = Path(name).expanduser()
+    where = f"--{flag}: {name}"
+    if (folder / "sequence_classifier").is_dir():
+        return load_sequence_classifier(str(folder / "sequence_classifier"), labels, where, folder / "tokenizer")
+    if (folder / "encoder").is_dir():
+        return load_encoder_and_head(folder, labels, where, dropout)
+    return load_sequence_classifier(name, labels, where, None)
+
+
+def load_encoder_and_head(folder: Path, labels: Sequence[str] | None, where: str, dropout: float) -> SavedClassifier:
+    settings = read_settings(folder, where)
+    head = read_head(folder, where)
+    encoder = load_encoder(str(folder / "encoder"))
+    width = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
+    if head["0.weight"].shape[1] != width:
+        raise InputError(f"{where}: its head takes vectors of {head['0.weight'].shape[1]}, its encoder gives {width}")
+    order = match_labels(head_labels(settings, len(head["3.bias"]), labels, where), labels, where)
+    head |= {name: head[name][order] for name in ("3.weight", "3.bias")}
+    model = EncoderClassifier(
+        encoder, len(order), settings.get("dropout", dropout), len(head["0.bias"]), settings.get("pooling", "cls")
+    )
+    model.classifier.load_state_dict(head)
+    places = (folder / "tokenizer", folder / "encoder", folder)
+    tokenizer_folder = next((place for place in places if (place / "tokenizer_config.json").is_file()), folder)
+    return SavedClassifier(model, open_tokenizer(tokenizer_folder, f"{where}: no tokenizer beside its weights"), settings)
+
+
+def head_labels(settings: Mapping[str, Any], outputs: int, labels: Sequence[str] | None, where: str) -> list[str]:
+    """Return the label of each output of a head: as its settings say, else, with a warning, as `labels` do."""
+    found = settings.get("labels")
+    if found is None and labels is not None and len(labels) == outputs:
+        log.warning("%s: its head names no labels; they are taken to be %s, in this order", where, ", ".join(labels))
+        return list(labels)
+    if found is None or len(found) != outputs:
+        raise InputError(f"{where}: its head has {outputs} outputs for {len(found or labels or ())} labels")
+    return list(found)
+
+
+def read_settings(folder: Path, where: str) -> dict[str, Any]:
+    try:
+        settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise InputError(f"{where}: {SETTINGS_FILE} cannot be read: {first_line(error)}") from error
+    if not (isinstance(settings, dict) and is_plausible(settings)):
+        raise InputError(f"{where}: {SETTINGS_FILE} does not describe a classifier")
+    return settings
+
+
+def is_plausible(settings: Mapping[str, Any]) -> bool:
+    """Whether what a classifier.json says of the model, if it says it, can be true."""
+    labels, dropout = settings.get("labels", []), settings.get("dropout", 0.0)
+    named = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
+    drops = isinstance(dropout, int | float) and 0 <= dropout < 1
+    return named and drops and settings.get("pooling", "cls") in ("cls", "mean")
+
+
+def read_head(folder: Path, where: str) -> dict[str, Tensor]:
+    """Read a head file: the tensors of Linear -> ReLU -> Dropout -> Linear, with or without a common prefix."""
+    path = next((folder / name for name in HEAD_FILES if (folder / name).is_file()), None)
+    if path is None:
+        raise InputError(
+            f"{where}: no head beside encoder/ (looked for {', '.join(HEAD_FILES[:3])}, ...); a random one would be "
+            "useless. Give the head, or use --teacher_path to fine-tune this encoder."
+        )
+    try:
+        head = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True, map_location="cpu")
+    except UNREADABLE as error:
+        raise InputError(f"{where}: {path.name} cannot be read: {first_line(error)}") from error
+    if not isinstance(head, dict) or not all(isinstance(tensor, Tensor) for tensor in head.values()):
+        raise InputError(f"{where}: {path.name} holds no tensors by name; save the state_dict() of the head")
+    head = {name.removeprefix("classifier.").removeprefix("head."): tensor for name, tensor in head.items()}
+    expected = {"0.weight", "0.bias", "3.weight", "3.bias"}
+    if set(head) != expected:
+        raise InputError(
+            f"{where}: {path.name} holds {', '.join(sorted(head)[:6])}; expected {', '.join(sorted(expected))} "
+            "(Linear, ReLU, Dropout, Linear)"
+        )
+    sizes = {name: tuple(tensor.shape) for name, tensor in head.items()}
+    first, last = sizes["0.weight"], sizes["3.weight"]
+    fits = len(first) == len(last) == 2 and last[1] == first[0]
+    if not (fits and sizes["0.bias"] == first[:1] and sizes["3.bias"] == last[:1]):
+        raise InputError(f"{where}: {path.name}: the sizes of its tensors do not fit each other: {sizes}")
+    return {name: tensor.float() for name, tensor in head.items()}
+
+
+def load_sequence_classifier(
+    name: str, labels: Sequence[str] | None, where: str, tokenizer_folder: Path | None
+) -> SavedClassifier:
+    config = load_model_config(where.split(":", 1)[0].removeprefix("--"), name)
+    found = [config.id2label[place] for place in sorted(config.id2label)]
+    try:
+        model, report = load_pretrained(AutoModelForSequenceClassification, name)
+    except UNREADABLE as error:
+        raise InputError(f"{where}: cannot be loaded as a fine-tuned classifier: {first_line(error)}") from error
+    if missing := sorted(report["missing_keys"]):
+        raise InputError(
+            f"{where}: has no trained head ({', '.join(missing[:3])} missing); a random one would be useless. "
+            "Use --teacher_path to fine-tune this encoder."
+        )
+    if report["mismatched_keys"]:
+        raise InputError(f"{where}: its head is of another size than its config.json says")
+    order = match_labels(found, labels, where)
+    if model._supports_sdpa:
+        model.set_attn_implementation(RECORDED_SDPA)
+    tokenizer = open_tokenizer(tokenizer_folder or name, f"{where}: no tokenizer beside its weights")
+    return SavedClassifier(SequenceClassifier(model, order), tokenizer, {"labels": found})
+
+
+def match_labels(found: Sequence[str], wanted: Sequence[str] | None, where: str) -> list[int]:
+    """Return, for each wanted label, its place among those found: by exact name, else ignoring case; all without any.
+
+    Raises:
+        InputError: a wanted label is not there; outputs of the model for other labels are ignored.
+    """
+    if wanted is None:
+        return list(range(len(found)))
+    exact = {label: place for place, label in enumerate(found)}
+    folded = {label.casefold(): place for place, label in enumerate(found)}
+    order = [exact.get(label, folded.get(label.casefold())) for label in wanted]
+    missing = [label for label, place in zip(wanted, order, strict=True) if place is None]
+    if missing:
+        raise InputError(
+            f"{where}: its labels are {', '.join(found)}; no {', '.join(missing)}. Set id2label in its config.json to the "
+            "names of the label columns, or --label_columns to its labels."
+        )
+    return [place for place in order if place is not None]

@@ -1,0 +1,297 @@
+"""A run's folder: claimed, written and refused (no torch).
+
+`config.json` is the first file of a run and `metrics.json` the last, so their presence tells an unfinished
+run from a finished one.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import math
+import re
+import shutil
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+
+from research.errors import InputError
+from research.flags import format_flag
+from research.runs.formats import (
+    HISTORY_COLUMNS,
+    MODELS,
+    PLOTS,
+    PREDICTION_FILES,
+    TABLE_FLAGS,
+    dig,
+    iter_rows,
+    read_json,
+    to_plain,
+    write_csv_atomic,
+    write_json_atomic,
+)
+from research.storage.files import remove_litter
+from research_config import ExperimentConfig
+
+if TYPE_CHECKING:
+    from filelock import BaseFileLock
+
+FloatArray = npt.NDArray[np.floating[Any]]
+Status = Literal["absent", "unfinished", "finished", "foreign"]
+# Everything --overwrite may remove. metrics.json goes first, so that an interruption leaves no finished run.
+OWNED_FILES = (
+    "metrics.json",
+    "history.csv",
+    "history_control.csv",
+    *PREDICTION_FILES.values(),
+    "efficiency.json",
+    "environment.json",
+    "report.md",
+    "report.html",
+    "run.log",
+)
+CHECKPOINT_FOLDERS = ("checkpoint", "checkpoint_control")
+OWNED_FOLDERS = (*CHECKPOINT_FOLDERS, "student", "teacher", "tensorboard")
+LOCK_FILE = ".lock"
+TEMPORARY_FILE = re.compile(r"\..+\.tmp")
+FOLD_FOLDER = re.compile(r"fold_[1-9][0-9]*")
+# Flags left open on the command line and written into config.json as the data decided.
+AUTO_RESOLVED = frozenset({"text_column", "label_columns"})
+
+
+class RunDirectory:
+    """A folder that one process at a time may fill with one run.
+
+    Claim it before writing; leaving the `with` block, `release` or the end of the process frees it.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self._lock: BaseFileLock | None = None
+
+    def __enter__(self) -> RunDirectory:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.release()
+
+    def status(self) -> Status:
+        """Say what is there: nothing, a run's beginning, a whole run, or something that is not ours.
+
+        A config.json alone proves nothing, since every pretrained model has one: ours names a pipeline.
+        """
+        if not self.path.is_dir():
+            return "foreign" if self.path.exists() or self.path.is_symlink() else "absent"
+        if self._stored_config() is not None:
+            return "finished" if (self.path / "metrics.json").is_file() else "unfinished"
+        strangers = (path for path in self.path.iterdir() if not _is_litter(path))
+        return "absent" if next(strangers, None) is None else "foreign"
+
+    def claim(
+        self,
+        config: Mapping[str, Any],
+        overwrite: bool = False,
+        auto_resolved: Collection[str] = AUTO_RESOLVED,
+    ) -> Status:
+        """Take the folder for a run of `config` and say what it held: "absent", "unfinished" or "finished".
+
+        "absent" means that config.json has just been written, "unfinished" that the stored run can go on,
+        "finished" that there is nothing to do; then nothing is locked and nothing was written. With
+        `overwrite` the suite's own files are removed, and nothing else, and the answer is "absent". A flag
+        of `auto_resolved` that is None in `config` agrees with any stored value.
+
+        Raises:
+            InputError: the folder is not ours, not writable, in use, or holds a run of another config.
+        """
+        asked = to_plain(config, decimals=None)
+        if self._check_claim(asked, overwrite, auto_resolved) == "finished" and not overwrite:
+            return "finished"
+        self._acquire()
+        try:
+            # Looked at again, since another process may have begun or finished it in the meantime.
+            status = self._check_claim(asked, overwrite, auto_resolved)
+            if overwrite and status != "absent":
+                self._remove_run()
+                status = "absent"
+            if status == "absent":
+                self.write_config(config)
+            remove_litter(self.path)
+        except BaseException:
+            self.release()
+            raise
+        if status == "finished":
+            self.release()
+        return status
+
+    def release(self) -> None:
+        """Let others claim the folder; harmless when it is not held."""
+        if self._lock is None:
+            return
+        atexit.unregister(self.release)
+        # Removed while still held: whoever opened it meanwhile finds it without a name and tries again.
+        with contextlib.suppress(OSError):
+            (self.path / LOCK_FILE).unlink()
+        self._lock.release()
+        self._lock = None
+
+    def write_config(self, config: Mapping[str, Any]) -> None:
+        """Write config.json with every digit: a run is repeated from it, and 1.5e-6 must not become 2e-6."""
+        write_json_atomic(self.path / "config.json", config, decimals=None)
+
+    def write_history(self, rows: Sequence[Mapping[str, Any]], name: str = "history.csv") -> None:
+        """Write history.csv, or the control's, a row per epoch; further columns follow the usual ones."""
+        extra = dict.fromkeys(name for row in rows for name in row if name not in HISTORY_COLUMNS)
+        header = [*HISTORY_COLUMNS, *extra]
+        write_csv_atomic(self.path / name, header, ([row.get(name) for name in header] for row in rows))
+
+    def write_predictions(
+        self,
+        part: str,
+        index: Sequence[int] | npt.NDArray[np.integer[Any]],
+        label_names: Sequence[str],
+        labels: FloatArray,
+        probs: Mapping[str, FloatArray],
+    ) -> None:
+        """Write the predictions of "test" or "validation".
+
+        `index` (N,) holds data rows of the table, `labels` is (N, C) with nan where unknown, `probs` is
+        {model: (N, C)} for the models present.
+        """
+        shape = (len(index), len(label_names))
+        assert labels.shape == shape and all(values.shape == shape for values in probs.values())
+        models = [model for model in MODELS if model in probs]
+        header = ["index", *(f"{prefix}_{label}" for prefix in ("true", *models) for label in label_names)]
+        cells = np.concatenate([probs[model] for model in models], axis=1)
+        rows = (
+            [
+                int(row),
+                *("" if math.isnan(value) else int(value) for value in truth),
+                *("" if math.isnan(value) else f"{value:.6f}" for value in predicted),
+            ]
+            for row, truth, predicted in zip(index, iter_rows(labels), iter_rows(cells), strict=True)
+        )
+        write_csv_atomic(self.path / PREDICTION_FILES[part], header, rows)
+
+    def write_efficiency(self, efficiency: Mapping[str, Any]) -> None:
+        """Write efficiency.json: parameters, sizes and timings of each model, their ratios, a remark."""
+        write_json_atomic(self.path / "efficiency.json", efficiency)
+
+    def write_environment(self, environment: Mapping[str, Any]) -> None:
+        """Write environment.json: versions, device, command line, data hashes, timings."""
+        write_json_atomic(self.path / "environment.json", environment)
+
+    def write_metrics(self, metrics: Mapping[str, Any]) -> None:
+        """Write metrics.json, which makes the run a finished one; call it after the other writers."""
+        write_json_atomic(self.path / "metrics.json", metrics)
+
+    def drop_checkpoints(self) -> None:
+        """Remove what a finished run has no use for; a process may have been killed before it did."""
+        for name in CHECKPOINT_FOLDERS:
+            shutil.rmtree(self.path / name, ignore_errors=True)
+
+    def check_tables(self, file_sha256: Mapping[str, str], config: ExperimentConfig) -> None:
+        """Refuse to take the finished run for one of the tables as they are now.
+
+        Args:
+            file_sha256: Hashes of the tables by the names of TABLE_FLAGS.
+
+        Raises:
+            InputError: a table of the run had another content, by the hashes in its environment.json.
+        """
+        stored = dig(read_json(self.path / "environment.json"), "data", "file_sha256") or {}
+        changed = [name for name, digest in file_sha256.items() if stored.get(name, digest) != digest]
+        if changed:
+            raise InputError(
+                f"{self.path} was made from another content of {getattr(config, TABLE_FLAGS[changed[0]])}. "
+                "Use another --output_dir, or --overwrite to run on the table as it is now."
+            )
+
+    def _stored_config(self) -> dict[str, Any] | None:
+        try:
+            config = read_json(self.path / "config.json")
+        except InputError:
+            return None
+        return config if "pipeline" in config else None
+
+    def _check_claim(self, asked: Mapping[str, Any], overwrite: bool, auto_resolved: Collection[str]) -> Status:
+        status = self.status()
+        if status == "foreign":
+            what = "is not empty and holds no run of this suite" if self.path.is_dir() else "is not a folder"
+            raise InputError(f"{self.path} {what}. Use another --output_dir.")
+        stored = self._stored_config()
+        if stored is not None and not overwrite:
+            differences = describe_config_differences(stored, asked, auto_resolved)
+            if differences:
+                raise InputError(
+                    f"{self.path} holds a run with another config: {'; '.join(differences)}. "
+                    "Use another --output_dir or --overwrite."
+                )
+        return status
+
+    def _acquire(self) -> None:
+        from filelock import FileLock, Timeout
+
+        lock = FileLock(self.path / LOCK_FILE, timeout=0, thread_local=False)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            lock.acquire()
+        except Timeout:
+            raise InputError(
+                f"{self.path} is being written by another process. Wait for it or use another --output_dir."
+            ) from None
+        except OSError as error:
+            raise InputError(f"{self.path} cannot be written: {error.strerror}. Use another --output_dir.") from error
+        self._lock = lock
+        atexit.register(self.release)
+
+    def _remove_run(self) -> None:
+        """Remove what the suite wrote except config.json, which marks the folder as ours until replaced."""
+        for name in OWNED_FILES:
+            (self.path / name).unlink(missing_ok=True)
+        for name in OWNED_FOLDERS:
+            folder = self.path / name
+            if folder.is_symlink():
+                folder.unlink()
+            elif folder.is_dir():
+                shutil.rmtree(folder)
+        for name in PLOTS:
+            (self.path / "plots" / name).unlink(missing_ok=True)
+        _remove_if_empty(self.path / "plots")
+        for folder in sorted(self.path.iterdir()):
+            fold = RunDirectory(folder)
+            if is_fold(folder) and not folder.is_symlink() and fold.status() in ("unfinished", "finished"):
+                fold._remove_run()
+                (folder / "config.json").unlink(missing_ok=True)
+                (folder / LOCK_FILE).unlink(missing_ok=True)
+                _remove_if_empty(folder)
+
+
+def is_fold(path: Path) -> bool:
+    """Say whether a path is a fold's folder by its name."""
+    return FOLD_FOLDER.fullmatch(path.name) is not None
+
+
+def _is_litter(path: Path) -> bool:
+    """Say whether a file may be left by a run that was killed before it wrote its config."""
+    return path.name == LOCK_FILE or TEMPORARY_FILE.fullmatch(path.name) is not None
+
+
+def _remove_if_empty(folder: Path) -> None:
+    with contextlib.suppress(OSError):
+        folder.rmdir()
+
+
+def describe_config_differences(
+    stored: Mapping[str, Any], asked: Mapping[str, Any], auto_resolved: Collection[str] = AUTO_RESOLVED
+) -> list[str]:
+    """Return a text such as "--kd_alpha 0.7 there, 0.5 asked" for each flag that differs, by name."""
+    differences = []
+    for name in sorted(stored.keys() | asked.keys()):
+        there, wanted = stored.get(name), asked.get(name)
+        if there != wanted and not (wanted is None and name in auto_resolved):
+            differences.append(f"--{name} {format_flag(there) or 'unset'} there, {format_flag(wanted) or 'unset'} asked")
+    return differences

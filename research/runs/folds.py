@@ -1,0 +1,53 @@
+"""The scores of a cross-validation from those of its folds."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+
+def aggregate_folds(fold_metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return the metrics.json of a cross-validation: mean and sample standard deviation of every number.
+
+    A number that is null in some folds (an average precision without positives) is averaged over the
+    others; the deviation of fewer than two numbers is null. Texts and flags are left out.
+    """
+    assert fold_metrics, "at least one fold"
+    first = fold_metrics[0]
+    trees = [{name: entry for name, entry in metrics.items() if name != "headline"} for metrics in fold_metrics]
+    values = [metrics["headline"]["value"] for metrics in fold_metrics]
+    headline_value = {"value": _mean(values), "std": _sample_std(values)}
+    return {
+        "folds": len(fold_metrics),
+        "labels": list(first["labels"]),
+        "mean": _aggregate(trees, _mean),
+        "std": _aggregate(trees, _sample_std),
+        "headline": {**first["headline"], **headline_value},
+    }
+
+
+def _aggregate(trees: Sequence[Any], combine: Callable[[Sequence[float | None]], float | None]) -> Any:
+    result: dict[str, Any] = {}
+    for name in dict.fromkeys(name for tree in trees for name in tree):
+        leaves = [tree[name] for tree in trees if name in tree]
+        if all(isinstance(leaf, Mapping) for leaf in leaves):
+            result[name] = _aggregate(leaves, combine)
+        elif all(leaf is None or (isinstance(leaf, (int, float)) and not isinstance(leaf, bool)) for leaf in leaves):
+            result[name] = combine(leaves)
+    return result
+
+
+def _defined(values: Sequence[float | None]) -> list[float]:
+    return [float(value) for value in values if value is not None and math.isfinite(value)]
+
+
+def _mean(values: Sequence[float | None]) -> float | None:
+    defined = _defined(values)
+    return statistics.fmean(defined) if defined else None
+
+
+def _sample_std(values: Sequence[float | None]) -> float | None:
+    defined = _defined(values)
+    return statistics.stdev(defined) if len(defined) > 1 else None

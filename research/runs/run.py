@@ -1,0 +1,175 @@
+"""A finished run, read from its folder (no torch)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from research.errors import InputError
+from research.runs.formats import HEADLINE_THRESHOLDS, MODELS, PREDICTION_FILES, dig, read_csv, read_json
+
+FloatArray = npt.NDArray[np.floating[Any]]
+
+
+@dataclass(frozen=True)
+class Predictions:
+    """One part's `index` (N,), `labels` (N, C) with nan where unknown, and `probs` {model: (N, C)}."""
+
+    index: npt.NDArray[np.int64]
+    label_names: tuple[str, ...]
+    labels: FloatArray
+    probs: dict[str, FloatArray]
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run; files beyond config.json and metrics.json are read when they are asked for.
+
+    Reading raises an InputError that names the file which is missing or cut short.
+    """
+
+    path: Path
+    config: dict[str, Any]
+    metrics: dict[str, Any]
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        return tuple(self.metrics["labels"])
+
+    @property
+    def num_folds(self) -> int:
+        """Folds below this directory, 1 for a run of a single split."""
+        return int(self.metrics.get("folds", 1))
+
+    @property
+    def scores(self) -> dict[str, Any]:
+        """The tree of metrics; of several folds, their mean."""
+        return self.metrics["mean"] if "folds" in self.metrics else self.metrics
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        return tuple(model for model in MODELS if model in self.scores)
+
+    @cached_property
+    def folds(self) -> tuple[Run, ...]:
+        """The runs of the folds, this run itself for a single split."""
+        if "folds" not in self.metrics:
+            return (self,)
+        return tuple(load_run(self.path / f"fold_{number + 1}") for number in range(self.num_folds))
+
+    @cached_property
+    def history(self) -> list[dict[str, float | None]]:
+        """A {column: value} per epoch, None where nothing was computed."""
+        return read_history(self.path / "history.csv")
+
+    @cached_property
+    def control_history(self) -> list[dict[str, float | None]]:
+        """The same of the control's training."""
+        return read_history(self.path / "history_control.csv")
+
+    @cached_property
+    def predictions(self) -> Predictions:
+        return read_predictions(self.path / PREDICTION_FILES["test"])
+
+    @cached_property
+    def validation_predictions(self) -> Predictions:
+        return read_predictions(self.path / PREDICTION_FILES["validation"])
+
+    @cached_property
+    def efficiency(self) -> dict[str, Any]:
+        return read_json(self.path / "efficiency.json")
+
+    @cached_property
+    def environment(self) -> dict[str, Any]:
+        return read_json(self.path / "environment.json")
+
+    def has(self, name: str) -> bool:
+        """Say whether the directory holds a file of that name."""
+        return (self.path / name).is_file()
+
+
+def load_run(path: str | Path) -> Run:
+    """Read a finished run directory.
+
+    Raises:
+        InputError: there is none, or it is unfinished, or a file is cut short.
+    """
+    path = Path(path)
+    if not path.is_dir():
+        raise InputError(f"{path}: no such run directory.")
+    if not (path / "config.json").is_file():
+        raise InputError(f"{path} holds no config.json, so it is no run directory.")
+    if not (path / "metrics.json").is_file():
+        raise InputError(f"{path} holds no metrics.json: the run is unfinished. Run the same command again to resume it.")
+    run = Run(path, read_json(path / "config.json"), read_json(path / "metrics.json"))
+    if "labels" not in run.metrics or "value" not in run.metrics.get("headline", {}):
+        raise InputError(f"{path / 'metrics.json'} holds no labels or no headline. Repeat the run with --overwrite.")
+    return run
+
+
+def read_history(path: Path) -> list[dict[str, float | None]]:
+    header, values = read_csv(path)
+    return [
+        {name: None if math.isnan(value) else value for name, value in zip(header, row, strict=True)} for row in values.tolist()
+    ]
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Read a predictions file.
+
+    Raises:
+        InputError: it is missing, cut short, or lacks columns.
+    """
+    header, values = read_csv(path)
+    column_of = {name: number for number, name in enumerate(header)}
+    label_names = tuple(name.removeprefix("true_") for name in header if name.startswith("true_"))
+    models = [model for model in MODELS if any(f"{model}_{label}" in column_of for label in label_names)]
+    wanted = ["index", *(f"{model}_{label}" for model in models for label in label_names)]
+    lacking = [name for name in wanted if name not in column_of]
+    if lacking or not label_names:
+        raise InputError(f"{path} lacks {lacking[0] if lacking else 'true_<label>'}. Repeat the run with --overwrite.")
+
+    def block(prefix: str) -> FloatArray:
+        return values[:, [column_of[f"{prefix}_{label}"] for label in label_names]]
+
+    return Predictions(
+        values[:, column_of["index"]].astype(np.int64),
+        label_names,
+        block("true"),
+        {model: block(model) for model in models},
+    )
+
+
+def headline(metrics: Mapping[str, Any]) -> str:
+    """Return the run's one number in words, as in "student test f1_macro 0.7123"."""
+    entry = metrics["headline"]
+    return f"{entry['model']} {entry['part']} {entry['metric']} {_format_headline(metrics)}"
+
+
+def result_line(path: str | Path, metrics: Mapping[str, Any]) -> str:
+    """Return the last line of a run, as in "results/x  student test f1_macro=0.7123 (teacher 0.7345)"."""
+    entry = metrics["headline"]
+    line = f"{path}  {entry['model']} {entry['part']} {entry['metric']}={_format_headline(metrics)}"
+    teacher = teacher_headline(metrics)
+    return line if teacher is None else f"{line} (teacher {teacher:.4f})"
+
+
+def teacher_headline(metrics: Mapping[str, Any]) -> float | None:
+    """Return the teacher's value of the headline's metric; None when the headline is the teacher's own."""
+    entry = metrics["headline"]
+    if entry["model"] == "teacher":
+        return None
+    return dig(metrics.get("mean", metrics), "teacher", entry["part"], HEADLINE_THRESHOLDS, entry["metric"])
+
+
+def _format_headline(metrics: Mapping[str, Any]) -> str:
+    entry = metrics["headline"]
+    value = "undefined" if entry["value"] is None else f"{entry['value']:.4f}"
+    return value if entry.get("std") is None else f"{value} ± {entry['std']:.4f}"

@@ -1,0 +1,145 @@
+"""What a sweep shares on disk: entries named by the hash of what they were made from.
+
+An entry is a folder `<cache>/<kind>/<hash>/` with a manifest of its key and its files' checksums. It is
+built under a lock in a folder of its own and renamed into place, so other processes see it whole or not
+at all. Deleting the cache loses nothing but time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from research.storage.files import hash_tree, publish_folder, remove, write_atomic
+
+log = logging.getLogger(__name__)
+MANIFEST = "manifest.json"
+LOCK_POLL_S = 0.2
+Build = Callable[[Path, Path], None]
+
+
+def digest_key(key: Mapping[str, Any]) -> str:
+    """Return the SHA-256 of a key, independent of the order of its fields."""
+    return hashlib.sha256(_canonical(key)).hexdigest()
+
+
+def _canonical(value: Mapping[str, Any]) -> bytes:
+    # ASCII, since a path in a key may hold bytes that are no UTF-8.
+    return json.dumps(value, sort_keys=True).encode("ascii")
+
+
+class Cache:
+    """A folder of content-addressed entries shared by any number of processes."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self._verified: set[Path] = set()
+
+    def fetch(self, kind: str, key: Mapping[str, Any], build: Build) -> Path:
+        """Return the entry's folder, building it when it is missing or damaged.
+
+        Args:
+            kind: The sort of entry, a folder name such as "tokens".
+            key: Everything the entry's bytes depend on, as JSON values.
+            build: Called as build(folder, scratch) to fill `folder`. `scratch` outlives a killed
+                process until the entry is finished, so a long build can resume from it.
+        """
+        entry = self.root / kind / digest_key(key)[:32]
+        if entry in self._verified and entry.is_dir():
+            return entry
+        scratch = entry.with_suffix(".work")
+        # Looked at before locking, so the runs of a sweep check a large entry side by side.
+        if find_fault(entry, key) is not None or scratch.exists():
+            entry.parent.mkdir(parents=True, exist_ok=True)
+            with _waiting_lock(entry):
+                fault = find_fault(entry, key)
+                if fault is None:
+                    remove(scratch)  # its builder was killed after finishing the entry
+                else:
+                    if entry.exists():
+                        log.warning("cache entry %s is damaged (%s): building it again", entry, fault)
+                    _build(entry, key, build)
+        self._verified.add(entry)
+        return entry
+
+
+def _build(entry: Path, key: Mapping[str, Any], build: Build) -> None:
+    """Fill a new entry and put it into place; the caller holds its lock."""
+    temporary, scratch = entry.with_suffix(".new"), entry.with_suffix(".work")
+    remove(temporary)
+    _remove_abandoned(entry.parent)
+    try:
+        temporary.mkdir()
+        scratch.mkdir(exist_ok=True)
+        build(temporary, scratch)
+        write_atomic(temporary / MANIFEST, _render_manifest(key, hash_tree(temporary)))
+        publish_folder(temporary, entry)
+    except BaseException as error:
+        if isinstance(error, OSError) and error.filename is None:
+            error.filename = str(entry)  # a failed write names no file
+        # Half an entry would only help to keep a full disk full; the scratch folder stays unless nothing is in it.
+        remove(temporary)
+        with contextlib.suppress(OSError):
+            scratch.rmdir()
+        raise
+    remove(scratch)
+
+
+def _lock_of(entry: Path) -> FileLock:
+    """Return an entry's lock; the operating system takes it from a process that dies, so none is ever stale."""
+    return FileLock(entry.with_suffix(".lock"))
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Delete the half-built entries of killed processes: those whose lock nobody holds."""
+    for temporary in folder.glob("*.new"):
+        lock = _lock_of(temporary)
+        with contextlib.suppress(Timeout), lock.acquire(timeout=0):
+            remove(temporary)
+
+
+@contextlib.contextmanager
+def _waiting_lock(entry: Path) -> Iterator[None]:
+    """Hold an entry's lock, saying so once when another process has it."""
+    lock = _lock_of(entry)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        log.info("waiting for another process to finish %s", entry)
+        lock.acquire(poll_interval=LOCK_POLL_S)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _render_manifest(key: Mapping[str, Any], files: Mapping[str, str]) -> bytes:
+    return _canonical({"key": key, "files": files})
+
+
+def find_fault(entry: Path, key: Mapping[str, Any]) -> str | None:
+    """Say what is wrong with an entry, None when all its bytes are those that were written for the key."""
+    if not entry.is_dir():
+        return "missing"
+    try:
+        stored = (entry / MANIFEST).read_bytes()
+        present = hash_tree(entry)
+    except OSError as error:
+        return f"{error.filename} cannot be read: {error.strerror}"
+    present.pop(MANIFEST, None)
+    # Compared as bytes: an altered manifest has no way to be read as the right one.
+    if stored == _render_manifest(key, present):
+        return None
+    try:
+        listed = dict(json.loads(stored)["files"])
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return f"{MANIFEST} was altered"
+    changed = sorted(name for name in {*present, *listed} if present.get(name) != listed.get(name))
+    return f"{', '.join(changed[:3]) or MANIFEST} changed since it was written"

@@ -1,0 +1,87 @@
+"""Training checkpoints that survive a kill at any moment: self-checking files, the last two kept."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import logging
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from research.storage.files import hash_file, remove_litter, write_atomic
+
+log = logging.getLogger(__name__)
+KEPT = 2
+# What torch.load and the unpickler under it raise for bytes that are no checkpoint, or not of this torch.
+UNREADABLE = (
+    OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError, EOFError, struct.error, pickle.UnpicklingError,
+)  # fmt: skip
+
+
+class CheckpointFolder:
+    """A folder of `step-<global step>.<SHA-256>.ckpt` files in torch's format, used by one process at a time.
+
+    The checksum is part of the name, so no second file can disagree with it.
+
+    Args:
+        identity: Names what is trained on what. A checkpoint of another identity, as of a table that was
+            edited since, is not used.
+    """
+
+    def __init__(self, folder: Path, identity: str = "") -> None:
+        self.folder = folder
+        self.identity = identity
+
+    def save(self, state: dict[str, Any], step: int) -> None:
+        """Write the state of `step`; older files go only once the new one is safely on the disk.
+
+        Raises:
+            OSError: it could not be written, as on a full disk; the older checkpoints are as they were.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        remove_litter(self.folder)
+        # Through memory, since torch turns the OSError of a full disk into an error of its own.
+        buffer = io.BytesIO()
+        torch.save(state | {"identity": self.identity}, buffer)
+        content = buffer.getbuffer()
+        path = self.folder / f"step-{step:010d}.{hashlib.sha256(content).hexdigest()}.ckpt"
+        write_atomic(path, content)
+        others = [other for other in self._newest_first() if other != path]
+        for old in others[KEPT - 1 :]:
+            old.unlink(missing_ok=True)
+
+    def load(self) -> dict[str, Any] | None:
+        """Return the newest intact state, None when there is none.
+
+        A damaged file is named in a warning, set aside as `*.damaged`, and the one before it is used.
+        """
+        for path in self._newest_first():
+            try:
+                return _read(path, self.identity)
+            except UNREADABLE as error:
+                # The first line only: torch goes on with advice that does not apply here.
+                reason = (str(error).splitlines() or [type(error).__name__])[0]
+                log.warning("checkpoint %s cannot be used (%s): going back to the one before it", path, reason)
+                # Out of the way, or it would count as the newest when the next save drops the oldest.
+                path.rename(path.with_suffix(".damaged"))
+        return None
+
+    def _newest_first(self) -> list[Path]:
+        return sorted(self.folder.glob("step-*.ckpt"), reverse=True)
+
+
+def _read(path: Path, identity: str) -> dict[str, Any]:
+    """Return a checkpoint's state; whatever is wrong with the file raises."""
+    if hash_file(path) != path.name.split(".")[1]:
+        raise ValueError("its bytes changed since it was written")
+    # weights_only: a checkpoint from a hostile hand must not be able to run code.
+    state = torch.load(path, weights_only=True, map_location="cpu")
+    if not isinstance(state, dict):
+        raise ValueError(f"it holds a {type(state).__name__}, not the state of a training")
+    if state.pop("identity", None) != identity:
+        raise ValueError("it belongs to other data, another teacher or other library versions")
+    return state

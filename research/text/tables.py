@@ -1,0 +1,401 @@
+"""Tables of comments on disk: rows as they are streamed, columns as they are found, cells as they are read."""
+
+from __future__ import annotations
+
+import csv
+import importlib
+import json
+import math
+import unicodedata
+import zipfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, cast
+from xml.etree.ElementTree import ParseError
+
+from research.errors import InputError
+
+TEXT_COLUMNS = (
+    "text",
+    "comment",
+    "comment_text",
+    "sentence",
+    "content",
+    "tweet",
+    "post",
+    "message",
+    "body",
+    "review",
+)
+DEFAULT_LABELS = ("bully", "sexual", "religious", "threat", "spam")
+UNKNOWN = -1
+LABEL_CODES: dict[Any, int] = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": UNKNOWN, 0: 0, 1: 1, None: UNKNOWN}
+Row = dict[str, Any]
+Rows = Iterator[tuple[int, Row]]
+
+
+def read_rows(path: str | Path) -> Rows:
+    """Stream a table's data rows as (line, {column: cell}).
+
+    `line` is the physical line a row starts on, counted from 1 (the sheet's row in .xlsx, the data
+    row in .parquet), for messages. Cells of .csv and .tsv are text as written; other formats keep
+    their types, and a cell that is not there is None. Blank lines are passed over.
+
+    Raises:
+        InputError: the file is missing, empty or malformed; one line says where and what to do.
+    """
+    path = Path(path)
+    found_rows = False
+    try:
+        _check_file(path)
+        for item in READERS[path.suffix.lower()](path):
+            found_rows = True
+            yield item
+    except OSError as error:
+        reason = error.strerror or _one_line(error)
+        raise InputError(f"{path}: cannot be read: {reason}. Check the path and its rights.") from None
+    if not found_rows:
+        raise InputError(f"{path}: holds no data rows. Give a table with a header and at least one row.")
+
+
+def read_columns(path: str | Path) -> tuple[str, ...]:
+    """Return a table's column names in order; for JSON Lines, every key of any line.
+
+    Raises:
+        InputError: as read_rows.
+    """
+    path = Path(path)
+    rows = read_rows(path)
+    names = dict.fromkeys(next(rows)[1])
+    if path.suffix.lower() in (".jsonl", ".ndjson"):
+        for _, row in rows:
+            names.update(dict.fromkeys(row))
+        try:
+            "".join(names).encode()
+        except UnicodeEncodeError:
+            raise InputError(f"{path}: a key holds half a surrogate pair. Rename the key.") from None
+    return tuple(names)
+
+
+def _check_file(path: Path) -> None:
+    if path.is_dir():
+        raise InputError(f"{path}: is a folder. Give one table: {_listed(READERS)}.")
+    if not path.is_file():
+        raise InputError(f"{path}: no such file. Check the path.")
+    if path.suffix.lower() not in READERS:
+        kind = f"unknown extension {path.suffix!r}" if path.suffix else "no file extension"
+        raise InputError(f"{path}: {kind}. Give one of {_listed(READERS)}.")
+    if path.stat().st_size == 0:
+        raise InputError(f"{path}: the file is empty. Give a table with a header and at least one row.")
+
+
+def _decoded_lines(path: Path) -> Iterator[str]:
+    """Yield the physical lines of a UTF-8 file, so that a broken byte is found on its own line."""
+    with path.open("rb") as file:
+        for number, raw in enumerate(file, start=1):
+            if number == 1:
+                raw = raw.removeprefix(b"\xef\xbb\xbf")
+            try:
+                yield raw.decode("utf-8")
+            except UnicodeDecodeError as error:
+                utf16 = number == 1 and raw[:2] in (b"\xff\xfe", b"\xfe\xff")
+                what = "the file is UTF-16" if utf16 else f"byte 0x{raw[error.start]:02x} is not UTF-8"
+                raise InputError(f"{path}, line {number}: {what}. Save the table as UTF-8.") from None
+
+
+def _read_delimited(path: Path, delimiter: str) -> Rows:
+    records = _delimited_records(path, delimiter)
+    _, header = next(records, (1, None))
+    if header is None:
+        raise InputError(f"{path}: no header row. Give a table with a header and at least one row.")
+    names = [name.strip() for name in header]
+    _check_names(path, names)
+    for line, cells in records:
+        if len(cells) != len(names):
+            raise InputError(
+                f"{path}, line {line}: {len(cells)} cells where the header has {len(names)}. "
+                "Put a cell with a delimiter, quote or line break in double quotes."
+            )
+        yield line, dict(zip(names, cells, strict=True))
+
+
+def _delimited_records(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
+    """Yield (first line, cells) of every record that is not blank."""
+    reader = csv.reader(_decoded_lines(path), delimiter=delimiter, strict=True)
+    while True:
+        line = reader.line_num + 1
+        try:
+            cells = next(reader)
+        except StopIteration:
+            return
+        except csv.Error as error:
+            raise InputError(f"{path}, line {line}: {_explain_csv_error(error)}") from None
+        if cells:
+            yield line, cells
+
+
+def _explain_csv_error(error: csv.Error) -> str:
+    reason = str(error)
+    if "field limit" in reason:
+        limit = csv.field_size_limit()
+        return f"a cell is longer than {limit:,} characters. Shorten it, or close its opening double quote."
+    if "new-line" in reason:
+        return "a carriage return stands outside quotes. Quote the cell, or save with \\n line ends."
+    if "end of data" in reason:
+        return "a double quote is opened and never closed. Close it, or double it inside a quoted cell."
+    return f"unreadable quoting ({reason}). Double every quote inside a quoted cell."
+
+
+def _read_json_lines(path: Path) -> Rows:
+    for line, text in enumerate(_decoded_lines(path), start=1):
+        if not text.strip():
+            continue
+        try:
+            row = json.loads(text, object_pairs_hook=_object_without_duplicates)
+        except (ValueError, RecursionError) as error:
+            reason = "nested too deeply" if isinstance(error, RecursionError) else error
+            message = f"{path}, line {line}: not readable JSON ({reason}). Put one object a line."
+            raise InputError(message) from None
+        if not isinstance(row, dict):
+            kind = type(row).__name__
+            raise InputError(f"{path}, line {line}: a JSON {kind}, not an object. Put one object a line.")
+        yield line, row
+
+
+def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> Row:
+    row = dict(pairs)
+    if len(row) < len(pairs):
+        names = [name for name, _ in pairs]
+        twice = next(name for name in names if names.count(name) > 1)
+        raise ValueError(f"key {twice!r} stands twice in an object")
+    return row
+
+
+def _read_parquet(path: Path) -> Rows:
+    parquet = _import_optional("pyarrow.parquet", "pyarrow", path)
+    number = 0
+    try:
+        with parquet.ParquetFile(path) as file:
+            _check_names(path, file.schema_arrow.names)
+            for batch in file.iter_batches(batch_size=4096):
+                for row in batch.to_pylist():
+                    number += 1
+                    yield number, row
+    except InputError:
+        raise
+    except ValueError as error:
+        raise InputError(f"{path}: not a Parquet file ({_one_line(error)}). Write it again.") from None
+
+
+def _read_excel(path: Path) -> Rows:
+    """Read the first sheet. Trailing cells without a header must be empty; empty rows are passed over."""
+    openpyxl = _import_optional("openpyxl", "openpyxl", path)
+    try:
+        book = openpyxl.load_workbook(path, read_only=True, data_only=True)
+        records = book.worksheets[0].iter_rows(values_only=True)
+        names = ["" if cell is None else str(cell).strip() for cell in next(records, ())]
+        while names and not names[-1]:
+            names.pop()
+        _check_names(path, names)
+        for number, cells in enumerate(records, start=2):
+            if any(cell is not None for cell in cells[len(names) :]):
+                message = f"{path}, row {number}: a cell beyond the {len(names)} named columns."
+                raise InputError(f"{message} Name the column or empty the cell.")
+            if any(cell is not None for cell in cells):
+                padded = list(cells[: len(names)]) + [None] * (len(names) - len(cells))
+                yield number, dict(zip(names, padded, strict=True))
+    except InputError:
+        raise
+    except (zipfile.BadZipFile, ParseError, KeyError, IndexError, ValueError) as error:
+        raise InputError(f"{path}: not an .xlsx workbook ({_one_line(error)}). Save it again.") from None
+
+
+def _import_optional(module: str, package: str, path: Path) -> Any:
+    try:
+        return importlib.import_module(module)
+    except ImportError:
+        raise InputError(f"{path}: reading {path.suffix} needs {package}. Run pip install {package}, or save as .csv.") from None
+
+
+def _check_names(path: Path, names: Sequence[str]) -> None:
+    for name in names:
+        if names.count(name) > 1:
+            what = f"column {name!r} stands twice" if name else "several columns have no name"
+            raise InputError(f"{path}: {what} in the header. Give every column a name of its own.")
+
+
+READERS: dict[str, Callable[[Path], Rows]] = {
+    ".csv": lambda path: _read_delimited(path, ","),
+    ".tsv": lambda path: _read_delimited(path, "\t"),
+    ".jsonl": _read_json_lines,
+    ".ndjson": _read_json_lines,
+    ".parquet": _read_parquet,
+    ".xlsx": _read_excel,
+}
+
+
+def _place(path: Path, line: int) -> str:
+    unit = "row" if path.suffix.lower() in (".xlsx", ".parquet") else "line"
+    return f"{path}, {unit} {line}"
+
+
+def _listed(names: Iterable[str], limit: int = 20) -> str:
+    shown = [_shown(name) if not name.isprintable() or not name else name for name in names]
+    more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
+    return ", ".join(shown[:limit]) + more
+
+
+def _shown(value: object, limit: int = 40) -> str:
+    text = repr(value)
+    return text if len(text) <= limit else text[: limit - 1] + "…"
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())[:120]
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The text column and the label columns of a table."""
+
+    text: str
+    labels: tuple[str, ...]
+
+
+def find_columns(path: str | Path, text_column: str | None = None, label_columns: Sequence[str] | None = None) -> Columns:
+    """Return the columns to use: those named, else those found by name and content.
+
+    Without `text_column`, the first of TEXT_COLUMNS present in any case. Without `label_columns`,
+    DEFAULT_LABELS when all are present, else every other column that holds only 0, 1 and empty
+    cells and at least one value; only that last search reads the whole table.
+
+    Raises:
+        InputError: a column is missing, named twice or used for both, or no label column is found.
+    """
+    path = Path(path)
+    names = read_columns(path)
+    text = find_text_column(path, names, text_column)
+    if label_columns is not None:
+        labels = tuple(label_columns)
+        check_label_names(path, labels, text, names)
+    elif set(DEFAULT_LABELS) <= set(names):
+        labels = DEFAULT_LABELS
+    else:
+        labels = find_binary_columns(path, [name for name in names if name and name != text])
+    if text in labels:
+        raise InputError(f"{path}: {text!r} is both text and label. Set --text_column or --label_columns.")
+    return Columns(text, labels)
+
+
+def find_text_column(path: Path, names: Sequence[str], text_column: str | None) -> str:
+    """Return `text_column` when the table has it, or the column whose name is one of TEXT_COLUMNS."""
+    if text_column is not None:
+        if text_column not in names:
+            raise InputError(f"{path}: no column {text_column!r}; found {_listed(names)}. Set --text_column.")
+        return text_column
+    for candidate in TEXT_COLUMNS:
+        for name in names:
+            if name.lower() == candidate:
+                return name
+    one_cell = len(names) == 1 and any(mark in names[0] for mark in ";|\t")
+    hint = "Separate the cells by commas in .csv, by tabs in .tsv." if one_cell else "Set --text_column."
+    raise InputError(f"{path}: no text column; found {_listed(names)}. {hint}")
+
+
+def check_label_names(path: Path, labels: Sequence[str], text: str, names: Sequence[str]) -> None:
+    if not labels:
+        raise InputError(f"{path}: no label column is named. Set --label_columns.")
+    for label in labels:
+        if label not in names:
+            raise InputError(f"{path}: no column {label!r}; found {_listed(names)}. Set --label_columns.")
+        if labels.count(label) > 1:
+            raise InputError(f"{path}: label {label!r} is named twice. Name it once in --label_columns.")
+
+
+def find_binary_columns(path: Path, candidates: Sequence[str]) -> tuple[str, ...]:
+    """Return the candidates holding only 0, 1 and empty cells, and at least one value."""
+    open_columns = list(candidates)
+    with_value: set[str] = set()
+    fractions: list[str] = []
+    for line, row in read_rows(path):
+        for name in tuple(open_columns):
+            code = label_code(row.get(name))
+            if code is None:
+                open_columns.remove(name)
+                if _is_fraction(row.get(name)):
+                    fractions.append(f"{name!r} is {_shown(row.get(name))} on line {line}")
+            elif code != UNKNOWN:
+                with_value.add(name)
+        if not open_columns:
+            break
+    labels = tuple(name for name in open_columns if name in with_value)
+    if labels:
+        return labels
+    if fractions:
+        remedy = "Binarise fractions first, say 1 from 0.5 up."
+        raise InputError(f"{path}: no column holds only 0 and 1; {'; '.join(fractions[:3])}. {remedy}")
+    raise InputError(
+        f"{path}: no label column holding only 0 and 1 among {_listed(candidates) or 'no columns'}. "
+        "Add one column of 0 and 1 per label, or set --label_columns."
+    )
+
+
+def label_code(cell: Any) -> int | None:
+    """Return 0 or 1, UNKNOWN for an empty cell, or None for anything else."""
+    try:
+        return LABEL_CODES[cell]
+    except (KeyError, TypeError):
+        pass
+    if isinstance(cell, str):
+        return LABEL_CODES.get(cell.strip())
+    return UNKNOWN if isinstance(cell, float) and math.isnan(cell) else None
+
+
+def _is_fraction(cell: Any) -> bool:
+    try:
+        return 0 < float(cell) < 1
+    except (TypeError, ValueError, OverflowError):
+        return False
+
+
+def read_label_codes(path: Path, line: int, row: Row, label_names: Sequence[str]) -> list[int]:
+    """Return the row's label codes: 0, 1 or UNKNOWN.
+
+    Raises:
+        InputError: a cell holds anything but 0, 1 or nothing.
+    """
+    codes = []
+    for name in label_names:
+        code = label_code(row.get(name))
+        if code is None:
+            cell = row.get(name)
+            remedy = "Binarise fractions first, say 1 from 0.5 up." if _is_fraction(cell) else "Write 0 or 1, or leave it empty."
+            raise InputError(f"{_place(path, line)}: label {name!r} is {_shown(cell)}, not 0 or 1. {remedy}")
+        codes.append(code)
+    return codes
+
+
+def clean_text(text: str, normalization: str) -> str:
+    """Return the text in the Unicode form asked for (none, nfc or nfkc), without outer white space.
+
+    Half a surrogate pair, as JSON keeps from a text cut short, becomes U+FFFD: it has no UTF-8.
+    """
+    if normalization != "none":
+        form = cast(Literal["NFC", "NFKC"], normalization.upper())
+        text = unicodedata.normalize(form, text)
+    if not text.isascii() and any("\ud800" <= character <= "\udfff" for character in text):
+        text = text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text.strip()
+
+
+def cleaned_rows(path: Path, text_column: str, normalization: str) -> Iterator[tuple[int, Row, str]]:
+    """Yield (line, row, cleaned text) of every data row; a missing text is empty."""
+    for line, row in read_rows(path):
+        cell = row.get(text_column)
+        if isinstance(cell, (bool, list, dict, bytes)):
+            kind = type(cell).__name__
+            place = _place(path, line)
+            raise InputError(f"{place}: the text in {text_column!r} is a {kind}. Write it as a string.")
+        missing = cell is None or (isinstance(cell, float) and math.isnan(cell))
+        yield line, row, "" if missing else clean_text(str(cell), normalization)
