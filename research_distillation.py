@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from research.components import COMPONENT_NAMES
 from research.errors import StopRequest, TrainingFault, describe_fault
 from research.evaluation.metrics import DEFAULT_THRESHOLD, compute_metrics
 from research.evaluation.predict import evaluating
 from research.kd.layers import LayerComparison, LayerOutputs, pool_outputs, read_layer_outputs, word_mask
 from research.kd.loop import OnStep, TrainingResult, Validate, _Fitting
 from research.kd.losses import (
-    COMPONENTS,
     MultiLabelDistillationLoss,
     compute_attention_loss,
     compute_hidden_state_loss,
@@ -136,7 +136,7 @@ class DistillationTrainer:
         losses = self._backward(batch, weights, 1.0)
         self._update(optimizer, [batch], [losses], step=1)
         self.check_faults()
-        return {name: float(losses[name]) for name in COMPONENTS if name in losses}
+        return {name: float(losses[name]) for name in COMPONENT_NAMES if name in losses}
 
     def compute_losses(self, batch: Batch, class_weights: Tensor | None) -> dict[str, Tensor]:
         """Return every loss component of a batch on the device, `total_loss` with its gradient."""
@@ -215,7 +215,7 @@ class DistillationTrainer:
         self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip_norm)
         for batch, components in zip(batches, losses, strict=True):
-            row = torch.stack([components.get(name, norm.new_zeros(())) for name in COMPONENTS] + [norm])
+            row = torch.stack([components.get(name, norm.new_zeros(())) for name in COMPONENT_NAMES] + [norm])
             self._unchecked.append((step, row, batch.get("row", batch.get("index", torch.empty(0)))))
             # An overflow of scaled gradients is the scaler's business; a non-finite loss never is.
             judged = row[:-1] if self.scaler.is_enabled() else row
@@ -242,7 +242,7 @@ class DistillationTrainer:
             TrainingFault: one of those steps had a non-finite loss or gradient.
         """
         self._raise_fault()
-        sums, rows_summed = dict.fromkeys((*COMPONENTS, "grad_norm"), 0.0), 0
+        sums, rows_summed = dict.fromkeys((*COMPONENT_NAMES, "grad_norm"), 0.0), 0
         if not self._unchecked:
             return sums, rows_summed
         values = torch.stack([row for _, row, _ in self._unchecked]).double().cpu().numpy()
@@ -266,7 +266,7 @@ class DistillationTrainer:
             # An overflow of scaled gradients is the scaler's business.
             bad[-1] &= not self.scaler.is_enabled()
             if bad.any():
-                raise TrainingFault(describe_fault(step, (*COMPONENTS, "grad_norm"), values, bad, rows))
+                raise TrainingFault(describe_fault(step, (*COMPONENT_NAMES, "grad_norm"), values, bad, rows))
 
     def fit(
         self,

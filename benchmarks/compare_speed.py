@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from comparison_runs import make_truth, write_run  # noqa: E402
+from support.comparison_runs import make_truth, write_run  # noqa: E402
 
 REPEATS = 5
 METRICS = ("f1_macro", "average_precision_macro")

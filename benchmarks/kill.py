@@ -21,7 +21,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).resolve().parent.parent / name) for name in ("", "tests")]
 
-from fault_injection import (  # noqa: E402
+from support.fault_injection import (  # noqa: E402
     attempt,
     build_inputs,
     copy_inputs,

@@ -22,7 +22,7 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
-from builders import build_model_folder, shared_path  # noqa: E402
+from support.builders import build_model_folder, shared_path  # noqa: E402
 
 import research_main  # noqa: E402
 from research.runs.run import load_run  # noqa: E402

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from builders import ROOT, build_model_folder, make_table, make_texts
+from support.builders import ROOT, build_model_folder, make_table, make_texts
 
 import research_main
 from research_config import parse_arguments

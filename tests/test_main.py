@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from builders import (
+from support.builders import (
     LABELS,
     ROOT,
     TOKENIZERS,

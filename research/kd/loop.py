@@ -11,8 +11,8 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from research.components import COMPONENT_NAMES
 from research.errors import Interrupted, StopRequest, naming_lack_of_memory
-from research.kd.losses import COMPONENTS
 from research.storage.checkpoints import CheckpointFolder
 from research.text.batches import Batch, BatchLoader
 
@@ -181,7 +181,7 @@ class _Fitting:
             absent.add("hidden_loss")
         if comparison is None or not comparison.method.attention:
             absent.add("attention_loss")
-        return [name for name in (*COMPONENTS, "grad_norm") if name not in absent]
+        return [name for name in (*COMPONENT_NAMES, "grad_norm") if name not in absent]
 
     def _checkpoint_is_due(self) -> bool:
         return time.monotonic() - self.last_checkpoint_s > 60 * self.config.checkpoint_minutes

@@ -14,8 +14,6 @@ from torch import Tensor, nn
 
 from research.models.mapping import LayerPairs, attention_pairs, check_pairs, map_layers, pair_name
 
-COMPONENTS = ("total_loss", "soft_loss", "soft_excess", "hard_loss", "hidden_loss", "attention_loss")
-
 
 def soft_bce_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float, *, t_squared: bool = True) -> Tensor:
     """Pull the student's softened label probabilities toward the teacher's, (B, C) without reduction.

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from research.components import LOSS_COMPONENTS
 from research.report.fonts import find_fonts
 
 if TYPE_CHECKING:
@@ -73,14 +74,7 @@ STYLES = (
     SeriesStyle("#000000", (0, (7, 2)), "x", "oooo"),
 )
 MODEL_STYLES = {"teacher": STYLES[0], "student": STYLES[1], "control": STYLES[2]}
-LOSS_CURVES = {
-    "total_loss": "total",
-    "soft_loss": "soft",
-    "soft_excess": "soft excess",
-    "hard_loss": "hard",
-    "hidden_loss": "hidden",
-    "attention_loss": "attention",
-}
+LOSS_CURVES = {component.name: component.label for component in LOSS_COMPONENTS}
 SCORE_CURVES = {"val_f1_macro": "macro-F1", "val_f1_micro": "micro-F1", "val_average_precision_macro": "mAP"}
 
 

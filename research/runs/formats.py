@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from research.components import COMPONENT_NAMES
 from research.errors import InputError
 from research.storage.files import write_atomic
 
@@ -32,12 +33,7 @@ HISTORY_COLUMNS = (
     "epoch",
     "global_step",
     "learning_rate",
-    "total_loss",
-    "soft_loss",
-    "soft_excess",
-    "hard_loss",
-    "hidden_loss",
-    "attention_loss",
+    *COMPONENT_NAMES,
     "grad_norm",
     "skipped_steps",
     "val_f1_macro",

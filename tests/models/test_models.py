@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from builders import TOKENIZERS, build_encoder, build_model_folder, encoder_config, make_texts
 from safetensors.torch import load_file, save_file
+from support.builders import TOKENIZERS, build_encoder, build_model_folder, encoder_config, make_texts
 from torch import nn
 
 from research.errors import InputError

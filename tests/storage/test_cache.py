@@ -14,7 +14,7 @@ import pytest
 
 from research.storage.cache import MANIFEST, Cache, digest_key, find_fault
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 KEY = {"text": "a5c1", "max_length": 128, "words": {"student": "x", "teacher": "y"}}
 FILES = {"ids.bin": bytes(range(64)), "model/offsets.bin": b"\x00\x01"}
 

@@ -40,7 +40,7 @@ from research.evaluation.predict import predict_logits
 from research.kd.losses import soft_bce_loss
 
 NAMES = ["bully", "threat", "spam"]
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def random_case(num_rows: int = 200, num_labels: int = 3, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

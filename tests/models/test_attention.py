@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from builders import build_encoder
+from support.builders import build_encoder
 from transformers import AutoModel
 
 from research.models import attention

@@ -15,7 +15,7 @@ from research.evaluation import bootstrap as statistics
 
 def load_benchmark(name):
     """Import a file of benchmarks/, which is no package."""
-    path = Path(__file__).parent.parent / "benchmarks" / f"{name}.py"
+    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
     assert spec is not None
     assert spec.loader is not None

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from comparison_runs import LABELS, make_truth, write_run
+from support.comparison_runs import LABELS, make_truth, write_run
 
 import research_compare
 from research.compare import figures as plots

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import TOKENIZERS, requires_shared, shared_path
+from support.builders import TOKENIZERS, requires_shared, shared_path
 from tokenizers import Regex, normalizers
 from tokenizers.models import WordPiece
 

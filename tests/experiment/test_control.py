@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from builders import build_model_folder, make_table, make_texts
-from comparison_runs import LABELS, make_probs, make_truth
+from support.builders import build_model_folder, make_table, make_texts
+from support.comparison_runs import LABELS, make_probs, make_truth
 
 import research_main
 from research.errors import FlagErrors, InputError

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from builders import build_model_folder, make_table, make_texts
+from support.builders import build_model_folder, make_table, make_texts
 
 import research_main
 from research.errors import FlagErrors

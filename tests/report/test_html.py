@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from comparison_runs import make_probs, make_truth
+from support.comparison_runs import make_probs, make_truth
 
 from research.evaluation.metrics import build_metrics
 from research.report import run_page
@@ -245,7 +245,7 @@ def test_page_fits_a_desk_and_a_phone(browser: Any, page: Path, width: int) -> N
 
 
 def test_page_of_a_comparison_sorts_too(browser: Any, tmp_path: Path) -> None:
-    from comparison_runs import write_run
+    from support.comparison_runs import write_run
 
     import research_compare
 
@@ -262,4 +262,4 @@ def test_page_of_a_comparison_sorts_too(browser: Any, tmp_path: Path) -> None:
 
 def test_rendering_imports_neither_numpy_nor_torch() -> None:
     code = "import sys, research.report.html; sys.exit(bool({'numpy', 'torch', 'matplotlib'} & set(sys.modules)))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parent.parent, check=False).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0

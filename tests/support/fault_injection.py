@@ -24,7 +24,8 @@ from multiprocessing.sharedctypes import RawArray
 from pathlib import Path
 from typing import Any
 
-from builders import ROOT, build_model_folder, make_table, make_texts
+from research.runs.directory import RunDirectory
+from support.builders import ROOT, build_model_folder, make_table, make_texts
 
 PHASES = ("start", "tokenize", "teacher", "teacher_outputs", "student", "control", "save")
 RESULTS = (
@@ -303,3 +304,11 @@ def choose_moments(reference: Attempt, generator: random.Random) -> Iterator[int
     for number in count():
         yield 1 + int(((number + 0.5) * GOLDEN_RATIO) % 1.0 * reference.writes)
         yield generator.uniform(0.1, reference.seconds)
+
+
+def hold_run_directory(folder: Path, holding: Any) -> None:
+    """Claim a run directory and keep it; the target of a process that gets killed."""
+    directory = RunDirectory(folder)
+    directory._acquire()
+    holding.set()
+    signal.pause()

@@ -25,7 +25,7 @@ LABELS = ("bully", "sexual", "religious", "threat", "spam")
 KEYWORDS = ("বোকা", "লাজুক", "মন্দির", "মারব", "টাকা")
 FILLERS = ("আজ", "খুব", "ভালো", "তুমি", "কেন", "ভিডিও", "দেখলাম", "সবাই", "এখন", "গান", "মেঘ", "নদী")
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SHARED = ROOT.parent / "shared"
 requires_shared = pytest.mark.skipif(
     not (SHARED / "data" / "bn_cyberbully5.csv").is_file(), reason="needs the real comments and encoder of ../shared"

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import TOKENIZERS, build_encoder, build_model_folder, make_table, make_texts
+from support.builders import TOKENIZERS, build_encoder, build_model_folder, make_table, make_texts
 
 import research_main
 from research.kd import teacher as teacher_room

@@ -6,7 +6,7 @@ import logging
 from pathlib import Path
 
 import pytest
-from builders import TOKENIZERS, make_texts
+from support.builders import TOKENIZERS, make_texts
 from torch import nn
 
 from research.text.diagnostics import TokenizerFit, inspect_tokenizer, report_alignment, report_sizes, report_tokenizer

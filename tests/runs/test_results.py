@@ -20,7 +20,7 @@ from research.runs.folds import aggregate_folds
 from research.runs.formats import read_csv, write_json_atomic, write_text_atomic
 from research.runs.run import Run, headline, load_run, result_line
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 LABELS = ("bully", "a|b<script>")
 CONFIG = {
     "pipeline": "kd_only",

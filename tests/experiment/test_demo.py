@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from builders import (
+from support.builders import (
     LABELS,
     ROOT,
     build_byte_bpe_tokenizer,

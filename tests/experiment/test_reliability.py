@@ -19,8 +19,9 @@ from typing import Any
 
 import pytest
 import torch
-from builders import LABELS, ROOT, build_model_folder, make_texts
-from fault_injection import (
+from safetensors.torch import load_file, save_file
+from support.builders import LABELS, ROOT, build_model_folder, make_texts
+from support.fault_injection import (
     DAMAGES,
     FLAGS,
     Attempt,
@@ -29,10 +30,10 @@ from fault_injection import (
     copy_inputs,
     find_litter,
     fork_server,
+    hold_run_directory,
     kill_runs,
     read_results,
 )
-from safetensors.torch import load_file, save_file
 
 import research_main
 from research.errors import InputError
@@ -40,7 +41,6 @@ from research.experiment import inputs as inputs_room
 from research.experiment import run as run_room
 from research.models.encoders import load_encoder, load_tokenizer
 from research.models.saved import load_classifier
-from research.runs.directory import RunDirectory
 from research.storage.cache import Cache
 from research.storage.checkpoints import CheckpointFolder
 
@@ -450,18 +450,10 @@ def test_non_finite_loss_names_step_component_and_rows_and_keeps_the_last_good_c
 # Locks
 
 
-def hold(folder: Path, holding: Any) -> None:
-    """Claim a run directory and keep it."""
-    directory = RunDirectory(folder)
-    directory._acquire()
-    holding.set()
-    signal.pause()
-
-
 def test_second_process_of_a_directory_is_refused_and_a_killed_one_gives_it_up(lab: Lab, expected: dict[str, bytes]) -> None:
     context = fork_server()
     holding = context.Event()
-    owner = context.Process(target=hold, args=(lab.folder / "run", holding))
+    owner = context.Process(target=hold_run_directory, args=(lab.folder / "run", holding))
     owner.start()
     assert holding.wait(60)
     assert "run is being written by another process" in lab.fails(2)
