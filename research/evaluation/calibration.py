@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
 FloatArray = npt.NDArray[np.floating[Any]]
 NUM_CALIBRATION_BINS = 15
@@ -15,22 +16,17 @@ SMALLEST_PROB = 1e-300
 
 
 def sigmoid(logits: FloatArray) -> npt.NDArray[np.float64]:
-    """Return label probabilities, without overflow for large logits.
-
-    The result is float64: in float32 every logit above 17 would become 1.0 and lose its rank.
-    """
-    logits = np.asarray(logits, dtype=np.float64)
-    decay = np.exp(-np.abs(logits))  # in (0, 1], whatever the sign
-    return np.where(logits >= 0, 1.0, decay) / (1.0 + decay)
+    """Return label probabilities in float64: in float32 every logit above 17 would become 1.0 and lose its rank."""
+    return special.expit(np.asarray(logits, dtype=np.float64))
 
 
 def logit(probs: FloatArray) -> npt.NDArray[np.float64]:
     """Return the logits of label probabilities, the inverse of `sigmoid`; a certain 0 or 1 stays finite."""
-    probs = np.clip(np.asarray(probs, dtype=np.float64), SMALLEST_PROB, 1.0 - np.finfo(np.float64).epsneg)
-    return np.log(probs) - np.log1p(-probs)
+    probs = np.asarray(probs, dtype=np.float64)
+    return special.logit(np.clip(probs, SMALLEST_PROB, 1.0 - np.finfo(np.float64).epsneg))
 
 
-def _mean(values: npt.NDArray[Any]) -> float:
+def mean_or_nan(values: npt.NDArray[Any]) -> float:
     """Return the mean, nan for no values at all."""
     return float(values.mean()) if values.size else np.nan
 
@@ -77,7 +73,7 @@ def compute_calibration_error(labels: FloatArray, probs: FloatArray, num_bins: i
         gaps = np.abs(table.mean_prob - table.observed_rate)
         if table.count.sum():
             errors.append(np.nansum(gaps * table.count) / table.count.sum())
-    return _mean(np.array(errors))
+    return mean_or_nan(np.array(errors))
 
 
 def fit_temperature(labels: FloatArray, logits: FloatArray) -> float:
@@ -101,14 +97,3 @@ def fit_temperature(labels: FloatArray, logits: FloatArray) -> float:
     # The loss is convex in 1/T, so it has one valley in log T as well.
     bounds = tuple(np.log(TEMPERATURE_RANGE))
     return float(np.exp(minimize_scalar(cross_entropy, bounds=bounds, method="bounded").x))
-
-
-def calibrate(labels: FloatArray, probs: FloatArray, temperature: float) -> dict[str, float]:
-    """Return ECE and Brier score of (N, C) probabilities after dividing their logits by `temperature`."""
-    scaled = sigmoid(logit(probs) / temperature)
-    known = ~np.isnan(labels)
-    return {
-        "temperature": temperature,
-        "ece": compute_calibration_error(labels, scaled),
-        "brier": _mean((scaled[known] - labels[known]) ** 2),
-    }

@@ -24,8 +24,6 @@ def measure_efficiency(
     example_batches: Sequence[Mapping[str, Tensor]],
     device: torch.device | str,
     *,
-    autocast_dtype: torch.dtype | None = None,
-    prefix: str = "",
     time_budget_s: float = 1.5,
 ) -> dict[str, float]:
     """Count a model's parameters and time it on real batches, already on its device.
@@ -39,9 +37,9 @@ def measure_efficiency(
     import torch
 
     device = torch.device(device)
-    single_rows = _take_rows(_spread_rows(example_batches, 8, prefix), 1, device, prefix)
-    full_batches = _take_rows([(batch, 0) for batch in example_batches], LATENCY_BATCH, device, prefix)
-    forward = build_forward(model, device, autocast_dtype)
+    single_rows = _take_rows(_spread_rows(example_batches, 8), 1, device)
+    full_batches = _take_rows([(batch, 0) for batch in example_batches], LATENCY_BATCH, device)
+    forward = build_forward(model)
     with evaluating(model):
         latency_one_s = _measure_latency(forward, single_rows, device, time_budget_s)
         latency_full_s = _measure_latency(forward, full_batches, device, time_budget_s)
@@ -88,23 +86,21 @@ def _measure_size_mb(model: nn.Module) -> float:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 1e6
 
 
-def _spread_rows(batches: Sequence[Mapping[str, Tensor]], count: int, prefix: str) -> list[tuple[Mapping[str, Tensor], int]]:
+def _spread_rows(batches: Sequence[Mapping[str, Tensor]], count: int) -> list[tuple[Mapping[str, Tensor], int]]:
     """Return up to `count` (batch, row) places spread evenly, since batches may be sorted by length."""
-    places = [(batch, row) for batch in batches for row in range(len(batch[f"{prefix}input_ids"]))]
+    places = [(batch, row) for batch in batches for row in range(len(batch["input_ids"]))]
     chosen = np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int)
     return [places[position] for position in chosen]
 
 
-def _take_rows(
-    places: Sequence[tuple[Mapping[str, Tensor], int]], batch_size: int, device: torch.device, prefix: str
-) -> list[Sample]:
+def _take_rows(places: Sequence[tuple[Mapping[str, Tensor], int]], batch_size: int, device: torch.device) -> list[Sample]:
     """Cut `batch_size` rows starting at each (batch, row), without columns that are all padding."""
     import torch
 
     assert places, "measure_efficiency needs at least one batch"
     samples = []
     for batch, first in places:
-        input_ids, attention_mask = batch[f"{prefix}input_ids"], batch[f"{prefix}attention_mask"]
+        input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
         rows = (first + torch.arange(batch_size)) % len(input_ids)
         columns = attention_mask[rows].bool().any(dim=0)
         samples.append((input_ids[rows][:, columns].to(device), attention_mask[rows][:, columns].to(device)))

@@ -35,6 +35,7 @@ from research.kd.teacher import Teacher, estimate_bytes, fetch_layers, fetch_log
 from research.models.classifiers import ModelShape, StudentModel, TeacherModel, TextClassifier
 from research.models.encoders import cut_layers, fingerprint_model, load_encoder
 from research.models.saved import load_classifier, save_classifier
+from research.names import SCORES_PER_EPOCH
 from research.report.run_page import write_report
 from research.report.trackers import track_run
 from research.runs.directory import RunDirectory
@@ -58,7 +59,6 @@ EVAL_BATCH = 1024
 EVAL_TOKENS = {"cpu": 1024, "cuda": 32768}
 EFFICIENCY_BATCHES = 8
 EFFICIENCY_BUDGET_S = 0.5
-SCORES_PER_EPOCH = ("f1_macro", "f1_micro", "average_precision_macro")
 TEACHER_FIELDS = (
     "teacher_epochs", "pooling", "class_weights", "batch", "gradient_accumulation", "lr", "weight_decay", "warmup_ratio",
     "dropout", "gradient_clip_norm", "early_stopping_patience", "amp", "amp_dtype", "split_seed",

@@ -18,7 +18,7 @@ from research.report.run_page import write_report
 from research.runs.directory import RunDirectory
 from research.runs.folds import aggregate_folds
 from research.runs.formats import read_csv, write_json_atomic, write_text_atomic
-from research.runs.run import Run, headline, load_run, result_line
+from research.runs.run import Run, load_run, result_line
 
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ("bully", "a|b<script>")
@@ -210,8 +210,7 @@ def test_unfinished_and_missing_runs_are_named(tmp_path: Path) -> None:
         load_run(path)
 
 
-def test_headline_and_result_line() -> None:
-    assert headline(make_metrics()) == "student test f1_macro 0.7123"
+def test_result_line_names_the_headline() -> None:
     assert result_line("results/x", make_metrics()) == "results/x  student test f1_macro=0.7123 (teacher 0.7345)"
     assert result_line("x", make_metrics(("teacher",))) == "x  teacher test f1_macro=0.7345"
 
@@ -221,7 +220,7 @@ def test_folds_give_mean_and_sample_deviation() -> None:
     assert total["mean"]["student"]["test"]["at_0.5"]["f1_macro"] == pytest.approx(0.7)
     assert total["std"]["student"]["test"]["at_0.5"]["f1_macro"] == pytest.approx(np.std([0.6, 0.8], ddof=1))
     assert total["mean"]["student"]["test"]["tuned"]["per_label"]["bully"]["average_precision"] is None
-    assert headline(total) == "student test f1_macro 0.7000 ± 0.1414"
+    assert result_line("x", total) == "x  student test f1_macro=0.7000 ± 0.1414 (teacher 0.7345)"
 
 
 def test_report_of_folds_links_each_fold(tmp_path: Path) -> None:
@@ -309,13 +308,6 @@ def test_thinning_keeps_the_ends_and_moves_no_curve_further_than_can_be_seen() -
     assert (thinned[[0, -1]] == points[[0, -1]]).all()
     assert np.abs(np.interp(recall, thinned[:, 0], thinned[:, 1]) - points[:, 1]).max() < 2e-3
     assert len(figures.thin_points(points[:1])) == 1
-
-
-def test_precision_recall_shares_a_point_among_ties() -> None:
-    truth = np.array([True, False, True, False])
-    precision, recall = figures.precision_recall_points(truth, np.array([0.9, 0.5, 0.5, 0.1]))
-    np.testing.assert_allclose(precision, [1, 2 / 3, 1 / 2])
-    np.testing.assert_allclose(recall, [1 / 2, 1, 1])
 
 
 def test_missing_font_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
