@@ -84,7 +84,7 @@ def plot_comparison(comparison: Comparison, folder: Path) -> dict[Path, str]:
 
 
 def swept_flags(comparison: Comparison) -> list[str]:
-    """Return the differing flags whose values are numbers; the seed and the machine are swept by nobody."""
+    """Return the differing flags whose values are numbers, the seed and those of the machine left out."""
     return [
         name
         for name in comparison.flags
@@ -248,8 +248,8 @@ def _draw_series(axes: Any, places: npt.NDArray[np.float64], points: Sequence[Sw
 def plot_differences(results: Sequence[Result], baseline: str, metric: str, target: Target) -> None:
     """Draw each row's difference to the baseline with its paired 95 % interval, the first row on top.
 
-    A score's own interval is mostly the luck of the test rows, which all rows share; this one leaves that
-    out. A filled marker stands for a p value under 0.05 after Holm's correction.
+    A score's own interval mostly says which test rows were drawn, which is the same for every run and cancels
+    in a difference. A filled marker stands for a p value under 0.05 after Holm's correction.
     """
     names = [result.row.name for result in results]
     with figure_style([baseline, *names]):
@@ -304,8 +304,8 @@ def plot_heat_map(across: str, down: str, grid: Mapping[tuple[float, float], flo
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
-        bar = figure.colorbar(image, label=metric)
-        bar.outline.set_visible(False)
+        axes.set_title(metric)  # beside the bar it would be longer than a map of few rows is high
+        figure.colorbar(image).outline.set_visible(False)
         save_figure(figure, target)
 
 

@@ -1,4 +1,4 @@
-"""Probabilities and how far they can be trusted."""
+"""Probabilities from logits, and how well they are calibrated."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def mean_or_nan(values: npt.NDArray[Any]) -> float:
 
 @dataclass(frozen=True)
 class ReliabilityTable:
-    """A reliability diagram: what was promised and what was seen, each (num_bins,); nan in empty bins."""
+    """A reliability diagram: mean predicted and observed probability by bin, each (num_bins,); nan in empty bins."""
 
     lower: npt.NDArray[np.float64]
     upper: npt.NDArray[np.float64]
@@ -46,15 +46,15 @@ def compute_calibration(labels: FloatArray, probs: FloatArray, num_bins: int = N
     """Sort the known cells of same-shaped arrays into equal-width bins of probability."""
     labels, probs = np.asarray(labels, dtype=np.float64), np.asarray(probs, dtype=np.float64)
     known = ~np.isnan(labels)
-    truth, promised = labels[known], probs[known]
-    bins = np.minimum((promised * num_bins).astype(np.int64), num_bins - 1)  # 1.0 belongs to the last bin
+    truth, predicted = labels[known], probs[known]
+    bins = np.minimum((predicted * num_bins).astype(np.int64), num_bins - 1)  # 1.0 belongs to the last bin
     count = np.bincount(bins, minlength=num_bins)
     divisor = np.where(count > 0, count, np.nan)
     edges = np.linspace(0, 1, num_bins + 1)
     return ReliabilityTable(
         lower=edges[:-1],
         upper=edges[1:],
-        mean_prob=np.bincount(bins, weights=promised, minlength=num_bins) / divisor,
+        mean_prob=np.bincount(bins, weights=predicted, minlength=num_bins) / divisor,
         observed_rate=np.bincount(bins, weights=truth, minlength=num_bins) / divisor,
         count=count,
     )
@@ -65,7 +65,7 @@ def compute_calibration_error(labels: FloatArray, probs: FloatArray, num_bins: i
 
     Guo et al., "On Calibration of Modern Neural Networks", 2017, bin the confidence of one answer
     among classes. Here every label is a yes-or-no question, so the probability of yes is binned, which
-    also sees a model that is too sure of its noes. Labels without known cells are left out.
+    also sees a model that is overconfident where it says no. Labels without known cells are left out.
     """
     errors = []
     for column in range(labels.shape[1]):

@@ -71,9 +71,11 @@ def compute_metrics(
 def _average(per_label: Mapping[str, Mapping[str, Any]], score: str, by_support: bool) -> float:
     """Return the mean of one score over the labels where it is defined, or its mean weighted by their positives."""
     values = np.array([scores[score] for scores in per_label.values()])
-    if not by_support:
-        return mean_or_nan(values[~np.isnan(values)])
     support = np.array([scores["support"] for scores in per_label.values()])
+    defined = ~np.isnan(values)
+    values, support = values[defined], support[defined]
+    if not by_support:
+        return mean_or_nan(values)
     return float(values @ support / support.sum()) if support.sum() else 0.0
 
 

@@ -114,7 +114,7 @@ def plot_training(
         if control:
             style = MODEL_STYLES["control"]
             _draw_curve(
-                score_axes, control, HEADLINE_CURVE, f"control {HEADLINE_METRIC.label}", style._replace(color="0.45", marker="x")
+                score_axes, control, HEADLINE_CURVE, f"{HEADLINE_METRIC.short}, control", style._replace(color="0.45", marker="x")
             )
         loss_axes.set_ylabel("loss")
         score_axes.set_ylabel("validation score (0 to 1)")
@@ -219,9 +219,9 @@ def plot_precision_recall(
 
 
 def plot_reliability(tables: Mapping[str, Reliability], target: Target) -> None:
-    """Draw promised against observed probability per model, and below it how many cells each bin holds.
+    """Draw predicted probability against the observed share of positives per model, and below it how many cells each bin holds.
 
-    A model on the diagonal is calibrated; below it, it promises too much. Empty bins are skipped, and those of
+    A model on the diagonal is calibrated, one below it overconfident. Empty bins are skipped, and those of
     under SPARSE_BIN cells, whose share is mostly chance, are hollow and off the line.
     """
     with figure_style():
@@ -346,7 +346,8 @@ def _draw_precision_recall(axes: Axes, truth: npt.NDArray[np.bool_], probs: Mapp
         axes.step(points[:, 0], points[:, 1], where="pre", linewidth=1.0, **line)
         area = f"AP {model} {average_precision_score(truth, values):.2f}"
         height = 0.06 + 0.12 * (len(probs) - 1 - number)
-        axes.text(0.05, height, area, transform=axes.transAxes, color=style.color, fontsize=6)
+        backing = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5}  # keeps it readable on a curve
+        axes.text(0.05, height, area, transform=axes.transAxes, color=style.color, fontsize=6, bbox=backing)
     axes.axhline(truth.mean(), color="0.5", linestyle=":", linewidth=0.8)
 
 

@@ -67,21 +67,28 @@ EFFICIENCY_NAMES = {
 }
 
 
-def write_report(run_dir: str | Path, metrics: Mapping[str, Any] | None = None, fetch_texts: FetchTexts | None = None) -> None:
+def write_report(
+    run_dir: str | Path,
+    metrics: Mapping[str, Any] | None = None,
+    fetch_texts: FetchTexts | None = None,
+    *,
+    plots: bool = True,
+) -> None:
     """Write report.md, report.html and plots/*.png from the files of a run's directory, of one split or of several folds.
 
     With `metrics` the report can be written before metrics.json, which marks the run as finished. The texts
-    are in none of the files: `fetch_texts` returns those of some values of `index` for report.html.
+    are in none of the files: `fetch_texts` returns those of some values of `index` for report.html. Without `plots`
+    none is drawn, which takes most of the time.
 
     Raises:
         InputError: one of the files is missing or cut short.
     """
     path = Path(run_dir)
     run = load_run(path) if metrics is None else Run(path, read_json(path / "config.json"), to_plain(metrics))
-    plots = _draw_plots(run)
-    document = Document(run.path.resolve().name, _build_blocks(run, plots))
+    drawn = _draw_plots(run) if plots else []
+    document = Document(run.path.resolve().name, _build_blocks(run, drawn))
     write_text_atomic(run.path / "report.md", render_markdown(document))
-    images = {f"plots/{name}": (run.path / "plots" / name).read_bytes() for name in plots}
+    images = {f"plots/{name}": (run.path / "plots" / name).read_bytes() for name in drawn}
     document = Document(document.title, document.blocks + _describe_disagreements(run, fetch_texts))
     write_text_atomic(run.path / "report.html", render_html(document, images))
 
@@ -236,7 +243,9 @@ def _describe_scores(run: Run, part: str) -> list[Block]:
         return []
     falling = ", ".join(metric.short for metric in metrics if metric.lower_is_better)
     ranking = ", ".join(metric.short for metric in metrics if metric.kind == "ranking")
-    tuned = "Thresholds are tuned on the validation part" + (", so its tuned scores flatter." if part == "validation" else ".")
+    tuned = "Thresholds are tuned on the validation part" + (
+        ", so its tuned scores are optimistic." if part == "validation" else "."
+    )
     return [
         Heading(f"Scores on the {part} part"),
         Table(
@@ -299,9 +308,9 @@ def _describe_calibration(run: Run) -> list[Block]:
     header = ["Model", "Part", *(metric.short for metric in metrics), "Temperature", *scaled]
     note = (
         "Less is better. Scaled: after dividing the logits by a temperature fitted on the validation part, which changes no "
-        "ranking; above 1 it softens a model that was too sure."
+        "ranking; above 1 it softens an overconfident model."
     )
-    return [Heading("Calibration"), Table("How far probabilities can be trusted", header, rows, text_columns=2), Paragraph(note)]
+    return [Heading("Calibration"), Table("Calibration of the probabilities", header, rows, text_columns=2), Paragraph(note)]
 
 
 def _describe_agreement(run: Run) -> list[Block]:
@@ -317,7 +326,7 @@ def _describe_agreement(run: Run) -> list[Block]:
         if any(dig(run.scores, model, part, name) is not None for model, part in columns)
     ]
     header = ["Measure", *(f"{model}, {part}" for model, part in columns)]
-    return [Heading("Agreement with the teacher"), Table("How closely the teacher is followed", header, rows)]
+    return [Heading("Agreement with the teacher"), Table("Agreement of each student with its teacher", header, rows)]
 
 
 def _describe_efficiency(run: Run) -> list[Block]:
@@ -443,7 +452,7 @@ def _describe_reproduction(run: Run) -> list[Block]:
 
 
 def _describe_disagreements(run: Run, fetch_texts: FetchTexts | None) -> list[Block]:
-    """Show where teacher and student differ most; the texts, abusive as they are, stay hidden until asked for."""
+    """Show where teacher and student differ most; the texts may be abusive and stay hidden until a click."""
     if not run.has(PREDICTION_FILES["test"]) or not {"teacher", "student"} <= run.predictions.probs.keys():
         return []
     predictions = run.predictions

@@ -26,7 +26,7 @@ NOT_IN_A_NAME = re.compile(r"[^\w./: -]")
 
 
 def track_run(tracker: str, run: Run) -> None:
-    """Send a finished run to a tracker; a fault of the tracker's is one warning, since the run is whole.
+    """Send a finished run to a tracker; an error of the tracker becomes one warning, since the run is complete.
 
     Args:
         tracker: one of `research_config.TRACKERS`.
@@ -35,7 +35,7 @@ def track_run(tracker: str, run: Run) -> None:
     module = importlib.import_module(tracker)
     try:
         SENDERS[tracker](module, run)
-    except _faults_of(module) as error:
+    except _errors_of(module) as error:
         log.warning("--track %s: %s; the run itself is complete in %s", tracker, error or type(error).__name__, run.path)
 
 
@@ -70,7 +70,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
             yield prefix + name, float(value)
 
 
-def _faults_of(module: Any) -> tuple[type[BaseException], ...]:
+def _errors_of(module: Any) -> tuple[type[BaseException], ...]:
     """Return what a tracker raises: its own base class, and what the network and the disk raise below it."""
     own = [getattr(module, "Error", None), getattr(getattr(module, "exceptions", None), "MlflowException", None)]
     return (OSError, RuntimeError, ValueError, *(kind for kind in own if isinstance(kind, type)))

@@ -86,6 +86,23 @@ def test_page_holds_nothing_from_elsewhere(page: Path) -> None:
     assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
 
 
+def test_a_report_without_plots_draws_none_and_shows_none(page: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(page.parent, folder, ignore=shutil.ignore_patterns("plots"))
+    metrics = {"labels": [], "headline": {"model": "student", "part": "test", "metric": "f1_macro", "value": 0.5}}
+    run_page.write_report(folder, metrics, plots=False)
+    assert not (folder / "plots").exists()
+    assert Outline((folder / "report.html").read_text(encoding="utf-8")).all("img") == []
+    assert "![" not in (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_contents_lead_to_every_section(page: Path) -> None:
+    outline = Outline(page.read_text(encoding="utf-8"))
+    anchors = [f"#{tag['id']}" for tag in outline.all("h2")]
+    assert len(set(anchors)) == len(anchors) > 5
+    assert [tag["href"] for tag in outline.all("a")] == anchors
+
+
 def test_page_can_be_read_aloud(page: Path) -> None:
     outline = Outline(page.read_text(encoding="utf-8"))
     assert outline.all("html") == [{"lang": "en"}]
@@ -224,6 +241,21 @@ def test_signs_and_empty_cells_sort_as_numbers_do(browser: Any, tmp_path: Path) 
     assert column(browser, 0, 1)[:6] == rising and set(column(browser, 0, 1)[6:]) == {"–", ""}
     click_header(browser, 0, 1)
     assert column(browser, 0, 1)[:6] == rising[::-1] and set(column(browser, 0, 1)[6:]) == {"–", ""}
+
+
+def test_first_column_stays_and_dark_readers_get_dark_paper(browser: Any, page: Path) -> None:
+    open_page(browser, page, 390)
+    cell = "document.querySelectorAll('table')[1].tBodies[0].rows[0].cells[0]"
+    before = browser.execute_script(f"return {cell}.getBoundingClientRect().left")
+    browser.execute_script("document.querySelectorAll('.scroll')[1].scrollLeft = 200")
+    assert browser.execute_script(f"return {cell}.getBoundingClientRect().left") == before
+    background = "return getComputedStyle(document.body).backgroundColor"
+    assert browser.execute_script(background) == "rgb(255, 255, 255)"
+    scheme = {"name": "prefers-color-scheme", "value": "dark"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    dark = browser.execute_script(background)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert dark == "rgb(22, 24, 27)"
 
 
 def test_texts_are_hidden_until_they_are_clicked(browser: Any, page: Path) -> None:
