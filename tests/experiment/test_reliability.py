@@ -219,7 +219,7 @@ def test_damaged_cache_entries_and_checkpoints_are_noticed_and_made_again(
     parts = [path.relative_to(lab.folder).parts for path in files]
     # The last file of each cache entry, cache/<kind>/<hash>, and the newest checkpoint.
     chosen = {names[:3] if names[0] == "cache" else names[:2]: path for names, path in zip(parts, files, strict=True)}
-    assert {names[1] for names in chosen} == {"tokens", "words", "teachers", "logits", "layers", "efficiency", "checkpoint"}
+    assert {names[1] for names in chosen} == {"tokens", "words", "teachers", "logits", "layers", "checkpoint"}
     for path in chosen.values():
         DAMAGES[damage](path)
     errors = lab.ends_like(expected)
@@ -227,7 +227,7 @@ def test_damaged_cache_entries_and_checkpoints_are_noticed_and_made_again(
     assert ("cannot be used" in errors) == (damage != "delete")
 
 
-@pytest.mark.parametrize("kind", ["efficiency", "logits", "layers"])
+@pytest.mark.parametrize("kind", ["logits", "layers"])
 def test_missing_cache_entry_changes_no_number(lab: Lab, expected: dict[str, bytes], kind: str) -> None:
     """The teacher is then loaded at another moment, which once moved the random numbers of the projections."""
     half_finished(lab)
