@@ -28,8 +28,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent / name) for name in (
 from hypothesis import HealthCheck, Phase, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from hypothesis.configuration import set_hypothesis_home_dir  # noqa: E402
-from test_config import ARGUMENTS, FIELDS, JSON_VALUES  # noqa: E402
-from test_data import CONTENTS  # noqa: E402
+from support.strategies import ARGUMENTS, FIELDS, JSON_VALUES, TABLE_BYTES  # noqa: E402
 
 from research.errors import FlagErrors, InputError  # noqa: E402
 from research.experiment.inputs import load_data  # noqa: E402
@@ -157,7 +156,7 @@ def fuzz(cases: Cases, count: int) -> dict[str, int]:
 
     plans: dict[str, tuple[float, Callable[..., None], tuple[Any, ...]]] = {
         "nearly right tables": (0.4, table, (tables(), flags)),
-        "tables of any bytes": (0.2, table, (st.tuples(CONTENTS, st.sampled_from(SUFFIXES)), flags)),
+        "tables of any bytes": (0.2, table, (st.tuples(TABLE_BYTES, st.sampled_from(SUFFIXES)), flags)),
         "config objects": (0.2, config_object, (objects,)),
         "config files of any bytes": (0.05, config_bytes, (st.binary(max_size=60),)),
         "arguments": (0.15, arguments, (st.lists(ARGUMENTS, max_size=8),)),
