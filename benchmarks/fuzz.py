@@ -56,8 +56,10 @@ def tables(draw: st.DrawFn) -> tuple[bytes, str]:
     suffix = draw(st.sampled_from(LIKELY_SUFFIXES))
     table = [["text", *draw(st.lists(NAMES, max_size=3, unique=draw(st.integers(0, 5)) > 0))]]
     labels = len(table[0]) - 1
-    for number in range(draw(st.sampled_from(ROW_COUNTS))):
-        table.append([f"comment {number}", *(str(number * (place + 1) % 3 % 2) for place in range(labels))])
+    table += [
+        [f"comment {number}", *(str(number * (place + 1) % 3 % 2) for place in range(labels))]
+        for number in range(draw(st.sampled_from(ROW_COUNTS)))
+    ]
     for _ in range(draw(st.sampled_from((0, 0, 1, 2)))):
         cells = table[draw(st.integers(0, len(table) - 1))]
         place = draw(st.integers(0, len(cells)))
