@@ -20,7 +20,7 @@ LONGEST_FILE, LONGEST_FUNCTION = 560, 50
 BELOW_ROOM = {"research_config": "runs", "research_data": "kd", "research_distillation": "experiment"}
 COMMANDS = ("research_main", "research_compare")
 # What costs start-up time, or comes with an extra: the reason for importing it inside a function is known.
-SLOW = {"torch", "transformers", "tokenizers", "sklearn", "scipy", "iterstrat", "safetensors"}
+SLOW = {"torch", "transformers", "tokenizers", "sklearn", "scipy", "iterstrat", "safetensors", "huggingface_hub"}
 SLOW |= {"matplotlib", "fontTools", "jinja2", "filelock", "difflib"}
 SLOW |= {"openpyxl", "pyarrow", "onnx", "onnxruntime", "wandb", "mlflow"}
 # What does not keep the rules yet; a name that does must leave its list.

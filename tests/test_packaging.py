@@ -19,7 +19,7 @@ from research.version import VERSION
 from research_config import TRACKERS
 
 # Imported by us, required by a package that we require.
-COMES_WITH = {"tokenizers": "transformers", "fontTools": "matplotlib"}
+COMES_WITH = {"tokenizers": "transformers", "huggingface_hub": "transformers", "fontTools": "matplotlib"}
 DISTRIBUTIONS = {"sklearn": "scikit-learn", "iterstrat": "iterative-stratification"}
 
 
