@@ -395,21 +395,21 @@ def _describe_data(run: Run) -> list[Block]:
         [what, *(f"{facts[name]:,}" for facts in parts.values())]
         for what, name in (("Rows", "rows"), ("Distinct texts", "distinct_texts"))
     ]
-    for label in dataset["label_names"]:
-        rows.append(
-            [f"Positives: {label}", *(_count_positives(facts["labels"][label], facts["rows"]) for facts in parts.values())]
-        )
-    kept = {"dropped_rows": "rows without a text", "leaked_rows": "rows left out because their text stands in another part"}
+    rows += [
+        [f"Positives: {label}", *(_count_positives(facts["labels"][label], facts["rows"]) for facts in parts.values())]
+        for label in dataset["label_names"]
+    ]
+    kept = {"dropped_rows": "rows without a text", "leaked_rows": "rows left out because their text is in another part"}
     notes = [
         f"{sum(counts.values()):,} {text} ({', '.join(f'{name} {count:,}' for name, count in counts.items() if count)})"
         for key, text in kept.items()
         if sum((counts := dataset.get(key) or {}).values())
     ]
-    for key, text in (
-        ("duplicate_texts", "rows repeat the text of an earlier one"),
-        ("conflicting_texts", "texts carry contradicting labels"),
-    ):
-        notes += [f"{dataset[key]:,} {text}"] if dataset.get(key) else []
+    counted = {
+        "duplicate_texts": "rows repeat the text of an earlier one",
+        "conflicting_texts": "texts carry contradicting labels",
+    }
+    notes += [f"{dataset[key]:,} {text}" for key, text in counted.items() if dataset.get(key)]
     blocks: list[Block] = [Heading("Data"), Table("Rows and positives of each part", ["Count", *parts], rows)]
     return [*blocks, Paragraph("; ".join(notes) + ".")] if notes else blocks
 
