@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from torch import nn
 from tqdm import tqdm
 
-from research.errors import InputError, StopRequest
+from research.errors import InputError, StopRequest, naming_flag
 from research.evaluation.calibration import sigmoid
 from research.evaluation.efficiency import compare_efficiency, measure_efficiency
 from research.evaluation.gain import measure_gain
@@ -48,8 +48,8 @@ from research.text.batches import BatchLoader
 from research.text.diagnostics import report_alignment, report_sizes, report_tokenizer
 from research.text.tokens import Tokens, fingerprint_tokenizer, tokenize
 from research.text.words import WordPairs, pair_words
-from research_config import PIPELINES, ExperimentConfig, saved_settings
-from research_data import compute_class_weights, describe
+from research_config import PIPELINES, ExperimentConfig, saved_settings, settings_that_decide, table_paths
+from research_data import compute_class_weights, summarize_data
 from research_distillation import DistillationTrainer, judge_teacher
 
 log = logging.getLogger(__name__)
@@ -59,10 +59,6 @@ EVAL_TOKENS = {"cpu": 1024, "cuda": 32768}
 EFFICIENCY_BATCHES = 8
 EFFICIENCY_BUDGET_S = 0.5
 SCORES_PER_EPOCH = ("f1_macro", "f1_micro", "average_precision_macro")
-TEACHER_FIELDS = (
-    "teacher_epochs", "pooling", "class_weights", "batch", "gradient_accumulation", "lr", "weight_decay", "warmup_ratio",
-    "dropout", "gradient_clip_norm", "early_stopping_patience", "amp", "amp_dtype", "split_seed",
-)  # fmt: skip
 
 
 class WeakTeacher(Exception):
@@ -131,11 +127,7 @@ class Experiment:
         self.runtime = runtime
         self.run_dir = run_dir
         self.label_names = inputs.comments.label_names
-        self.settings = {
-            "labels": list(self.label_names),
-            "max_length": self.config.max_length,
-            "text_normalization": self.config.text_normalization,
-        }
+        self.settings = {"labels": list(self.label_names)} | settings_that_decide(self.config, "tokens")
         self.teacher_tokens: Tokens | None = None
         self.student_tokens: Tokens | None = None
         self.words: WordPairs | None = None
@@ -237,7 +229,7 @@ class Experiment:
             "tokenizer": fingerprint_tokenizer(self.inputs.teacher_tokenizer),
             "settings": self.settings,
             "rows": parts,
-            "training": {name: getattr(self.config, name) for name in TEACHER_FIELDS},
+            "training": settings_that_decide(self.config, "teacher"),
             "device": self.runtime.device.type,
             "threads": torch.get_num_threads(),
             "versions": {name: version(name) for name in ("torch", "transformers")},
@@ -425,7 +417,8 @@ class Experiment:
         else:
             encoder = load_encoder(config.student_path, random_init=config.student_init == "random")
         if config.student_layers is not None:
-            encoder = cut_layers(encoder, config.student_layers)
+            with naming_flag("student_layers"):
+                encoder = cut_layers(encoder, config.student_layers)
         # Seeded again here, so the head does not depend on how many numbers loading the encoder drew.
         torch.manual_seed(config.seed)
         return StudentModel(
@@ -517,7 +510,7 @@ class Experiment:
             "device": machine_name(self.runtime.device),
             "num_threads": torch.get_num_threads(),
             "command_line": self.runtime.command_line,
-            "dataset": describe(self.comments, self.split),
+            "dataset": summarize_data(self.comments, self.split),
             "data": {
                 "dataset_sha256": self.comments.file_sha256["main"],
                 "file_sha256": self.comments.file_sha256,
@@ -557,7 +550,7 @@ def run_folds(config: ExperimentConfig, runtime: Runtime, run_dir: RunDirectory,
         with RunDirectory(run_dir.path / f"fold_{fold + 1}") as fold_dir:
             status = fold_dir.claim(saved_settings(inputs.config) | {"fold": fold + 1})
             if status == "finished":
-                fold_dir.check_tables(inputs.comments.file_sha256, inputs.config)
+                fold_dir.check_tables(inputs.comments.file_sha256, table_paths(inputs.config))
             else:
                 log.info("fold %d of %d", fold + 1, config.num_folds)
                 runtime.timing_s.clear()

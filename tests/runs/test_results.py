@@ -18,7 +18,7 @@ from research.report.run_page import write_report
 from research.runs.directory import RunDirectory
 from research.runs.folds import aggregate_folds
 from research.runs.formats import read_csv, write_json_atomic, write_text_atomic
-from research.runs.run import Run, headline, load_run, result_line
+from research.runs.run import Run, load_run, result_line
 
 ROOT = Path(__file__).resolve().parents[2]
 LABELS = ("bully", "a|b<script>")
@@ -124,13 +124,26 @@ def test_other_config_is_refused_with_its_flags(tmp_path: Path) -> None:
         RunDirectory(path).claim({**CONFIG, "kd_alpha": 0.5})
 
 
-def test_only_auto_resolved_flags_may_stay_open(tmp_path: Path) -> None:
+def test_only_unresolved_flags_may_stay_open(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     with run:
         run.claim(CONFIG)
         run.write_config({**CONFIG, "label_columns": ["bully"], "teacher_checkpoint": "t"})
     with pytest.raises(InputError, match="another config: --teacher_checkpoint t there, unset asked"):
-        run.claim(CONFIG)
+        run.claim(CONFIG, unresolved=("label_columns",))
+    with pytest.raises(InputError, match="another config: --label_columns bully there, unset asked"):
+        run.claim({**CONFIG, "teacher_checkpoint": "t"})
+    with run:
+        assert run.claim({**CONFIG, "teacher_checkpoint": "t"}, unresolved=("label_columns",)) == "unfinished"
+
+
+def test_finished_run_is_refused_for_a_table_of_other_content(tmp_path: Path) -> None:
+    run = RunDirectory(write_run(tmp_path / "run"))
+    run.write_environment({"data": {"file_sha256": {"main": "a", "test": "b"}}})
+    paths = {"main": Path("comments.csv"), "test": Path("test.csv")}
+    run.check_tables({"main": "a", "test": "b"}, paths)
+    with pytest.raises(InputError, match=r"was made from another content of test\.csv\. Use another --output_dir"):
+        run.check_tables({"main": "a", "test": "c"}, paths)
 
 
 def test_overwrite_keeps_foreign_files(tmp_path: Path) -> None:
@@ -210,8 +223,7 @@ def test_unfinished_and_missing_runs_are_named(tmp_path: Path) -> None:
         load_run(path)
 
 
-def test_headline_and_result_line() -> None:
-    assert headline(make_metrics()) == "student test f1_macro 0.7123"
+def test_result_line_is_the_run_and_its_headline() -> None:
     assert result_line("results/x", make_metrics()) == "results/x  student test f1_macro=0.7123 (teacher 0.7345)"
     assert result_line("x", make_metrics(("teacher",))) == "x  teacher test f1_macro=0.7345"
 
@@ -221,7 +233,7 @@ def test_folds_give_mean_and_sample_deviation() -> None:
     assert total["mean"]["student"]["test"]["at_0.5"]["f1_macro"] == pytest.approx(0.7)
     assert total["std"]["student"]["test"]["at_0.5"]["f1_macro"] == pytest.approx(np.std([0.6, 0.8], ddof=1))
     assert total["mean"]["student"]["test"]["tuned"]["per_label"]["bully"]["average_precision"] is None
-    assert headline(total) == "student test f1_macro 0.7000 ± 0.1414"
+    assert result_line("x", total) == "x  student test f1_macro=0.7000 ± 0.1414 (teacher 0.7345)"
 
 
 def test_report_of_folds_links_each_fold(tmp_path: Path) -> None:
