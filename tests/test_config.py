@@ -20,6 +20,7 @@ from hypothesis import strategies as st
 
 from research.components import LOSS_COMPONENTS
 from research.errors import FlagErrors
+from research.experiment.demo import DemoFiles
 from research.flags import fields_of_kind, fields_that_decide, setting
 from research.models.mapping import parse_layer_mapping
 from research_config import (
@@ -226,6 +227,13 @@ def test_missing_table_and_folder_as_table_are_told_apart() -> None:
 def test_missing_model_folder_is_a_problem_but_a_hub_name_is_not() -> None:
     assert problem_of("--teacher_path ./absent") == "--teacher_path: no such folder: './absent'"
     assert parse("--teacher_path org/absent").teacher_path == "org/absent"
+
+
+def test_demo_builds_each_table_and_model_that_a_run_cannot_do_without() -> None:
+    entries = [entry for entry in dataclasses.fields(ExperimentConfig) if entry.metadata["kind"] in ("table", "model")]
+    assert {entry.name for entry in entries if entry.default is not None} == {
+        entry.name for entry in dataclasses.fields(DemoFiles)
+    }
 
 
 def test_demo_needs_none_of_the_files_it_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -56,7 +56,7 @@ def parse_sweep(entries: Sequence[str]) -> dict[str, tuple[Any, ...]]:
         if not separator or name not in fields:
             problems.append(f"--sweep: {quote_value(entry)} is not FLAG=V1,V2 with a flag that --help lists")
         elif name in NOT_SWEPT:
-            problems.append(f"--sweep: {quote_value(entry)} cannot be swept: --{name} changes nothing in a run's results")
+            problems.append(f"--sweep: {quote_value(entry)} cannot be swept: the runs of a sweep share one --{name}")
         elif name in values:
             problems.append(f"--sweep: {quote_value(entry)} is swept twice")
         else:

@@ -62,7 +62,7 @@ def test_values_get_the_type_of_their_flag() -> None:
     [
         ("kd_alpha", "'kd_alpha' is not FLAG=V1,V2"),
         ("kd_alfa=0.1", "'kd_alfa=0.1' is not FLAG=V1,V2"),
-        ("output_dir=a,b", "'output_dir=a,b' cannot be swept: --output_dir changes nothing in a run's results"),
+        ("output_dir=a,b", "'output_dir=a,b' cannot be swept: the runs of a sweep share one --output_dir"),
         ("demo=on,off", "'demo=on,off' cannot be swept"),
         ("jobs=1,2", "'jobs=1,2' cannot be swept"),
         ("kd_alpha=0.1,x", "kd_alpha must be a number, got 'x'"),
