@@ -14,11 +14,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from research.compare.figures import plot_comparison
 from research.compare.scores import Comparison, compare_runs
 from research.compare.tables import FORMATS, build_page
 from research.errors import InputError
 from research.evaluation.bootstrap import COMPARED_METRICS, RESAMPLES
 from research.names import HEADLINE_METRIC, MODELS, PARTS
+from research.report.document import render_html
 from research.runs.formats import write_text_atomic
 
 OUTPUT_FILES = {"table.csv": "csv", "table.md": "markdown", "table.tex": "latex", "comparison.json": "json"}
@@ -30,9 +32,6 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
-    from research.compare.figures import plot_comparison  # with matplotlib and the page's template, for --output alone
-    from research.report.document import render_html
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, style in OUTPUT_FILES.items():

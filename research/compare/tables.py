@@ -13,7 +13,7 @@ from typing import Any
 
 from research.compare.scores import Comparison, Result
 from research.evaluation.bootstrap import LEVEL
-from research.flags import format_flag
+from research.flags import format_value
 from research.names import METRIC_OF
 from research.report.document import (
     Block,
@@ -97,7 +97,7 @@ def _build_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 def _build_row(result: Result, comparison: Comparison) -> list[str]:
     grouped, settings, difference = comparison.grouped, result.row.settings, result.difference
     cells = [result.row.name]
-    cells += [format_flag(settings[name]) if name in settings else "" for name in comparison.flags]
+    cells += [format_value(settings[name]) if name in settings else "" for name in comparison.flags]
     cells += [str(len(result.values))] if grouped else []
     cells += [format_number(result.estimate.value), format_interval(result.estimate.low, result.estimate.high)]
     cells += [format_number(result.std)] if grouped else []
@@ -109,7 +109,7 @@ def _build_row(result: Result, comparison: Comparison) -> list[str]:
     return cells + ([format_p_value(result.p_members), format_p_value(result.p_members_holm)] if grouped else [])
 
 
-def explain_table(comparison: Comparison) -> list[str]:
+def explain_columns(comparison: Comparison) -> list[str]:
     """Return the sentences that belong under the table: what was measured, and what the columns mean."""
     metric = comparison.metric + (" (lower is better)" if METRIC_OF[comparison.metric].lower_is_better else "")
     lines = [
@@ -130,7 +130,7 @@ def build_page(comparison: Comparison, figures: Mapping[Path, str]) -> Document:
     """Return the page of a comparison: the baseline, the table with what its columns mean, and the figures."""
     table = build_table(comparison)
     note = comparison.baseline_note
-    blocks: list[Block] = [Paragraph(f"{note[:1].upper()}{note[1:]}."), table, *map(Paragraph, explain_table(comparison))]
+    blocks: list[Block] = [Paragraph(f"{note[:1].upper()}{note[1:]}."), table, *map(Paragraph, explain_columns(comparison))]
     if comparison.unfinished:
         blocks += [Heading("Unfinished, left out"), Bullets([str(path) for path in comparison.unfinished])]
     if figures:
@@ -145,7 +145,7 @@ def render_text(comparison: Comparison) -> str:
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in [*lines, "", *explain_table(comparison)]) + "\n"
+    return "\n".join(line.rstrip() for line in [*lines, "", *explain_columns(comparison)]) + "\n"
 
 
 def render_csv(comparison: Comparison) -> str:
@@ -155,13 +155,13 @@ def render_csv(comparison: Comparison) -> str:
     writer = csv.writer(buffer)
     writer.writerow(records[0])
     for record in records:
-        writer.writerow([format_flag(value) if isinstance(value, (bool, list)) else value for value in record.values()])
+        writer.writerow([format_value(value) if isinstance(value, (bool, list)) else value for value in record.values()])
     return buffer.getvalue()
 
 
 def render_markdown_table(comparison: Comparison) -> str:
     """Return the table and its explanation without a title, to be pasted into another text."""
-    return render_markdown(Document("", [build_table(comparison), *map(Paragraph, explain_table(comparison))]))
+    return render_markdown(Document("", [build_table(comparison), *map(Paragraph, explain_columns(comparison))]))
 
 
 def render_latex(comparison: Comparison) -> str:
@@ -174,7 +174,7 @@ def render_latex(comparison: Comparison) -> str:
         numbers = [re.sub(r"[-+<]", r"$\g<0>$", cell) for cell in row[texts:]]
         lines.append(" & ".join([*map(_escape_latex, row[:texts]), *numbers]) + r" \\")
     lines += ["\\bottomrule", "\\end{tabular}"]
-    return "\n".join([*lines, *(f"% {line}" for line in explain_table(comparison))]) + "\n"
+    return "\n".join([*lines, *(f"% {line}" for line in explain_columns(comparison))]) + "\n"
 
 
 def _escape_latex(text: str) -> str:

@@ -17,6 +17,7 @@ from research.evaluation.calibration import compute_calibration
 from research.evaluation.gain import GAIN_METRICS, describe_gain
 from research.evaluation.metrics import count_confusions, most_disagreeing
 from research.names import HEADLINE_METRIC, LABEL_SCORES, METRIC_OF, MODELS, PARTS, THRESHOLDS, metrics_of
+from research.report import figures
 from research.report.document import (
     Block,
     Bullets,
@@ -432,8 +433,7 @@ def _describe_folds(run: Run) -> list[Block]:
 
 
 def _describe_plots(plots: Sequence[str]) -> list[Block]:
-    figures = [Figure(f"plots/{name}", PLOTS[name]) for name in plots]
-    return [Heading("Plots"), Figures(figures)] if figures else []
+    return [Heading("Plots"), Figures([Figure(f"plots/{name}", PLOTS[name]) for name in plots])] if plots else []
 
 
 def _describe_reproduction(run: Run) -> list[Block]:
@@ -486,8 +486,6 @@ def _describe_disagreements(run: Run, fetch_texts: FetchTexts | None) -> list[Bl
 
 def _draw_plots(run: Run) -> list[str]:
     """Draw what the files allow and return the names of the plots, in the order of PLOTS."""
-    from research.report import figures
-
     drawings: dict[str, Callable[[io.BytesIO], None]] = {}
     if run.has("history.csv") and run.history:
         best_epoch = dig(run.scores, "training", "student", "best_epoch")
@@ -510,8 +508,6 @@ def _draw_plots(run: Run) -> list[str]:
 
 
 def _add_prediction_drawings(run: Run, drawings: dict[str, Callable[[io.BytesIO], None]]) -> None:
-    from research.report import figures
-
     predictions = run.predictions
     tables = {model: compute_calibration(predictions.labels, probs) for model, probs in predictions.probs.items()}
     drawings["precision_recall.png"] = lambda target: figures.plot_precision_recall(

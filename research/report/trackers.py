@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from research.errors import first_line
 from research.names import PARTS
 from research.runs.run import Run
 
@@ -36,7 +37,7 @@ def track_run(tracker: str, run: Run) -> None:
     try:
         SENDERS[tracker](module, run)
     except _errors_of(module) as error:
-        log.warning("--track %s: %s; the run itself is complete in %s", tracker, error or type(error).__name__, run.path)
+        log.warning("--track %s: %s; the run itself is complete in %s", tracker, first_line(error), run.path)
 
 
 def history_rows(run: Run) -> Iterator[tuple[int, dict[str, float]]]:

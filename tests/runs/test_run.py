@@ -41,7 +41,7 @@ def test_unfinished_and_missing_runs_are_named(tmp_path: Path) -> None:
         load_run(path)
 
 
-def test_result_line_names_the_headline() -> None:
+def test_result_line_is_the_run_and_its_headline() -> None:
     assert result_line("results/x", make_metrics()) == "results/x  student test f1_macro=0.7123 (teacher 0.7345)"
     assert result_line("x", make_metrics(("teacher",))) == "x  teacher test f1_macro=0.7345"
 
