@@ -19,10 +19,11 @@ from research.experiment.student_stage import train_control, train_student
 from research.experiment.teacher_stage import get_teacher, judge_teacher
 from research.experiment.tokenised import tokenise_comments
 from research.experiment.training import summarize
+from research.names import PARTS
 from research.report.run_page import write_report
 from research.runs.directory import RunDirectory
 from research.runs.folds import aggregate_folds
-from research.runs.formats import PARTS, read_json
+from research.runs.formats import read_json
 from research.storage.arrays import return_free_memory
 from research_config import PIPELINES, ExperimentConfig, table_paths
 

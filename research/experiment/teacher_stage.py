@@ -25,7 +25,7 @@ from research.kd.teacher import Teacher, estimate_bytes, fetch_layers, fetch_log
 from research.models.classifiers import TeacherModel
 from research.models.encoders import fingerprint_model, load_encoder
 from research.models.saved import load_classifier, save_classifier
-from research.runs.formats import PARTS
+from research.names import PARTS
 from research.storage.arrays import release_pages
 from research.storage.cache import MANIFEST
 from research.storage.checkpoints import CheckpointFolder
