@@ -43,7 +43,7 @@ from research.runs.run import load_run
 from research.storage.arrays import release_pages, return_free_memory
 from research.storage.cache import MANIFEST, Cache, digest_key
 from research.storage.checkpoints import CheckpointFolder
-from research.storage.files import link_folder, publish_folder, remove
+from research.storage.files import copy_folder, publish_folder, remove
 from research.text.batches import BatchLoader
 from research.text.diagnostics import report_alignment, report_sizes, report_tokenizer
 from research.text.tokens import Tokens, fingerprint_tokenizer, tokenize
@@ -224,7 +224,7 @@ class Experiment:
             identity,
             self.inputs.shapes["teacher"],
             lambda: load_classifier(str(folder / "model"), self.label_names).model,
-            lambda target: link_folder(folder / "model", target),
+            lambda target: copy_folder(folder / "model", target),
             json.loads((folder / "training.json").read_text(encoding="utf-8")),
         )
 

@@ -5,10 +5,14 @@ What stands aside is named `.*.tmp`, so what a killed process leaves is known fo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 from pathlib import Path
+
+COPY_BYTES = 1 << 24
+Stamp = tuple[int, int, int, int]
 
 
 def write_atomic(path: Path, content: bytes | memoryview) -> None:
@@ -87,22 +91,41 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def stamp_file(path: Path) -> Stamp:
+    """Return what changes when a file does, without reading it: size, times of writing and of any change, inode."""
+    status = path.stat()
+    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+
+
+def stamp_tree(folder: Path) -> dict[str, Stamp]:
+    """Return {relative path: stamp} of every file below `folder`."""
+    stamps = {}
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another process has just replaced the folder
+            if path.is_file():
+                stamps[path.relative_to(folder).as_posix()] = stamp_file(path)
+    return stamps
+
+
 def hash_tree(folder: Path) -> dict[str, str]:
     """Return {relative path: SHA-256} of every file below `folder`, sorted by path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): hash_file(path) for path in paths}
 
 
-def link_folder(source: Path, target: Path) -> None:
-    """Put a folder's files at `target` too, as hard links where the file system allows, else as copies."""
+def copy_folder(source: Path, target: Path) -> None:
+    """Put copies of a folder's files at `target`, so that writing into one leaves the other as it is."""
     temporary = target.with_name(f".{target.name}.tmp")
     remove(temporary)
-    shutil.copytree(source, temporary, copy_function=_link_or_copy)
+    shutil.copytree(source, temporary, copy_function=_copy_file)
     publish_folder(temporary, target)
 
 
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+def _copy_file(source: str, target: str) -> None:
+    """Copy a file's bytes; file systems that share blocks until they are written (Btrfs, XFS) take no space for them."""
+    with open(source, "rb") as reader, open(target, "wb") as writer:
+        with contextlib.suppress(OSError, AttributeError):  # this file system, or this system, copies no ranges
+            while os.copy_file_range(reader.fileno(), writer.fileno(), COPY_BYTES):
+                pass
+        # Whatever is left, from where the copying of ranges came to.
+        shutil.copyfileobj(reader, writer, COPY_BYTES)

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import json
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -25,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from research.runs.directory import RunDirectory
+from research.storage.cache import MANIFEST
+from research.storage.files import hash_tree
 from support.builders import ROOT, build_model_folder, make_table, make_texts
 
 PHASES = ("start", "tokenize", "teacher", "teacher_outputs", "student", "control", "save")
@@ -93,6 +97,27 @@ def truncate(path: Path) -> None:
 
 
 DAMAGES: dict[str, Callable[[Path], None]] = {"flip one byte": flip_byte, "truncate to half": truncate, "delete": Path.unlink}
+
+
+@contextmanager
+def file_size_limit(room: int) -> Iterator[None]:
+    """Make every file of this process end after `room` bytes: a write past it fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def tear(path: Path) -> None:
+    """Lose the last bytes of a cache entry's file, in its manifest too, as numpy once did on a full disk."""
+    size = path.stat().st_size
+    os.truncate(path, size - min(8, size // 2))
+    manifest = path.parent / MANIFEST
+    key = json.loads(manifest.read_text(encoding="ascii"))["key"]
+    manifest.unlink()
+    manifest.write_text(json.dumps({"files": hash_tree(path.parent), "key": key}, sort_keys=True), encoding="ascii")
 
 
 def find_litter(folder: Path) -> list[Path]:
