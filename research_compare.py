@@ -18,6 +18,7 @@ from research.compare.scores import Comparison, compare_runs
 from research.compare.tables import FORMATS, build_cells, describe
 from research.errors import InputError
 from research.evaluation import bootstrap as statistics
+from research.runs.directory import RunDirectory
 from research.runs.formats import MODELS, PARTS, write_text_atomic
 
 OUTPUT_FILES = {"table.csv": "csv", "table.md": "markdown", "table.tex": "latex", "comparison.json": "json"}
@@ -40,6 +41,16 @@ def render_page(comparison: Comparison, figures: Mapping[Path, str]) -> str:
         blocks += [Heading("Figures"), *(Figure(path.name, caption) for path, caption in figures.items())]
     title = f"{len(rows)} rows compared by {METRIC_NAMES[comparison.metric]} on the {comparison.part} part"
     return render_html(Document(title, blocks), {path.name: path.read_bytes() for path in figures})
+
+
+def check_output(folder: Path) -> None:
+    """Refuse to write a comparison over a run's own report.
+
+    Raises:
+        InputError: the folder holds a run.
+    """
+    if RunDirectory(folder).status() in ("finished", "unfinished"):
+        raise InputError(f"--output {folder} holds a run, whose report.html would be overwritten. Give another folder.")
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
@@ -112,6 +123,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print a comparison; returns the exit status, 0 or 2 (a user's mistake, named in one line)."""
     arguments = build_parser().parse_args(argv)
     try:
+        if arguments.output is not None:
+            check_output(Path(arguments.output))
         comparison = compare_runs(
             arguments.runs,
             baseline=arguments.baseline,
