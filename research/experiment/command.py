@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.errors import FlagErrors, InputError
+from research.experiment.sources import check_models
 from research.logs import log_to_file, quiet_libraries
 from research.runs.directory import RunDirectory
 from research.runs.formats import TABLE_FLAGS, read_json
@@ -64,7 +65,7 @@ def find_finished(config: ExperimentConfig) -> dict[str, Any] | None:
     Answers without importing torch.
 
     Raises:
-        InputError: the directory holds a run of another config or of another table.
+        InputError: the directory holds a run of another config, or of tables or models that have changed since.
     """
     run_dir = RunDirectory(config.run_dir)
     if config.overwrite or run_dir.status() != "finished":
@@ -75,6 +76,7 @@ def find_finished(config: ExperimentConfig) -> dict[str, Any] | None:
     folds = [RunDirectory(run_dir.path / f"fold_{fold + 1}") for fold in range(config.num_folds)]
     for part in folds if config.num_folds > 1 else [run_dir]:
         part.check_tables(file_sha256, config)
+        check_models(part, config)
         part.drop_checkpoints()
     log.info("%s is finished already", run_dir.path)
     return read_json(run_dir.path / "metrics.json")

@@ -17,6 +17,7 @@ from research.errors import InputError
 from research.kd.layers import LayerComparison
 from research.models.classifiers import ModelShape
 from research.models.encoders import load_model_config, load_tokenizer
+from research.models.fingerprint import ModelFiles, load_settled, read_model_files
 from research.models.saved import SavedClassifier, load_classifier
 from research.storage.arrays import return_free_memory
 from research_config import PIPELINES, ExperimentConfig
@@ -39,6 +40,7 @@ class Inputs:
     student_tokenizer: Any
     checkpoint: SavedClassifier | None
     shapes: Mapping[str, ModelShape]
+    model_files: Mapping[str, ModelFiles]
 
 
 def load_inputs(config: ExperimentConfig, fold: int | None = None) -> Inputs:
@@ -54,21 +56,25 @@ def load_inputs(config: ExperimentConfig, fold: int | None = None) -> Inputs:
         raise InputError(f"--label_alphas: no label '{unknown[0]}'; the labels are {', '.join(comments.label_names)}")
     parts = PIPELINES[config.pipeline]
     checkpoint, teacher_tokenizer, student_tokenizer, shapes = None, None, None, {}
+    files: dict[str, ModelFiles] = {}
     if parts.teacher and config.teacher_checkpoint:
-        checkpoint = load_classifier(config.teacher_checkpoint, comments.label_names)
+        path = config.teacher_checkpoint
+        checkpoint, files["teacher"] = load_settled(path, lambda: load_classifier(path, comments.label_names))
         teacher_tokenizer, shapes["teacher"] = checkpoint.tokenizer, ModelShape.of(checkpoint.model.backbone_config)
     elif parts.teacher:
         teacher_config = load_model_config("teacher_path", config.teacher_path)
         teacher_tokenizer = load_tokenizer("teacher_path", config.teacher_path, config.max_length)
         shapes["teacher"] = ModelShape.of(teacher_config)
+        files["teacher"] = read_model_files(config.teacher_path)
     if parts.student and config.student_init == "teacher":
         student_tokenizer, shapes["student"] = teacher_tokenizer, shapes["teacher"]
     elif parts.student:
         student_config = load_model_config("student_path", config.student_path)
         student_tokenizer = load_tokenizer("student_path", config.student_path, config.max_length)
         shapes["student"] = ModelShape.of(student_config)
+        files["student"] = read_model_files(config.student_path, weights=config.student_init == "pretrained")
     check_layers(config, shapes)
-    return Inputs(config, comments, split, teacher_tokenizer, student_tokenizer, checkpoint, shapes)
+    return Inputs(config, comments, split, teacher_tokenizer, student_tokenizer, checkpoint, shapes, files)
 
 
 def check_layers(config: ExperimentConfig, shapes: Mapping[str, ModelShape]) -> None:

@@ -30,10 +30,12 @@ from research.evaluation.gain import measure_gain
 from research.evaluation.metrics import DEFAULT_THRESHOLD, build_metrics, compute_metrics
 from research.evaluation.predict import predict_logits
 from research.experiment.inputs import Inputs, hash_rows, load_inputs
+from research.experiment.sources import check_models
 from research.kd.loop import TrainingResult
 from research.kd.teacher import Teacher, estimate_bytes, fetch_layers, fetch_logits
 from research.models.classifiers import ModelShape, StudentModel, TeacherModel, TextClassifier
-from research.models.encoders import cut_layers, fingerprint_model, load_encoder
+from research.models.encoders import cut_layers, load_encoder
+from research.models.fingerprint import check_unchanged
 from research.models.saved import load_classifier, save_classifier
 from research.report.run_page import write_report
 from research.report.trackers import track_run
@@ -209,8 +211,7 @@ class Experiment:
         """Return the teacher of --teacher_checkpoint, or the fine-tuned one, from the cache when it is there."""
         checkpoint = self.inputs.checkpoint
         if checkpoint is not None:
-            assert self.config.teacher_checkpoint is not None
-            identity = {"files": fingerprint_model(self.config.teacher_checkpoint), "labels": list(self.label_names)}
+            identity = {"files": self.inputs.model_files["teacher"].sha256, "labels": list(self.label_names)}
             return Teacher(
                 identity,
                 self.inputs.shapes["teacher"],
@@ -220,10 +221,16 @@ class Experiment:
             )
         folder = self.runtime.cache.fetch("teachers", self.teacher_key(), self.fine_tune_teacher)
         identity = {"files": json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]}
+
+        def load() -> TextClassifier:
+            model = load_classifier(str(folder / "model"), self.label_names).model
+            self.runtime.cache.check_unchanged(folder)
+            return model
+
         return Teacher(
             identity,
             self.inputs.shapes["teacher"],
-            lambda: load_classifier(str(folder / "model"), self.label_names).model,
+            load,
             lambda target: copy_folder(folder / "model", target),
             json.loads((folder / "training.json").read_text(encoding="utf-8")),
         )
@@ -233,7 +240,7 @@ class Experiment:
         assert self.inputs.teacher_tokenizer is not None
         parts = {part: hash_rows(self.comments, getattr(self.split, part)) for part in ("train", "validation")}
         return {
-            "model": fingerprint_model(self.config.teacher_path),
+            "model": self.inputs.model_files["teacher"].sha256,
             "tokenizer": fingerprint_tokenizer(self.inputs.teacher_tokenizer),
             "settings": self.settings,
             "rows": parts,
@@ -255,6 +262,7 @@ class Experiment:
         )
         log.info("fine-tuning the teacher %s on %d rows", config.teacher_path, len(self.split.train))
         encoder = load_encoder(config.teacher_path)
+        check_unchanged(self.inputs.model_files["teacher"])
         torch.manual_seed(config.seed)
         model = TeacherModel(num_labels=len(self.label_names), dropout=config.dropout, pooling=config.pooling, encoder=encoder)
         trainer = DistillationTrainer(None, model, config, self.runtime.device)
@@ -386,10 +394,10 @@ class Experiment:
     def training_identity(self, teacher: Teacher | None, rows: NDArray[np.int64]) -> dict[str, Any]:
         """Return what a checkpoint must share, beside the config, with the run that goes on from it."""
         assert self.student_tokens is not None
-        config = self.config
+        student = self.inputs.model_files.get("student")
         return {
             "teacher": None if teacher is None else teacher.identity,
-            "student": fingerprint_model(config.student_path) if config.student_init == "pretrained" else config.student_init,
+            "student": self.config.student_init if student is None else student.sha256,
             "tokens": [tokens.key for tokens in (self.student_tokens, self.teacher_tokens) if tokens is not None],
             "rows": [hash_rows(self.comments, part) for part in (rows, self.split.validation)],
             "versions": {name: version(name) for name in ("torch", "transformers")},
@@ -424,6 +432,7 @@ class Experiment:
             encoder = copy.deepcopy(cast(nn.Module, teacher.model.encoder)).requires_grad_(True)
         else:
             encoder = load_encoder(config.student_path, random_init=config.student_init == "random")
+            check_unchanged(self.inputs.model_files["student"])
         if config.student_layers is not None:
             encoder = cut_layers(encoder, config.student_layers)
         # Seeded again here, so the head does not depend on how many numbers loading the encoder drew.
@@ -523,6 +532,7 @@ class Experiment:
                 "file_sha256": self.comments.file_sha256,
                 "test_sha256": hash_rows(self.comments, self.split.test),
             },
+            "models": {side: files.describe() for side, files in self.inputs.model_files.items()},
             "timing_s": {phase: round(seconds, 2) for phase, seconds in self.runtime.timing_s.items()},
         }
 
@@ -558,6 +568,7 @@ def run_folds(config: ExperimentConfig, runtime: Runtime, run_dir: RunDirectory,
             status = fold_dir.claim(saved_settings(inputs.config) | {"fold": fold + 1})
             if status == "finished":
                 fold_dir.check_tables(inputs.comments.file_sha256, inputs.config)
+                check_models(fold_dir, inputs.config)
             else:
                 log.info("fold %d of %d", fold + 1, config.num_folds)
                 runtime.timing_s.clear()

@@ -10,9 +10,18 @@ import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import NamedTuple
 
 COPY_BYTES = 1 << 24
-Stamp = tuple[int, int, int, int]
+
+
+class Stamp(NamedTuple):
+    """What changes when a file does, and can be had without reading it."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
 
 
 def write_atomic(path: Path, content: bytes | memoryview) -> None:
@@ -92,9 +101,9 @@ def hash_file(path: Path) -> str:
 
 
 def stamp_file(path: Path) -> Stamp:
-    """Return what changes when a file does, without reading it: size, times of writing and of any change, inode."""
+    """Return a file's stamp, that of its target for a link."""
     status = path.stat()
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
 
 
 def stamp_tree(folder: Path) -> dict[str, Stamp]:
