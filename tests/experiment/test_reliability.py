@@ -32,6 +32,7 @@ from support.fault_injection import (
     fork_server,
     hold_run_directory,
     kill_runs,
+    limit_runs,
     read_results,
 )
 
@@ -593,6 +594,15 @@ def test_full_disk_is_one_line_and_the_same_command_goes_on_after_making_room(
     status, errors = lab.run(f"--{flag}", place)
     assert status == 0, errors
     assert read_results(lab.folder / ("small/run" if flag == "output_dir" else "run")) == expected
+
+
+def test_files_that_end_early_are_one_line_and_the_same_command_goes_on(
+    inputs: Path, untouched_folder: Path, untouched: Attempt, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    """A short form of the benchmark."""
+    result = limit_runs(tmp_path, inputs, untouched_folder, untouched, expected, wanted=8)
+    assert result["limits_that_differ"] == []
+    assert result["limits_end_in"]["an error line, then the same bytes"] >= 4
 
 
 def test_non_finite_loss_names_step_component_and_rows_and_keeps_the_last_good_checkpoint(lab: Lab) -> None:

@@ -51,6 +51,8 @@ PRELOADED = [
 ]  # fmt: skip
 TIMEOUT_S = 120
 KILLS_PER_RUN = 3
+# What the command says has to fit into a file of the least size, or its error line could not be read.
+SMALLEST_LIMIT = 1500
 GOLDEN_RATIO = 0.6180339887
 
 
@@ -147,12 +149,21 @@ def fork_server() -> ForkServerContext:
 
 
 def attempt(
-    folder: Path, flags: Sequence[str] = FLAGS, *, kill_at_write: int | None = None, kill_after_s: float | None = None
+    folder: Path,
+    flags: Sequence[str] = FLAGS,
+    *,
+    kill_at_write: int | None = None,
+    kill_after_s: float | None = None,
+    limit: tuple[int, int] | None = None,
 ) -> Attempt:
-    """Run the command once in `folder`; SIGKILL it just before a write (counted from 1), or after some seconds."""
+    """Run the command once in `folder`; SIGKILL it just before a write (counted from 1), or after some seconds.
+
+    Args:
+        limit: A write, and the bytes after which every file ends from then on.
+    """
     shared = RawArray(ctypes.c_int, 2)
     started = time.monotonic()
-    process = fork_server().Process(target=_run, args=(folder, list(flags), kill_at_write, shared))
+    process = fork_server().Process(target=_run, args=(folder, list(flags), kill_at_write, limit, shared))
     process.start()
     process.join(TIMEOUT_S if kill_after_s is None else kill_after_s)
     if process.is_alive():
@@ -170,7 +181,7 @@ def attempt(
     )
 
 
-def _run(folder: Path, flags: list[str], kill_at_write: int | None, shared: Any) -> None:
+def _run(folder: Path, flags: list[str], kill_at_write: int | None, limit: tuple[int, int] | None, shared: Any) -> None:
     """The child: the real command, with its output in files."""
     import research_main
     from research.experiment import run
@@ -183,7 +194,7 @@ def _run(folder: Path, flags: list[str], kill_at_write: int | None, shared: Any)
     run.EFFICIENCY_BUDGET_S = 0.01
     run_page._draw_plots = lambda run: []
     _watch_phases(run.Runtime, shared)
-    _count_writes(folder, kill_at_write, shared)
+    _count_writes(folder, kill_at_write, limit, shared)
     sys.exit(research_main.main(flags))
 
 
@@ -201,14 +212,16 @@ def _watch_phases(runtime: Any, shared: Any) -> None:
     runtime.timed = watched
 
 
-def _count_writes(folder: Path, kill_at_write: int | None, shared: Any) -> None:
-    """Count what changes files below `folder`, and die just before the chosen change."""
+def _count_writes(folder: Path, kill_at_write: int | None, limit: tuple[int, int] | None, shared: Any) -> None:
+    """Count what changes files below `folder`, and die, or let files end early, just before the chosen change."""
     changes = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
     prefix = f"{folder}{os.sep}"
     fsync = os.fsync
 
     def is_chosen() -> bool:
         shared[0] += 1
+        if limit is not None and shared[0] == limit[0]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit[1], resource.RLIM_INFINITY))
         return shared[0] == kill_at_write
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -308,6 +321,36 @@ def damage_files(folder: Path, inputs: Path, reference: Attempt, expected: dict[
         "damages_end_in": dict(ends),
         "damages_that_differ": differ,
     }
+
+
+def limit_runs(
+    folder: Path, inputs: Path, untouched: Path, reference: Attempt, expected: dict[str, bytes], wanted: int
+) -> dict[str, Any]:
+    """Let files end early from a write on, `wanted` times, and count how the runs end and go on without the limit.
+
+    The writes are spread evenly over those of a run. A limit is a byte less than the size of one of its files, so
+    that this one lacks its last byte and all larger ones are cut.
+    """
+    sizes = {path.stat().st_size for path in untouched.rglob("*") if path.is_file()}
+    rooms = [size - 1 for size in sorted(sizes) if size > SMALLEST_LIMIT]
+    ends: Counter[str] = Counter()
+    phases: Counter[str] = Counter()
+    differ = []
+    for number in range(wanted):
+        write = 1 + int(((number + 0.5) * GOLDEN_RATIO) % 1.0 * reference.writes)
+        room = rooms[number % len(rooms)]
+        place = copy_inputs(inputs, folder / f"limit_{number}")
+        limited = attempt(place, limit=(write, room))
+        stopped = limited.status == 1 and limited.errors.count("error:") == 1 and "Traceback" not in limited.errors
+        last = attempt(place) if stopped else limited
+        whole = last.status == 0 and read_results(place / "run") == expected and not find_litter(place)
+        if whole and "is damaged" not in last.errors and "cannot be used" not in last.errors:
+            ends["an error line, then the same bytes" if stopped else "the same bytes"] += 1
+            phases[limited.phase] += stopped
+            shutil.rmtree(place)
+        else:
+            differ.append(f"{place.name}: files end after {room} bytes from write {write} on, {limited.phase}")
+    return {"limits": wanted, "limits_by_phase": dict(phases), "limits_end_in": dict(ends), "limits_that_differ": differ}
 
 
 def stop_half_way(folder: Path, inputs: Path, reference: Attempt) -> Path:
