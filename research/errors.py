@@ -36,6 +36,10 @@ class TrainingFault(RuntimeError):
     """Training cannot go on: one line naming the step, what was found and what to try."""
 
 
+class WeakTeacher(Exception):
+    """The teacher's validation macro-F1 is under --min_teacher_f1."""
+
+
 class Interrupted(Exception):
     """A signal asked the run to stop; a checkpoint has been written."""
 

@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.strategies import ARGUMENTS, FIELDS, JSON_VALUES
 
 from research.errors import FlagErrors
 from research.models.mapping import parse_layer_mapping
@@ -32,7 +33,6 @@ from research_config import (
 )
 
 ROOT = Path(__file__).resolve().parent.parent
-FIELDS = tuple(entry.name for entry in dataclasses.fields(ExperimentConfig))
 FUZZ = settings(max_examples=150, deadline=None, database=None, derandomize=True)
 
 
@@ -375,15 +375,6 @@ def test_help_exits_with_0_and_names_every_flag(capsys: pytest.CaptureFixture[st
 
 
 # Fuzz
-
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["0.5", "2:1", "\ud800"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=6,
-)
-FLAGS = st.sampled_from([f"--{name}" for name in FIELDS] + ["--no-amp", "--no-demo", "--config", "-h", "--", "-", "--=", "-1"])
-WORDS = FLAGS | st.sampled_from(["0", "-1e-5", "nan", "data/comments.csv", "data", "a=0.5", "2:1"]) | st.text(max_size=12)
-ARGUMENTS = WORDS | st.tuples(FLAGS, st.text(max_size=6)).map("=".join)
 
 
 def outcome_of(argv: list[str]) -> ExperimentConfig | FlagErrors | SystemExit:

@@ -10,7 +10,17 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research.errors import FlagErrors, InputError
+from research.errors import (
+    FlagErrors,
+    InputError,
+    Interrupted,
+    StopRequest,
+    TrainingFault,
+    WeakTeacher,
+    describe_lack_of_memory,
+    describe_os_error,
+    is_out_of_memory,
+)
 from research.experiment.sources import check_models
 from research.logs import log_to_file, quiet_libraries
 from research.runs.directory import RunDirectory
@@ -19,17 +29,17 @@ from research.storage.files import hash_file
 from research_config import ExperimentConfig, saved_settings
 
 if TYPE_CHECKING:
-    from research.errors import StopRequest
+    from research.experiment.runtime import Extras
 
 log = logging.getLogger("research")
 DONE, FAILED, BAD_INPUT, WEAK_TEACHER, INTERRUPTED = 0, 1, 2, 3, 130
 
 
-def run_one(config: ExperimentConfig, argv: list[str]) -> tuple[int, dict[str, Any] | None]:
+def run_one(config: ExperimentConfig, argv: list[str], extras: Extras | None = None) -> tuple[int, dict[str, Any] | None]:
     """Do one run, unless it is finished already; return its exit status and its metrics."""
     try:
         metrics = find_finished(config)
-        return DONE, run(config, argv) if metrics is None else metrics
+        return DONE, run(config, argv, extras) if metrics is None else metrics
     except InputError as error:
         return report_bad_input(error), None
     except RunFailed as error:
@@ -82,7 +92,7 @@ def find_finished(config: ExperimentConfig) -> dict[str, Any] | None:
     return read_json(run_dir.path / "metrics.json")
 
 
-def run(config: ExperimentConfig, argv: list[str]) -> dict[str, Any]:
+def run(config: ExperimentConfig, argv: list[str], extras: Extras | None = None) -> dict[str, Any]:
     """Check the inputs, claim the run directory and run.
 
     Raises:
@@ -90,29 +100,28 @@ def run(config: ExperimentConfig, argv: list[str]) -> dict[str, Any]:
         RunFailed: the run began and cannot go on.
     """
     from research.experiment.inputs import load_inputs
-    from research.experiment.run import Experiment, run_folds, start_runtime
+    from research.experiment.run import run_experiment, run_folds
+    from research.experiment.runtime import Extras, start_runtime
 
     quiet_libraries()
-    runtime = start_runtime(config, ["python", "research_main.py", *argv])
+    runtime = start_runtime(config, ["python", "research_main.py", *argv], extras or Extras())
     inputs = load_inputs(config, fold=0 if config.num_folds > 1 else None)
+    settings = saved_settings(inputs.config)
     with RunDirectory(config.run_dir) as run_dir:
         with explaining_failures(config):
-            status = run_dir.claim(saved_settings(inputs.config), overwrite=config.overwrite)
+            status = run_dir.claim(settings, overwrite=config.overwrite)
         if status == "finished":
             return read_json(run_dir.path / "metrics.json")
         with log_to_file(run_dir.path / "run.log"), catching_signals(runtime.stop), explaining_failures(config):
             log.info("%s %s", "resuming" if status == "unfinished" else "writing", run_dir.path)
             if config.num_folds > 1:
-                return run_folds(inputs.config, runtime, run_dir, inputs)
-            return Experiment(inputs, runtime, run_dir).run()
+                return run_folds(inputs.config, settings, runtime, run_dir, inputs)
+            return run_experiment(inputs, runtime, run_dir)
 
 
 @contextmanager
 def explaining_failures(config: ExperimentConfig) -> Iterator[None]:
     """Turn what can stop a run into one logged line and an exit status; a fault of our own keeps its traceback."""
-    from research.errors import Interrupted, TrainingFault, describe_lack_of_memory, describe_os_error, is_out_of_memory
-    from research.experiment.run import WeakTeacher
-
     try:
         yield
     except Interrupted:

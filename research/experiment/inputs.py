@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from research.errors import InputError
-from research.kd.layers import LayerComparison
+from research.kd.layers import compare_layers
 from research.models.classifiers import ModelShape
 from research.models.encoders import load_model_config, load_tokenizer
 from research.models.fingerprint import ModelFiles, load_settled, read_model_files
@@ -41,6 +41,15 @@ class Inputs:
     checkpoint: SavedClassifier | None
     shapes: Mapping[str, ModelShape]
     model_files: Mapping[str, ModelFiles]
+
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """What a saved model of this run has to know of the texts and labels it was trained on."""
+        return {
+            "labels": list(self.comments.label_names),
+            "max_length": self.config.max_length,
+            "text_normalization": self.config.text_normalization,
+        }
 
 
 def load_inputs(config: ExperimentConfig, fold: int | None = None) -> Inputs:
@@ -73,23 +82,29 @@ def load_inputs(config: ExperimentConfig, fold: int | None = None) -> Inputs:
         student_tokenizer = load_tokenizer("student_path", config.student_path, config.max_length)
         shapes["student"] = ModelShape.of(student_config)
         files["student"] = read_model_files(config.student_path, weights=config.student_init == "pretrained")
-    check_layers(config, shapes)
+    if parts.student:
+        shapes["student"] = cut_shape(config, shapes["student"])
+    check_mapping(config, shapes)
     return Inputs(config, comments, split, teacher_tokenizer, student_tokenizer, checkpoint, shapes, files)
 
 
-def check_layers(config: ExperimentConfig, shapes: Mapping[str, ModelShape]) -> None:
-    """Check --student_layers and --layer_mapping against the models' depths."""
-    if "student" not in shapes:
-        return
-    student = shapes["student"]
-    if config.student_layers is not None and config.student_layers > student.num_layers:
+def cut_shape(config: ExperimentConfig, student: ModelShape) -> ModelShape:
+    """Return the student's shape with as many layers as --student_layers keeps."""
+    if config.student_layers is None:
+        return student
+    if config.student_layers > student.num_layers:
         raise InputError(f"--student_layers: the student has {student.num_layers} layers, got {config.student_layers}")
-    if "teacher" in shapes and (config.method.hidden or config.method.attention):
-        student = dataclasses.replace(student, num_layers=config.student_layers or student.num_layers)
-        try:
-            LayerComparison(config, shapes["teacher"], student)
-        except ValueError as error:
-            raise InputError(str(error)) from error
+    return dataclasses.replace(student, num_layers=config.student_layers)
+
+
+def check_mapping(config: ExperimentConfig, shapes: Mapping[str, ModelShape]) -> None:
+    """Check --layer_mapping against the models' depths."""
+    if "teacher" not in shapes or "student" not in shapes:
+        return
+    try:
+        compare_layers(config, shapes["teacher"], shapes["student"])
+    except ValueError as error:
+        raise InputError(str(error)) from error
 
 
 def load_data(config: ExperimentConfig, fold: int | None) -> tuple[Comments, Split]:

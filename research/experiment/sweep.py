@@ -18,13 +18,16 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
 from research.errors import FlagErrors
 from research.runs.run import result_line
 from research_config import ExperimentConfig, check_config, convert, saved_settings
+
+if TYPE_CHECKING:
+    from research.experiment.runtime import Extras
 
 log = logging.getLogger("research")
 
@@ -120,7 +123,7 @@ def show(value: Any) -> str:
     return str(value)
 
 
-def run_sweep(config: ExperimentConfig) -> int:
+def run_sweep(config: ExperimentConfig, extras: Extras | None = None) -> int:
     """Run what is missing of the grid and print every run's line; return the exit status.
 
     A run that fails is named at the end; the others finish.
@@ -132,7 +135,7 @@ def run_sweep(config: ExperimentConfig) -> int:
     for job in range(config.jobs):
         devices.put(job)
     with ProcessPoolExecutor(config.jobs, mp_context=context, initializer=start_worker, initargs=(devices,)) as pool:
-        futures = {pool.submit(run_in_worker, run): run for run in runs}
+        futures = {pool.submit(run_in_worker, run, extras): run for run in runs}
         bar = tqdm(as_completed(futures), total=len(runs), unit="run", desc="sweep", disable=not sys.stderr.isatty())
         for future in bar:
             try:
@@ -169,10 +172,10 @@ def start_worker(devices: Any) -> None:
     start_logging(level=logging.WARNING)
 
 
-def run_in_worker(config: ExperimentConfig) -> Outcome:
+def run_in_worker(config: ExperimentConfig, extras: Extras | None) -> Outcome:
     from research.experiment.command import run_one
 
-    status, metrics = run_one(place_on_card(config), command_line(config))
+    status, metrics = run_one(place_on_card(config), command_line(config), extras)
     return Outcome(config, status, metrics)
 
 

@@ -123,14 +123,15 @@ def hash_tree(folder: Path) -> dict[str, str]:
 
 
 def copy_folder(source: Path, target: Path) -> None:
-    """Put copies of a folder's files at `target`, so that writing into one leaves the other as it is."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    remove(temporary)
-    shutil.copytree(source, temporary, copy_function=_copy_file)
-    publish_folder(temporary, target)
+    """Write copies of a folder's files to another, so that editing one in place leaves the other as it is."""
+    for path in sorted(source.rglob("*")):
+        copy = target / path.relative_to(source)
+        if not path.is_dir():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            _copy_file(path, copy)
 
 
-def _copy_file(source: str, target: str) -> None:
+def _copy_file(source: Path, target: Path) -> None:
     """Copy a file's bytes; file systems that share blocks until they are written (Btrfs, XFS) take no space for them."""
     with open(source, "rb") as reader, open(target, "wb") as writer:
         with contextlib.suppress(OSError, AttributeError):  # this file system, or this system, copies no ranges

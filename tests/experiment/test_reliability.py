@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save, save_file
-from support.builders import LABELS, ROOT, build_model_folder, make_texts
+from support.builders import LABELS, QUICK_EXTRAS, ROOT, build_model_folder, make_texts
 from support.fault_injection import (
     DAMAGES,
     FLAGS,
@@ -39,7 +39,7 @@ from support.fault_injection import (
 import research_main
 from research.errors import InputError
 from research.experiment import inputs as inputs_room
-from research.experiment import run as run_room
+from research.experiment import runtime as runtime_room
 from research.models.encoders import load_encoder, load_tokenizer
 from research.models.saved import load_classifier
 from research.storage.cache import Cache
@@ -57,10 +57,10 @@ class Lab:
 
     def run(self, *more: str) -> tuple[int, str]:
         """Run the command; return its status and stderr."""
-        run_room.open_cache.cache_clear()
+        runtime_room.open_cache.cache_clear()
         inputs_room._load_data.cache_clear()
         self.capture()
-        status = research_main.main([*FLAGS, *more])
+        status = research_main.main([*FLAGS, *more], QUICK_EXTRAS)
         errors = self.capture()[1]
         assert "Traceback" not in errors
         assert "Logging error" not in errors
@@ -81,14 +81,6 @@ class Lab:
         assert read_results(self.folder / "run") == expected
         assert not find_litter(self.folder)
         return errors
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_measurements() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("research.experiment.run.EFFICIENCY_BUDGET_S", 0.01)
-        patch.setattr("research.report.run_page._draw_plots", lambda run: [])
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -178,12 +170,17 @@ def test_signal_leaves_a_checkpoint_of_that_step_and_the_run_goes_on_from_it(
 
 def test_signal_while_validating_loses_no_step_of_the_epoch(lab: Lab, expected: dict[str, bytes]) -> None:
     rarely = ("--checkpoint_minutes", "100")
-    interrupt(lab, "research.experiment.run.compute_metrics", 1, *rarely)
+    interrupt(lab, "research.experiment.training.compute_metrics", 1, *rarely)
     assert "resuming at step 3 of 3" in lab.ends_like(expected, *rarely)
 
 
 @pytest.mark.parametrize(
-    "target", ["research.experiment.run.tokenize", "research.experiment.run.fetch_logits", "research.kd.teacher.run_layers"]
+    "target",
+    [
+        "research.experiment.tokenised.tokenize",
+        "research.experiment.teacher_stage.fetch_logits",
+        "research.kd.teacher.run_layers",
+    ],
 )
 def test_signal_outside_training_stops_at_once_and_nothing_is_lost(lab: Lab, expected: dict[str, bytes], target: str) -> None:
     interrupt(lab, target, 1)
@@ -223,7 +220,7 @@ def test_damaged_cache_entries_and_checkpoints_are_noticed_and_made_again(
     parts = [path.relative_to(lab.folder).parts for path in files]
     # The last file of each cache entry, cache/<kind>/<hash>, and the newest checkpoint.
     chosen = {names[:3] if names[0] == "cache" else names[:2]: path for names, path in zip(parts, files, strict=True)}
-    assert {names[1] for names in chosen} == {"tokens", "words", "teachers", "logits", "layers", "efficiency", "checkpoint"}
+    assert {names[1] for names in chosen} == {"tokens", "words", "teachers", "logits", "layers", "checkpoint"}
     for path in chosen.values():
         DAMAGES[damage](path)
     errors = lab.ends_like(expected)
@@ -231,7 +228,7 @@ def test_damaged_cache_entries_and_checkpoints_are_noticed_and_made_again(
     assert ("cannot be used" in errors) == (damage != "delete")
 
 
-@pytest.mark.parametrize("kind", ["efficiency", "logits", "layers"])
+@pytest.mark.parametrize("kind", ["logits", "layers"])
 def test_missing_cache_entry_changes_no_number(lab: Lab, expected: dict[str, bytes], kind: str) -> None:
     """The teacher is then loaded at another moment, which once moved the random numbers of the projections."""
     half_finished(lab)
@@ -459,14 +456,12 @@ def test_folds_of_two_students_are_refused_not_mixed(lab: Lab) -> None:
     assert "run/fold_1 was made from other files of the student models/student (model.safetensors)" in errors
 
 
-@pytest.mark.parametrize(
-    ("model", "loading"), [("teacher", 1), ("student", 2)], ids=["before the teacher is loaded", "before the student is loaded"]
-)
+@pytest.mark.parametrize("model", ["teacher", "student"])
 def test_weights_swapped_between_hashing_and_loading_poison_nothing(
-    lab: Lab, inputs: Path, tmp_path_factory: pytest.TempPathFactory, model: str, loading: int
+    lab: Lab, inputs: Path, tmp_path_factory: pytest.TempPathFactory, model: str
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        at_call(patch, "research.experiment.run.load_encoder", loading, lambda: change_weights(model)(lab.folder))
+        at_call(patch, f"research.experiment.{model}_stage.load_encoder", 1, lambda: change_weights(model)(lab.folder))
         line = lab.fails(2)
     assert f"model 'models/{model}': model.safetensors changed while the run was reading it" in line
     fresh = copy_inputs(inputs, tmp_path_factory.mktemp("fresh"))
@@ -496,10 +491,10 @@ def test_checkpoint_swapped_while_it_is_loaded_is_loaded_again(lab: Lab) -> None
 
 
 def test_cached_teacher_altered_between_checking_and_loading_is_not_used(lab: Lab, expected: dict[str, bytes]) -> None:
-    interrupt(lab, "research.experiment.run.fetch_logits", 1)
+    interrupt(lab, "research.experiment.teacher_stage.fetch_logits", 1)
     path = next((lab.folder / "cache" / "teachers").glob("*/model/encoder/model.safetensors"))
     with pytest.MonkeyPatch.context() as patch:
-        at_call(patch, "research.experiment.run.load_classifier", 1, lambda: scale_weights(path))
+        at_call(patch, "research.experiment.teacher_stage.load_classifier", 1, lambda: scale_weights(path))
         assert "was changed while it was in use" in lab.fails(2)
     assert "is damaged" in lab.ends_like(expected)
 

@@ -43,7 +43,7 @@ def test_array_is_read_as_it_was_written(tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("write", [write_array, append_twice, write_npy])
 @pytest.mark.parametrize("lost", [1, 100, 4000, 7999])
 def test_array_that_does_not_fit_on_the_disk_is_an_error(tmp_path: Path, write: Callable[..., Any], lost: int) -> None:
-    """numpy's own tofile and save say nothing when it is the last block that does not fit."""
+    """The tofile and save of numpy itself say nothing when it is the last block that does not fit."""
     write(tmp_path / "whole", ARRAYS["ids"])
     size = (tmp_path / "whole").stat().st_size
     with file_size_limit(size - lost), pytest.raises(OSError, match="File too large"):
