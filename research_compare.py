@@ -21,9 +21,20 @@ from research.errors import InputError
 from research.evaluation.bootstrap import COMPARED_METRICS, RESAMPLES
 from research.names import HEADLINE_METRIC, MODELS, PARTS
 from research.report.document import render_html
+from research.runs.directory import RunDirectory
 from research.runs.formats import write_text_atomic
 
 OUTPUT_FILES = {"table.csv": "csv", "table.md": "markdown", "table.tex": "latex", "comparison.json": "json"}
+
+
+def check_output(folder: Path) -> None:
+    """Refuse to write a comparison over a run's own report.
+
+    Raises:
+        InputError: the folder holds a run.
+    """
+    if RunDirectory(folder).status() in ("finished", "unfinished"):
+        raise InputError(f"--output {folder} holds a run, whose report.html would be overwritten. Give another folder.")
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
@@ -95,6 +106,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print a comparison; returns the exit status, 0 or 2 (a user's mistake, named in one line)."""
     arguments = build_parser().parse_args(argv)
     try:
+        if arguments.output is not None:
+            check_output(Path(arguments.output))
         comparison = compare_runs(
             arguments.runs,
             baseline=arguments.baseline,

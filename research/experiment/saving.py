@@ -130,5 +130,6 @@ def describe_environment(context: RunContext) -> dict[str, Any]:
             "file_sha256": inputs.comments.file_sha256,
             "test_sha256": hash_rows(inputs.comments, inputs.split.test),
         },
+        "models": {side: files.describe() for side, files in inputs.model_files.items()},
         "timing_s": {phase: round(seconds, 2) for phase, seconds in runtime.timing_s.items()},
     }

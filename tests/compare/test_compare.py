@@ -413,6 +413,21 @@ def test_output_that_cannot_be_written_is_named(tmp_path, run_compare):
     assert str(tmp_path / "file") in err
 
 
+@pytest.mark.parametrize("finished", [True, False])
+def test_run_directory_is_refused_as_output(tmp_path, run_compare, finished):
+    run = write_run(tmp_path / "run")
+    (run / "report.html").write_text("the run's own")
+    if not finished:
+        (run / "metrics.json").unlink()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    status, out, err = run_compare(run, "--output", run)
+    assert (status, out) == (2, "")
+    assert err.splitlines() == [
+        f"research_compare.py: --output {run} holds a run, whose report.html would be overwritten. Give another folder."
+    ]
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+
+
 def test_a_seed_is_no_swept_flag(tmp_path):
     for seed in (1, 2):
         write_run(tmp_path / f"run_{seed}", seed=seed, lr=seed * 1e-5)
