@@ -207,6 +207,12 @@ class ExperimentConfig:
         decides="teacher",
         kind="model",
     )
+    drop_seen_rows: bool = setting(
+        False,
+        "teacher",
+        "leave rows whose text --teacher_checkpoint was trained on out of validation and test, instead of refusing it",
+        decides="data",
+    )
     teacher_epochs: int = setting(10, "teacher", "most epochs of the teacher's fine-tuning", check=between(1), decides="teacher")
     min_teacher_f1: float = setting(
         0.4, "teacher", "validation macro-F1 under which the teacher is too weak, 0 to 1", check=between(0, 1), decides="place"
