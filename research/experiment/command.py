@@ -97,6 +97,7 @@ def run(config: ExperimentConfig, argv: list[str], extras: Extras | None = None)
         InputError: a fault in what the user supplied; nothing has been written.
         RunFailed: the run began and cannot go on.
     """
+    # With torch, which a finished run, a bad flag and --help answer without.
     from research.experiment.inputs import load_inputs
     from research.experiment.run import run_experiment, run_folds
     from research.experiment.runtime import Extras, start_runtime
@@ -120,7 +121,6 @@ def run(config: ExperimentConfig, argv: list[str], extras: Extras | None = None)
 @contextmanager
 def explaining_failures(config: ExperimentConfig) -> Iterator[None]:
     """Turn what can stop a run into one logged line and an exit status; a fault of our own keeps its traceback."""
-
     try:
         yield
     except Interrupted:

@@ -23,6 +23,8 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from research.errors import FlagErrors
+from research.experiment.command import run_one
+from research.logs import start_logging
 from research.runs.run import result_line
 from research_config import ExperimentConfig, check_config, convert, saved_settings
 
@@ -167,14 +169,10 @@ def start_worker(devices: Any) -> None:
     """Give a new worker its number, and so its card."""
     global _job
     _job = devices.get()
-    from research.logs import start_logging
-
     start_logging(level=logging.WARNING)
 
 
 def run_in_worker(config: ExperimentConfig, extras: Extras | None) -> Outcome:
-    from research.experiment.command import run_one
-
     status, metrics = run_one(place_on_card(config), command_line(config), extras)
     return Outcome(config, status, metrics)
 
