@@ -55,6 +55,7 @@ def report_bad_input(error: InputError) -> int:
 
 
 def report_interrupt() -> int:
+    """Say how to go on after Ctrl-C."""
     print("interrupted: the same command goes on from here", file=sys.stderr)
     return INTERRUPTED
 

@@ -92,6 +92,7 @@ def measure_costs(teacher: Teacher | None, student: StudentModel | None, context
 
 
 def measure_model(model: TextClassifier, tokens: Tokens | None, context: RunContext) -> dict[str, float]:
+    """Return a model's size and speed on batches of the test part."""
     assert tokens is not None
     inputs, runtime = context.inputs, context.runtime
     loader = BatchLoader(inputs.split.test, tokens, inputs.comments.labels, 32, seed=0)
