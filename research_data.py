@@ -82,6 +82,7 @@ class Comments:
 
     @property
     def text_column(self) -> str:
+        """The text column of the main table."""
         return self.tables[0].text_column
 
     @property
@@ -319,6 +320,7 @@ class Texts:
         return len(self.row_counts)
 
     def take(self, texts: NDArray[np.int64]) -> Texts:
+        """Return some of the texts."""
         return Texts(self.positives[texts], self.row_positives[texts], self.row_counts[texts])
 
 
@@ -449,7 +451,7 @@ def compute_class_weights(labels: NDArray[np.float32], label_names: Sequence[str
     return weights, warnings
 
 
-def describe(comments: Comments, split: Split) -> dict[str, Any]:
+def summarize_data(comments: Comments, split: Split) -> dict[str, Any]:
     """Return the counts for log and report: what was read, left out, and what each part holds."""
     parts: dict[str, Any] = {}
     for part in PARTS:

@@ -109,8 +109,8 @@ class Cases:
             config = parse_arguments(argv).config
             load_data(config, 0 if config.num_folds > 1 else None)
         except InputError as error:
-            faults = error.faults if isinstance(error, FlagErrors) else [str(error)]
-            assert faults and all(len(str(fault).splitlines()) == 1 for fault in faults), faults
+            problems = error.problems if isinstance(error, FlagErrors) else [str(error)]
+            assert problems and all(len(problem.splitlines()) == 1 for problem in problems), problems
             return "refused"
         except SystemExit as stop:
             return "help" if stop.code == 0 else f"exit status {stop.code}"
