@@ -24,7 +24,7 @@ SLOW = {"torch", "transformers", "tokenizers", "sklearn", "scipy", "iterstrat", 
 SLOW |= {"matplotlib", "fontTools", "jinja2", "filelock", "difflib"}
 SLOW |= {"openpyxl", "pyarrow", "onnx", "onnxruntime", "wandb", "mlflow"}
 # What does not keep the rules yet; a name that does must leave its list.
-UNEXPLAINED_IMPORTS = {"research.experiment.demo", "research.report.run_page", "research_compare"}
+UNEXPLAINED_IMPORTS: set[str] = set()
 LONG_FILES: set[str] = set()
 LONG_FUNCTIONS: set[str] = set()
 
