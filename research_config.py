@@ -392,6 +392,7 @@ class ExperimentConfig:
 
     @property
     def method(self) -> KDMethod:
+        """What `--kd_method` compares."""
         return KD_METHODS[self.kd_method]
 
     @property
@@ -401,6 +402,7 @@ class ExperimentConfig:
 
     @property
     def fingerprint(self) -> str:
+        """Ten hex digits of a hash over every flag that decides results."""
         text = json.dumps(saved_settings(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -481,6 +483,7 @@ def check_config(config: ExperimentConfig) -> list[str]:
 
 
 def check_distillation(config: ExperimentConfig) -> list[str]:
+    """Return the problems with the distillation flags, by themselves and together."""
     problems = []
     labels = [entry.rpartition("=")[0] for entry in config.label_alphas]
     for entry in config.label_alphas:
@@ -493,8 +496,8 @@ def check_distillation(config: ExperimentConfig) -> list[str]:
             problems.append(
                 f"--label_alphas: {quote_value(entry)} is not LABEL=ALPHA with an alpha from 0 to 1, as in threat=0.9"
             )
-    for label in sorted({label for label in labels if label and labels.count(label) > 1}):
-        problems.append(f"--label_alphas: {quote_value(label)} is given twice")
+    repeated = sorted({label for label in labels if label and labels.count(label) > 1})
+    problems += [f"--label_alphas: {quote_value(label)} is given twice" for label in repeated]
     try:
         parse_layer_mapping(config.layer_mapping)
     except ValueError as error:
@@ -507,6 +510,7 @@ def check_distillation(config: ExperimentConfig) -> list[str]:
 
 
 def check_data_flags(config: ExperimentConfig) -> list[str]:
+    """Return the problems with the data flags that show without reading a table."""
     problems = []
     columns = config.label_columns
     if columns == ():
@@ -524,6 +528,7 @@ def check_data_flags(config: ExperimentConfig) -> list[str]:
 
 
 def check_device(config: ExperimentConfig) -> list[str]:
+    """Return the problem with a device that torch could not read."""
     if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", config.device):
         return []
     return [f"--device: must be auto, cpu, cuda or cuda:N, got {quote_value(config.device)}"]

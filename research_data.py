@@ -82,6 +82,7 @@ class Comments:
 
     @property
     def text_column(self) -> str:
+        """The text column of the main table."""
         return self.tables[0].text_column
 
     @property
@@ -319,6 +320,7 @@ class Texts:
         return len(self.row_counts)
 
     def take(self, texts: NDArray[np.int64]) -> Texts:
+        """Return some of the texts."""
         return Texts(self.positives[texts], self.row_positives[texts], self.row_counts[texts])
 
 

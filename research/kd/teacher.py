@@ -65,6 +65,7 @@ class Teacher:
 
     @cached_property
     def model(self) -> TextClassifier:
+        """The frozen teacher, loaded when it is first asked for."""
         return freeze(self._load())
 
 
@@ -106,6 +107,7 @@ def output_key(teacher: Teacher, loader: BatchLoader, device: torch.device) -> d
 
 
 def with_progress(loader: BatchLoader, name: str) -> Any:
+    """Return the loader with a progress bar when a person watches."""
     return tqdm(loader, desc=name, unit="batch", disable=not sys.stderr.isatty(), leave=False)
 
 
