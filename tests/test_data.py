@@ -448,7 +448,7 @@ def test_class_weight_is_negatives_over_positives_of_known_cells():
 
 def test_description_counts_rows_texts_and_labels(repeated):
     parts = split(repeated)
-    summary = data.describe(repeated, parts)
+    summary = data.summarize_data(repeated, parts)
     assert json.loads(json.dumps(summary)) == summary
     assert summary["parts"]["train"]["rows"] == len(parts.train)
     assert sum(summary["parts"][name]["distinct_texts"] for name in ("train", "validation", "test")) == 300

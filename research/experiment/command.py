@@ -7,7 +7,6 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from research.errors import (
@@ -22,11 +21,12 @@ from research.errors import (
     is_out_of_memory,
 )
 from research.experiment.sources import check_models
+from research.flags import fields_of_kind
 from research.logs import log_to_file, quiet_libraries
 from research.runs.directory import RunDirectory
-from research.runs.formats import TABLE_FLAGS, read_json
+from research.runs.formats import read_json
 from research.storage.files import hash_file
-from research_config import ExperimentConfig, saved_settings
+from research_config import ExperimentConfig, saved_settings, table_paths
 
 if TYPE_CHECKING:
     from research.experiment.runtime import Extras
@@ -49,9 +49,9 @@ def run_one(config: ExperimentConfig, argv: list[str], extras: Extras | None = N
 
 
 def report_bad_input(error: InputError) -> int:
-    """Say what is wrong, one line a fault."""
-    for fault in error.faults if isinstance(error, FlagErrors) else (error,):
-        print(f"error: {fault}", file=sys.stderr)
+    """Say what is wrong, one line a problem."""
+    for problem in error.problems if isinstance(error, FlagErrors) else (error,):
+        print(f"error: {problem}", file=sys.stderr)
     return BAD_INPUT
 
 
@@ -80,12 +80,12 @@ def find_finished(config: ExperimentConfig) -> dict[str, Any] | None:
     run_dir = RunDirectory(config.run_dir)
     if config.overwrite or run_dir.status() != "finished":
         return None
-    run_dir.claim(saved_settings(config))
-    paths = {name: getattr(config, flag) for name, flag in TABLE_FLAGS.items()}
-    file_sha256 = {name: hash_file(Path(path)) for name, path in paths.items() if path is not None and Path(path).is_file()}
+    run_dir.claim(saved_settings(config), unresolved=fields_of_kind(config, "column"))
+    paths = table_paths(config)
+    file_sha256 = {rows: hash_file(path) for rows, path in paths.items() if path.is_file()}
     folds = [RunDirectory(run_dir.path / f"fold_{fold + 1}") for fold in range(config.num_folds)]
     for part in folds if config.num_folds > 1 else [run_dir]:
-        part.check_tables(file_sha256, config)
+        part.check_tables(file_sha256, paths)
         check_models(part, config)
         part.drop_checkpoints()
     log.info("%s is finished already", run_dir.path)
@@ -96,7 +96,7 @@ def run(config: ExperimentConfig, argv: list[str], extras: Extras | None = None)
     """Check the inputs, claim the run directory and run.
 
     Raises:
-        InputError: a fault in what the user supplied; nothing has been written.
+        InputError: a problem in what the user supplied; nothing has been written.
         RunFailed: the run began and cannot go on.
     """
     from research.experiment.inputs import load_inputs
@@ -121,7 +121,7 @@ def run(config: ExperimentConfig, argv: list[str], extras: Extras | None = None)
 
 @contextmanager
 def explaining_failures(config: ExperimentConfig) -> Iterator[None]:
-    """Turn what can stop a run into one logged line and an exit status; a fault of our own keeps its traceback."""
+    """Turn what can stop a run into one logged line and an exit status; a bug of our own keeps its traceback."""
     try:
         yield
     except Interrupted:

@@ -26,7 +26,7 @@ from research.runs.directory import RunDirectory
 from research.runs.folds import aggregate_folds
 from research.runs.formats import PARTS, read_json
 from research.storage.arrays import release_pages, return_free_memory
-from research_config import PIPELINES, ExperimentConfig
+from research_config import PIPELINES, ExperimentConfig, table_paths
 
 log = logging.getLogger(__name__)
 
@@ -106,7 +106,7 @@ def run_folds(
         with RunDirectory(run_dir.path / f"fold_{fold + 1}") as fold_dir:
             status = fold_dir.claim({**settings, "fold": fold + 1})
             if status == "finished":
-                fold_dir.check_tables(inputs.comments.file_sha256, inputs.config)
+                fold_dir.check_tables(inputs.comments.file_sha256, table_paths(inputs.config))
                 check_models(fold_dir, inputs.config)
             else:
                 log.info("fold %d of %d", fold + 1, config.num_folds)

@@ -28,7 +28,7 @@ from research.runs.run import load_run
 from research.storage.files import publish_folder, remove
 from research.text.batches import BatchLoader
 from research.text.tokens import Tokens
-from research_data import describe
+from research_data import summarize_data
 
 log = logging.getLogger(__name__)
 TIMED_BATCHES = 8
@@ -119,7 +119,7 @@ def describe_environment(context: RunContext) -> dict[str, Any]:
         "device": machine_name(runtime.device),
         "num_threads": torch.get_num_threads(),
         "command_line": runtime.command_line,
-        "dataset": describe(inputs.comments, inputs.split),
+        "dataset": summarize_data(inputs.comments, inputs.split),
         "data": {
             "dataset_sha256": inputs.comments.file_sha256["main"],
             "file_sha256": inputs.comments.file_sha256,

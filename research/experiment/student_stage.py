@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from research.errors import naming_flag
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
 from research.experiment.teacher_stage import prepare_targets
@@ -99,7 +100,8 @@ def build_student(teacher: Teacher | None, inputs: Inputs) -> StudentModel:
         encoder = load_encoder(config.student_path, random_init=config.student_init == "random")
         check_unchanged(inputs.model_files["student"])
     if config.student_layers is not None:
-        encoder = cut_layers(encoder, config.student_layers)
+        with naming_flag("student_layers"):
+            encoder = cut_layers(encoder, config.student_layers)
     # Seeded again here, so the head does not depend on how many numbers loading the encoder drew.
     torch.manual_seed(config.seed)
     return StudentModel(

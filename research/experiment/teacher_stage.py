@@ -29,15 +29,12 @@ from research.storage.cache import MANIFEST
 from research.storage.checkpoints import CheckpointFolder
 from research.storage.files import copy_folder
 from research.text.tokens import fingerprint_tokenizer
+from research_config import settings_that_decide
 from research_distillation import DistillationTrainer, judge_teacher
 
 log = logging.getLogger(__name__)
 # Part of the cache keys: raise it when the files of an entry change.
 TEACHERS_FORMAT = 2
-TEACHER_FIELDS = (
-    "teacher_epochs", "pooling", "class_weights", "batch", "gradient_accumulation", "lr", "weight_decay", "warmup_ratio",
-    "dropout", "gradient_clip_norm", "early_stopping_patience", "amp", "amp_dtype", "split_seed",
-)  # fmt: skip
 
 
 def get_teacher(context: RunContext) -> Teacher:
@@ -83,7 +80,7 @@ def teacher_key(inputs: Inputs, runtime: Runtime) -> dict[str, Any]:
         "tokenizer": fingerprint_tokenizer(inputs.teacher_tokenizer),
         "settings": inputs.model_settings,
         "rows": {part: hash_rows(comments, getattr(split, part)) for part in ("train", "validation")},
-        "training": {name: getattr(inputs.config, name) for name in TEACHER_FIELDS},
+        "training": settings_that_decide(inputs.config, "teacher"),
         "device": runtime.device.type,
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "transformers")},

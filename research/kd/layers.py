@@ -64,7 +64,7 @@ class LayerComparison:
     """Which layers of teacher and student are compared, and the losses of comparing them.
 
     Raises:
-        ValueError: `--layer_mapping` names a layer that a model does not have, or only embeddings
+        ValueError: the layer mapping names a layer that a model does not have, or only embeddings
             for a method that needs attention maps.
     """
 

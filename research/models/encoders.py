@@ -13,7 +13,7 @@ from safetensors import SafetensorError
 from torch import nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from research.errors import InputError
+from research.errors import InputError, first_line
 from research.models.attention import RECORDED_SDPA
 from research.models.dropout import BitDropout, replace_dropout
 from research.models.mapping import pick_layers
@@ -25,16 +25,13 @@ UNREADABLE = (
 )  # fmt: skip
 
 
-def load_tokenizer(flag: str, name: str, max_length: int) -> Any:
-    """Load a tokenizer, saying which flag named it when it is not there.
+def load_tokenizer(name: str) -> Any:
+    """Load the tokenizer in a folder or on the hub.
 
     Raises:
-        InputError: there is no such tokenizer, or it takes fewer tokens than `max_length`.
+        InputError: there is no such tokenizer.
     """
-    tokenizer = open_tokenizer(name, f"--{flag}: no tokenizer in '{name}'")
-    if tokenizer.model_max_length < max_length:
-        raise InputError(f"--max_length: {name} takes at most {tokenizer.model_max_length} tokens, got {max_length}")
-    return tokenizer
+    return open_tokenizer(name, f"no tokenizer in '{name}'")
 
 
 def open_tokenizer(place: Path | str, complaint: str) -> Any:
@@ -53,19 +50,18 @@ def open_tokenizer(place: Path | str, complaint: str) -> Any:
     return tokenizer
 
 
-def load_model_config(flag: str, name: str) -> Any:
-    """Load a model's configuration, saying which flag named it when it is not there."""
+def load_model_config(name: str) -> Any:
+    """Load a model's configuration.
+
+    Raises:
+        InputError: there is no such model.
+    """
     try:
         return open_config(name)
     except (OSError, ValueError, KeyError) as error:
         raise InputError(
-            f"--{flag}: no model '{name}' in a folder of that name, the Hugging Face cache or the hub: {first_line(error)}"
+            f"no model '{name}' in a folder of that name, the Hugging Face cache or the hub: {first_line(error)}"
         ) from error
-
-
-def first_line(error: BaseException) -> str:
-    lines = str(error).strip().splitlines()
-    return lines[0] if lines else type(error).__name__
 
 
 def load_encoder(name: str, *, random_init: bool = False) -> nn.Module:
@@ -130,7 +126,7 @@ def prepare_encoder(encoder: Any) -> nn.Module:
     return encoder
 
 
-def cut_layers(encoder: Any, wanted: int, flag: str = "student_layers") -> nn.Module:
+def cut_layers(encoder: Any, wanted: int) -> nn.Module:
     """Keep `wanted` of an encoder's layers, evenly spread, the last one included.
 
     Raises:
@@ -138,14 +134,14 @@ def cut_layers(encoder: Any, wanted: int, flag: str = "student_layers") -> nn.Mo
     """
     total = int(encoder.config.num_hidden_layers)
     if wanted > total:
-        raise InputError(f"--{flag}: {encoder.config.model_type} has {total} layers, got {wanted}")
+        raise InputError(f"{encoder.config.model_type} has {total} layers, got {wanted}")
     if wanted == total:
         return encoder
     stacks = [
         (name, module) for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList) and len(module) == total
     ]
     if not stacks:
-        raise InputError(f"--{flag}: the layers of a {encoder.config.model_type} model cannot be cut; choose another student")
+        raise InputError(f"the layers of a {encoder.config.model_type} model cannot be cut; choose another student")
     name, stack = stacks[0]
     kept = [layer - 1 for layer in pick_layers(total, wanted)]
     parent_name, _, attribute = name.rpartition(".")

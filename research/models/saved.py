@@ -17,10 +17,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from research.errors import InputError
+from research.errors import InputError, first_line
 from research.models.attention import RECORDED_SDPA
 from research.models.classifiers import EncoderClassifier, SequenceClassifier, TextClassifier
-from research.models.encoders import UNREADABLE, first_line, load_encoder, load_model_config, load_pretrained, open_tokenizer
+from research.models.encoders import UNREADABLE, load_encoder, load_model_config, load_pretrained, open_tokenizer
 
 log = logging.getLogger(__name__)
 CLASSIFIER_FILE = "classifier.safetensors"
@@ -80,9 +80,7 @@ def raising_os_errors(folder: Path) -> Iterator[None]:
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
 
 
-def load_classifier(
-    name: str, labels: Sequence[str] | None = None, *, flag: str = "teacher_checkpoint", dropout: float = 0.1
-) -> SavedClassifier:
+def load_classifier(name: str, labels: Sequence[str] | None = None, *, dropout: float = 0.1) -> SavedClassifier:
     """Load a fine-tuned classifier, its outputs in the order of `labels`, or in its own without them.
 
     Args:
@@ -93,12 +91,11 @@ def load_classifier(
         InputError: the head is missing or of another size, or its labels are others.
     """
     folder = Path(name).expanduser()
-    where = f"--{flag}: {name}"
     if (folder / "sequence_classifier").is_dir():
-        return load_sequence_classifier(str(folder / "sequence_classifier"), labels, where, folder / "tokenizer")
+        return load_sequence_classifier(str(folder / "sequence_classifier"), labels, name, folder / "tokenizer")
     if (folder / "encoder").is_dir():
-        return load_encoder_and_head(folder, labels, where, dropout)
-    return load_sequence_classifier(name, labels, where, None)
+        return load_encoder_and_head(folder, labels, name, dropout)
+    return load_sequence_classifier(name, labels, name, None)
 
 
 def load_encoder_and_head(folder: Path, labels: Sequence[str] | None, where: str, dropout: float) -> SavedClassifier:
@@ -182,7 +179,7 @@ def read_head(folder: Path, where: str) -> dict[str, Tensor]:
 def load_sequence_classifier(
     name: str, labels: Sequence[str] | None, where: str, tokenizer_folder: Path | None
 ) -> SavedClassifier:
-    config = load_model_config(where.split(":", 1)[0].removeprefix("--"), name)
+    config = load_model_config(name)
     found = [config.id2label[place] for place in sorted(config.id2label)]
     try:
         model, report = load_pretrained(AutoModelForSequenceClassification, name)

@@ -699,7 +699,7 @@ def test_hostile_model_folder_runs_no_code(inputs: Path, tmp_path: Path, plant: 
     else:
         with pytest.raises(InputError, match=reason):
             load_encoder(str(folder))
-    load_tokenizer("student_path", str(folder), 32)
+    load_tokenizer(str(folder))
     with pytest.raises(InputError):
         load_classifier(str(folder), LABELS)
     assert not witness.exists()

@@ -93,12 +93,12 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def setup(request: pytest.FixtureRequest, folders: dict[str, Path], tmp_path: Path) -> Setup:
     two = request.param == "two tokenizers"
     cache = Cache(tmp_path)
-    tokenizer = load_tokenizer("teacher_path", str(folders["teacher"]), 24)
+    tokenizer = load_tokenizer(str(folders["teacher"]))
     tokens = tokenize(Corpus(), tokenizer, 24, cache, with_words=two)
     teacher = build_teacher(folders["teacher"])
     if not two:
         return Setup(teacher, tokens, tokens, {}, cache)
-    other = tokenize(Corpus(), load_tokenizer("student_path", str(folders["other"]), 24), 24, cache, with_words=True)
+    other = tokenize(Corpus(), load_tokenizer(str(folders["other"])), 24, cache, with_words=True)
     assert not other.same_ids(tokens)
     extras = {"teacher_tokens": tokens, "words": pair_words(other, tokens, cache)}
     return Setup(teacher, other, tokens, extras, cache)
@@ -144,7 +144,7 @@ def test_cached_layers_are_those_of_the_live_teacher_after_shuffling(objective: 
 
 def test_layers_are_kept_in_float16_and_take_the_bytes_that_were_estimated(folders: dict[str, Path], tmp_path: Path) -> None:
     cache = Cache(tmp_path)
-    tokens = tokenize(Corpus(), load_tokenizer("teacher_path", str(folders["teacher"]), 24), 24, cache, with_words=False)
+    tokens = tokenize(Corpus(), load_tokenizer(str(folders["teacher"])), 24, cache, with_words=False)
     setup = Setup(build_teacher(folders["teacher"]), tokens, tokens, {}, cache)
     rows = np.arange(len(TEXTS))
     for objective in METHODS:
@@ -188,7 +188,7 @@ def test_another_teacher_tokenizer_text_or_layer_is_another_entry(folders: dict[
     edited = Corpus((*TEXTS[:-1], TEXTS[-1] + " আরও"))
 
     def fetch(identity: str, tokenizer_of: str, corpus: Corpus, max_length: int, objective: str) -> None:
-        tokenizer = load_tokenizer("teacher_path", str(folders[tokenizer_of]), 24)
+        tokenizer = load_tokenizer(str(folders[tokenizer_of]))
         tokens = tokenize(corpus, tokenizer, max_length, cache, with_words=False)
         setup = Setup(build_teacher(folders["teacher"], {"name": identity}), tokens, tokens, {}, cache)
         loader = setup.loader(np.arange(len(TEXTS)))
@@ -264,7 +264,7 @@ def test_live_teacher_past_the_budget_trains_nearly_as_the_cache_does(
     if tokenizer == "unigram":
         build_model_folder("distilbert", "unigram", student, texts, layers=2, width=16, seed=2)
     else:
-        built = load_tokenizer("teacher_path", str(teacher), 32)
+        built = load_tokenizer(str(teacher))
         build_encoder("distilbert", student, len(built), width=16, pad_token_id=built.pad_token_id, seed=2)
         built.save_pretrained(student)
     flags = (

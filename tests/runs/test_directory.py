@@ -45,13 +45,26 @@ def test_other_config_is_refused_with_its_flags(tmp_path: Path) -> None:
         RunDirectory(path).claim({**CONFIG, "kd_alpha": 0.5})
 
 
-def test_only_auto_resolved_flags_may_stay_open(tmp_path: Path) -> None:
+def test_only_unresolved_flags_may_stay_open(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     with run:
         run.claim(CONFIG)
         run.write_config({**CONFIG, "label_columns": ["bully"], "teacher_checkpoint": "t"})
     with pytest.raises(InputError, match="another config: --teacher_checkpoint t there, unset asked"):
-        run.claim(CONFIG)
+        run.claim(CONFIG, unresolved=("label_columns",))
+    with pytest.raises(InputError, match="another config: --label_columns bully there, unset asked"):
+        run.claim({**CONFIG, "teacher_checkpoint": "t"})
+    with run:
+        assert run.claim({**CONFIG, "teacher_checkpoint": "t"}, unresolved=("label_columns",)) == "unfinished"
+
+
+def test_finished_run_is_refused_for_a_table_of_other_content(tmp_path: Path) -> None:
+    run = RunDirectory(write_run(tmp_path / "run"))
+    run.write_environment({"data": {"file_sha256": {"main": "a", "test": "b"}}})
+    paths = {"main": Path("comments.csv"), "test": Path("test.csv")}
+    run.check_tables({"main": "a", "test": "b"}, paths)
+    with pytest.raises(InputError, match=r"was made from another content of test\.csv\. Use another --output_dir"):
+        run.check_tables({"main": "a", "test": "c"}, paths)
 
 
 def test_overwrite_keeps_foreign_files(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from support.small_runs import LABELS, make_metrics, write_run
 
 from research.errors import InputError
-from research.runs.run import Run, headline, load_run, result_line
+from research.runs.run import Run, load_run, result_line
 
 
 def test_config_keeps_every_digit(tmp_path: Path) -> None:
@@ -41,8 +41,7 @@ def test_unfinished_and_missing_runs_are_named(tmp_path: Path) -> None:
         load_run(path)
 
 
-def test_headline_and_result_line() -> None:
-    assert headline(make_metrics()) == "student test f1_macro 0.7123"
+def test_result_line_is_the_run_and_its_headline() -> None:
     assert result_line("results/x", make_metrics()) == "results/x  student test f1_macro=0.7123 (teacher 0.7345)"
     assert result_line("x", make_metrics(("teacher",))) == "x  teacher test f1_macro=0.7345"
 

@@ -83,7 +83,7 @@ def test_a_loader_with_a_token_budget_counts_its_batches() -> None:
 @requires_shared
 def test_padding_on_the_real_comments_is_under_four_percent(tmp_path: Path) -> None:
     comments = load_comments(shared_path("data", "bn_cyberbully5.csv"))
-    tokenizer = load_tokenizer("teacher_path", str(shared_path("models", "me5-small-bn")), 128)
+    tokenizer = load_tokenizer(str(shared_path("models", "me5-small-bn")))
     tokens = tokenize(comments, tokenizer, 128, Cache(tmp_path), with_words=False)
     loader = BatchLoader(np.arange(len(comments)), tokens, comments.labels, 32, seed=0)
     assert padding_ratio(loader) <= 1.04
