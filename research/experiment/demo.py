@@ -1,4 +1,4 @@
-"""A made-up corpus and two tiny models, so that `--demo` runs the whole suite offline in under a minute.
+"""A made-up corpus and two tiny models, so that `--demo` runs the whole suite offline.
 
 Everything here is synthetic: the words are invented, the weights random, and one seed always gives the same
 bytes. Nothing measured on it says anything about real comments. torch, transformers and tokenizers are
@@ -16,6 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from research.storage.files import flush_tree
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -88,6 +90,7 @@ def build_demo(folder: Path, seed: int, shared_tokenizer: bool = False) -> DemoF
         with tempfile.TemporaryDirectory(prefix=".demo-", dir=folder) as scratch:
             unfinished = Path(scratch) / "demo"
             _write_demo(unfinished, seed, shared_tokenizer)
+            flush_tree(unfinished)
             try:
                 os.rename(unfinished, target)
             except OSError:
