@@ -268,13 +268,13 @@ def verify_teacher_performance(
             logits.append(teacher(input_ids, attention_mask)["logits"].float())
             labels.append(batch["labels"])
     probs = torch.sigmoid(torch.cat(logits)).cpu().numpy()
-    strong_enough, scores = judge_teacher(torch.cat(labels).numpy(), probs, min_f1)
+    strong_enough, scores = score_teacher(torch.cat(labels).numpy(), probs, min_f1)
     if not strong_enough:
         log.warning("the teacher is too weak to distil: validation macro-F1 %.4f is under %g", scores["f1"], min_f1)
     return strong_enough, scores
 
 
-def judge_teacher(labels: Any, probs: Any, min_f1: float) -> tuple[bool, dict[str, float]]:
+def score_teacher(labels: Any, probs: Any, min_f1: float) -> tuple[bool, dict[str, float]]:
     """Return whether macro-F1 at 0.5 reaches `min_f1`, and that F1; labels and probs are (N, C)."""
     label_names = [str(column) for column in range(labels.shape[1])]
     f1 = compute_metrics(labels, probs, DEFAULT_THRESHOLD, label_names)["f1_macro"]

@@ -365,6 +365,24 @@ def test_weak_teacher_stops_with_status_3_and_the_way_on_that_is_named_works(lab
     assert lab.run(f"{flags} --allow_weak_teacher")[0] == 0
 
 
+def rows_asked(lab: Lab) -> list[int]:
+    """Return how many rows each entry of the teacher's logits in the lab's cache holds."""
+    return sorted(len(np.load(path)) for path in (lab.folder / "own_cache" / "logits").glob("*/logits.npy"))
+
+
+def test_weak_teacher_is_asked_about_the_validation_rows_alone(lab: Lab) -> None:
+    flags = QUICK.replace("--allow_weak_teacher", "--min_teacher_f1 1") + " --output_dir results/run --cache_dir own_cache"
+    assert lab.run(flags)[0] == 3
+    whole = lab.done("whole")
+    assert rows_asked(lab) == [read_json(whole / "metrics.json")["rows"]["validation"]]
+
+
+def test_rows_left_out_of_training_are_not_asked_about(lab: Lab) -> None:
+    run_dir = lab.done("run", "--data_fraction 0.3 --cache_dir own_cache")
+    rows = read_json(run_dir / "metrics.json")["rows"]
+    assert rows["train"] < 30 and rows_asked(lab) == sorted(rows.values())
+
+
 # Pipelines and flags
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from research.evaluation.calibration import sigmoid
 from research.evaluation.gain import measure_gain
 from research.evaluation.metrics import build_metrics
 from research.experiment.context import RunContext
@@ -17,14 +16,14 @@ from research.experiment.inputs import Inputs, load_inputs
 from research.experiment.runtime import Runtime
 from research.experiment.saving import save_run
 from research.experiment.student_stage import train_control, train_student
-from research.experiment.teacher_stage import compute_logits, get_teacher, verify_teacher
+from research.experiment.teacher_stage import get_teacher, judge_teacher
 from research.experiment.tokenised import tokenise_comments
 from research.experiment.training import summarize
 from research.report.run_page import write_report
 from research.runs.directory import RunDirectory
 from research.runs.folds import aggregate_folds
 from research.runs.formats import PARTS, read_json
-from research.storage.arrays import release_pages, return_free_memory
+from research.storage.arrays import return_free_memory
 from research_config import PIPELINES, ExperimentConfig, table_paths
 
 log = logging.getLogger(__name__)
@@ -44,19 +43,15 @@ def run_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> d
     pipeline = PIPELINES[inputs.config.pipeline]
     probs: Probs = {}
     training: dict[str, Any] = {}
-    teacher = logits = student = None
+    teacher = student = None
     if pipeline.teacher:
         with runtime.timed("teacher"):
             teacher = get_teacher(context)
-        with runtime.timed("teacher_outputs"):
-            logits = compute_logits(teacher, context)
-        probs["teacher"] = {part: sigmoid(logits[getattr(inputs.split, part)]) for part in PARTS}
-        release_pages(logits)
-        verify_teacher(probs["teacher"]["validation"], inputs)
+        probs["teacher"] = judge_teacher(teacher, context)
         training["teacher"] = teacher.training
     if pipeline.student:
         with runtime.timed("student"):
-            student = train_student(teacher, logits, context)
+            student = train_student(teacher, context)
         run_dir.write_history(student.training.history)
         probs["student"], training["student"] = student.probs, summarize(student.training)
     if inputs.config.with_control:

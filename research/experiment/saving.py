@@ -14,7 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from research.errors import InputError
-from research.evaluation.efficiency import compare_efficiency, measure_efficiency
+from research.evaluation.efficiency import LATENCY_BATCH, measure_efficiency
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
 from research.experiment.runtime import machine_name
@@ -26,7 +26,7 @@ from research.report.trackers import track_run
 from research.runs.formats import PARTS
 from research.runs.run import load_run
 from research.storage.files import publish_folder, remove
-from research.text.batches import BatchLoader
+from research.text.batches import Batch, BatchLoader
 from research.text.tokens import Tokens
 from research_data import summarize_data
 
@@ -80,24 +80,29 @@ def publish_model(store: Callable[[Path], None], folder: Path) -> None:
 
 
 def measure_costs(teacher: Teacher | None, student: StudentModel | None, context: RunContext) -> dict[str, Any]:
-    """Measure each model's size and speed on test rows, and set them against each other."""
-    result: dict[str, Any] = {}
+    """Measure each model's size and speed, on the same test rows in the same minutes."""
+    device, tokens = context.runtime.device, context.tokens
+    sides: dict[str, tuple[TextClassifier, Tokens | None]] = {}
     if teacher is not None:
-        result["teacher"] = measure_model(teacher.model, context.tokens.teacher, context)
+        sides["teacher"] = teacher.model, tokens.teacher
     if student is not None:
-        result["student"] = measure_model(student, context.tokens.student, context)
-    if teacher is not None and student is not None:
-        result |= compare_efficiency(result["teacher"], result["student"])
-    return result
+        sides["student"] = student, tokens.student
+    return measure_efficiency(
+        {name: model.to(device) for name, (model, _) in sides.items()},
+        {name: pick_timed_batches(of_model, context) for name, (_, of_model) in sides.items()},
+        device,
+        time_budget_s=context.runtime.extras.measure_s,
+    )
 
 
-def measure_model(model: TextClassifier, tokens: Tokens | None, context: RunContext) -> dict[str, float]:
+def pick_timed_batches(tokens: Tokens | None, context: RunContext) -> list[Batch]:
+    """Return some full batches of test rows in random order: the same rows whatever the tokens."""
     assert tokens is not None
-    inputs, runtime = context.inputs, context.runtime
-    loader = BatchLoader(inputs.split.test, tokens, inputs.comments.labels, 32, seed=0)
-    batches = [loader.collate(index) for index in loader.plan(0)[:TIMED_BATCHES]]
-    model.to(runtime.device)
-    return measure_efficiency(model, batches, runtime.device, time_budget_s=runtime.extras.measure_s)
+    inputs = context.inputs
+    loader = BatchLoader(inputs.split.test, tokens, inputs.comments.labels, LATENCY_BATCH)
+    order = np.random.default_rng(0).permutation(loader.num_rows)
+    starts = range(0, min(len(order), TIMED_BATCHES * LATENCY_BATCH), LATENCY_BATCH)
+    return [loader.collate(order[start : start + LATENCY_BATCH]) for start in starts]
 
 
 def fetch_texts(index: Sequence[int], inputs: Inputs) -> dict[int, str]:

@@ -41,18 +41,14 @@ class TrainedStudent:
     probs: dict[str, NDArray[np.float64]]
 
 
-def train_student(teacher: Teacher | None, logits: NDArray[np.float32] | None, context: RunContext) -> TrainedStudent:
-    """Build the student and train it, from the teacher or from the labels alone.
-
-    Args:
-        logits: The teacher's, (N, C), when there is a teacher.
-    """
+def train_student(teacher: Teacher | None, context: RunContext) -> TrainedStudent:
+    """Build the student and train it, from the teacher or from the labels alone."""
     split, folder = context.inputs.split, context.run_dir.path / "checkpoint"
-    if teacher is None or logits is None:
+    if teacher is None:
         return _train("student", None, teacher, split.train, folder, context)
     rows = np.concatenate([split.train, split.unlabelled])
     with context.runtime.timed("teacher_outputs"):
-        targets, carried = prepare_targets(teacher, logits, rows, context)
+        targets, carried = prepare_targets(teacher, rows, context)
     return _train("student", targets, teacher, rows, folder, context, **carried)
 
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 
 from research.errors import WeakTeacher
+from research.evaluation.calibration import sigmoid
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
 from research.experiment.runtime import Runtime
@@ -24,12 +25,14 @@ from research.kd.teacher import Teacher, estimate_bytes, fetch_layers, fetch_log
 from research.models.classifiers import TeacherModel
 from research.models.encoders import fingerprint_model, load_encoder
 from research.models.saved import load_classifier, save_classifier
+from research.runs.formats import PARTS
+from research.storage.arrays import release_pages
 from research.storage.cache import MANIFEST
 from research.storage.checkpoints import CheckpointFolder
 from research.storage.files import link_folder
 from research.text.tokens import fingerprint_tokenizer
 from research_config import settings_that_decide
-from research_distillation import DistillationTrainer, judge_teacher
+from research_distillation import DistillationTrainer, score_teacher
 
 log = logging.getLogger(__name__)
 # Part of the cache keys: raise it when the files of an entry change.
@@ -103,11 +106,30 @@ def fine_tune(context: RunContext, folder: Path, scratch: Path) -> None:
     (folder / "training.json").write_text(json.dumps(facts, sort_keys=True), encoding="utf-8")
 
 
-def compute_logits(teacher: Teacher, context: RunContext) -> NDArray[np.float32]:
-    """Return the teacher's logits of every row, (N, C)."""
+def compute_logits(teacher: Teacher, rows: NDArray[np.int64], context: RunContext) -> NDArray[np.float32]:
+    """Return the teacher's logits of some rows, (N, C) in their order."""
     assert context.tokens.teacher is not None
-    loader = context.evaluation_batches(np.arange(len(context.inputs.comments)), context.tokens.teacher)
+    loader = context.evaluation_batches(rows, context.tokens.teacher)
     return fetch_logits(teacher, loader, context.runtime.device, context.runtime.cache)
+
+
+def judge_teacher(teacher: Teacher, context: RunContext) -> dict[str, NDArray[np.float64]]:
+    """Return the teacher's probabilities on validation and test, (N, C) each.
+
+    Validation comes first: a teacher too weak to learn from is told before it has been asked about anything else.
+
+    Raises:
+        WeakTeacher: macro-F1 at 0.5 is under --min_teacher_f1 and --allow_weak_teacher was not given.
+    """
+    probs = {}
+    for part in PARTS:
+        with context.runtime.timed("teacher_outputs"):
+            logits = compute_logits(teacher, getattr(context.inputs.split, part), context)
+        probs[part] = sigmoid(logits)
+        release_pages(logits)
+        if part == "validation":
+            verify_teacher(probs[part], context.inputs)
+    return probs
 
 
 def verify_teacher(probs: NDArray[np.float64], inputs: Inputs) -> None:
@@ -120,7 +142,7 @@ def verify_teacher(probs: NDArray[np.float64], inputs: Inputs) -> None:
         WeakTeacher: macro-F1 at 0.5 is under --min_teacher_f1 and --allow_weak_teacher was not given.
     """
     config = inputs.config
-    strong_enough, scores = judge_teacher(inputs.comments.labels[inputs.split.validation], probs, config.min_teacher_f1)
+    strong_enough, scores = score_teacher(inputs.comments.labels[inputs.split.validation], probs, config.min_teacher_f1)
     log.info("teacher: validation macro-F1 %.4f", scores["f1"])
     if not strong_enough and not config.allow_weak_teacher and "student" in inputs.shapes:
         raise WeakTeacher(
@@ -129,15 +151,14 @@ def verify_teacher(probs: NDArray[np.float64], inputs: Inputs) -> None:
         )
 
 
-def prepare_targets(
-    teacher: Teacher, logits: NDArray[np.float32], rows: NDArray[np.int64], context: RunContext
-) -> tuple[TeacherTargets, dict[str, Any]]:
+def prepare_targets(teacher: Teacher, rows: NDArray[np.int64], context: RunContext) -> tuple[TeacherTargets, dict[str, Any]]:
     """Return what answers for the teacher while the student trains on some rows, and what its batches must carry.
 
     Layers are read from the cache while they fit --cache_budget_gb; past it the teacher runs live.
     """
     config, shapes, tokens, runtime = context.inputs.config, context.inputs.shapes, context.tokens, context.runtime
     assert tokens.teacher is not None and tokens.student is not None
+    logits = compute_logits(teacher, rows, context)
     comparison = compare_layers(config, shapes["teacher"], shapes["student"])
     if comparison is None:
         return KeptTeacher(teacher.shape, logits, device=runtime.device), {}
