@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Sample = tuple["Tensor", "Tensor"]  # input_ids and attention_mask, both (B, L)
+Rounds = dict[str, list[float]]  # a model's mean seconds of a call in every round
 LATENCY_BATCH = 32
 LEAST_ROUNDS, MOST_ROUNDS = 3, 50
 
@@ -50,25 +51,30 @@ def measure_efficiency(
         for model in models.values():
             stack.enter_context(evaluating(model))
 
-        def time_rounds(size: int, *, waiting: bool = True) -> dict[str, list[float]]:
+        def time_rounds(size: int, *, waiting: bool = True) -> Rounds:
             sides = {name: (model, _take_rows(batches[name], size, device)) for name, model in models.items()}
             return _time_rounds(sides, device, time_budget_s, waiting)
 
         rounds = {"batch1": time_rounds(1), "batch32": time_rounds(LATENCY_BATCH)}
         # Calls that do not wait for each other keep a GPU's queue full; a CPU has none.
         stream = rounds["batch32"] if device.type == "cpu" else time_rounds(LATENCY_BATCH, waiting=False)
-    result: dict[str, Any] = {
-        name: count_parameters(model) | {"size_mb": _measure_size_mb(model)} for name, model in models.items()
-    }
-    for name in models:
+    result = {name: count_parameters(model) | {"size_mb": _measure_size_mb(model)} for name, model in models.items()}
+    return result | _summarize_rounds(result, rounds, stream)
+
+
+def _summarize_rounds(sizes: Mapping[str, Mapping[str, float]], rounds: Mapping[str, Rounds], stream: Rounds) -> dict[str, Any]:
+    """Add to each model's sizes the medians and ranges of its rounds, and compare teacher and student."""
+    result: dict[str, Any] = {}
+    for name, counts in sizes.items():
+        result[name] = dict(counts)
         for kind, seconds in rounds.items():
             result[name] |= _summarize(f"latency_ms_{kind}", [1000 * round_s for round_s in seconds[name]])
         result[name] |= _summarize("throughput_per_s", [LATENCY_BATCH / round_s for round_s in stream[name]])
-    if "teacher" in models and "student" in models:
+    if "teacher" in result and "student" in result:
         result |= compare_efficiency(result["teacher"], result["student"])
+        compared = {f"latency_{kind}": seconds for kind, seconds in rounds.items()} | {"throughput": stream}
         result["ratio_ranges"] = {
-            name: _paired_range(seconds["teacher"], seconds["student"])
-            for name, seconds in (*((f"latency_{kind}", seconds) for kind, seconds in rounds.items()), ("throughput", stream))
+            name: _paired_range(seconds["teacher"], seconds["student"]) for name, seconds in compared.items()
         }
     return result
 
@@ -133,9 +139,9 @@ def _take_rows(batches: Sequence[Mapping[str, Tensor]], size: int, device: torch
 
 def _time_rounds(
     sides: Mapping[str, tuple[nn.Module, Sequence[Sample]]], device: torch.device, time_budget_s: float, waiting: bool
-) -> dict[str, list[float]]:
+) -> Rounds:
     """Return for each side the mean seconds of a call in every round; each round takes the sides in turn."""
-    rounds: dict[str, list[float]] = {name: [] for name in sides}
+    rounds: Rounds = {name: [] for name in sides}
     spent_s, count = 0.0, -1  # the first round warms up
     while count < LEAST_ROUNDS or (count < MOST_ROUNDS and spent_s < time_budget_s * len(sides)):
         for name, (model, samples) in sides.items():

@@ -15,14 +15,16 @@ from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, load_inputs
 from research.experiment.runtime import Runtime
 from research.experiment.saving import save_run
+from research.experiment.sources import check_models
 from research.experiment.student_stage import train_control, train_student
 from research.experiment.teacher_stage import get_teacher, judge_teacher
 from research.experiment.tokenised import tokenise_comments
 from research.experiment.training import summarize
+from research.names import PARTS
 from research.report.run_page import write_report
 from research.runs.directory import RunDirectory
 from research.runs.folds import aggregate_folds
-from research.runs.formats import PARTS, read_json
+from research.runs.formats import read_json
 from research.storage.arrays import return_free_memory
 from research_config import PIPELINES, ExperimentConfig, table_paths
 
@@ -101,6 +103,7 @@ def run_folds(
             status = fold_dir.claim({**settings, "fold": fold + 1})
             if status == "finished":
                 fold_dir.check_tables(inputs.comments.file_sha256, table_paths(inputs.config))
+                check_models(fold_dir, inputs.config)
             else:
                 log.info("fold %d of %d", fold + 1, config.num_folds)
                 runtime.timing_s.clear()

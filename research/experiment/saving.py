@@ -21,9 +21,9 @@ from research.experiment.runtime import machine_name
 from research.kd.teacher import Teacher
 from research.models.classifiers import StudentModel, TextClassifier
 from research.models.saved import save_classifier
+from research.names import PARTS
 from research.report.run_page import write_report
 from research.report.trackers import track_run
-from research.runs.formats import PARTS
 from research.runs.run import load_run
 from research.storage.files import publish_folder, remove
 from research.text.batches import Batch, BatchLoader
@@ -130,5 +130,6 @@ def describe_environment(context: RunContext) -> dict[str, Any]:
             "file_sha256": inputs.comments.file_sha256,
             "test_sha256": hash_rows(inputs.comments, inputs.split.test),
         },
+        "models": {side: files.describe() for side, files in inputs.model_files.items()},
         "timing_s": {phase: round(seconds, 2) for phase, seconds in runtime.timing_s.items()},
     }

@@ -23,7 +23,8 @@ from research.kd.loop import TrainingResult
 from research.kd.targets import TeacherTargets
 from research.kd.teacher import Teacher
 from research.models.classifiers import StudentModel
-from research.models.encoders import cut_layers, fingerprint_model, load_encoder
+from research.models.encoders import cut_layers, load_encoder
+from research.models.fingerprint import check_unchanged
 from research.storage.cache import digest_key
 from research.storage.checkpoints import CheckpointFolder
 from research.text.diagnostics import report_sizes
@@ -93,6 +94,7 @@ def build_student(teacher: Teacher | None, inputs: Inputs) -> StudentModel:
         encoder = copy.deepcopy(cast(nn.Module, teacher.model.encoder)).requires_grad_(True)
     else:
         encoder = load_encoder(config.student_path, random_init=config.student_init == "random")
+        check_unchanged(inputs.model_files["student"])
     if config.student_layers is not None:
         with naming_flag("student_layers"):
             encoder = cut_layers(encoder, config.student_layers)
@@ -109,10 +111,10 @@ def build_student(teacher: Teacher | None, inputs: Inputs) -> StudentModel:
 
 def training_identity(teacher: Teacher | None, rows: NDArray[np.int64], context: RunContext) -> dict[str, Any]:
     """Return what a checkpoint must share, beside the config, with the run that goes on from it."""
-    config, comments = context.inputs.config, context.inputs.comments
+    comments, student = context.inputs.comments, context.inputs.model_files.get("student")
     return {
         "teacher": None if teacher is None else teacher.identity,
-        "student": fingerprint_model(config.student_path) if config.student_init == "pretrained" else config.student_init,
+        "student": None if student is None else student.sha256,  # none of its own when it starts as the teacher
         "tokens": [tokens.key for tokens in (context.tokens.student, context.tokens.teacher) if tokens is not None],
         "rows": [hash_rows(comments, part) for part in (rows, context.inputs.split.validation)],
         "versions": {name: version(name) for name in ("torch", "transformers")},

@@ -22,14 +22,15 @@ from research.experiment.training import summarize, train
 from research.kd.layers import compare_layers
 from research.kd.targets import KeptTeacher, LiveTeacher, TeacherTargets
 from research.kd.teacher import Teacher, estimate_bytes, fetch_layers, fetch_logits
-from research.models.classifiers import TeacherModel
-from research.models.encoders import fingerprint_model, load_encoder
+from research.models.classifiers import TeacherModel, TextClassifier
+from research.models.encoders import load_encoder
+from research.models.fingerprint import check_unchanged
 from research.models.saved import load_classifier, save_classifier
-from research.runs.formats import PARTS
+from research.names import PARTS
 from research.storage.arrays import release_pages
 from research.storage.cache import MANIFEST
 from research.storage.checkpoints import CheckpointFolder
-from research.storage.files import link_folder
+from research.storage.files import copy_folder
 from research.text.tokens import fingerprint_tokenizer
 from research_config import settings_that_decide
 from research_distillation import DistillationTrainer, score_teacher
@@ -44,10 +45,8 @@ def get_teacher(context: RunContext) -> Teacher:
     inputs = context.inputs
     checkpoint, shape = inputs.checkpoint, inputs.shapes["teacher"]
     if checkpoint is not None:
-        assert inputs.config.teacher_checkpoint is not None
-        identity = {"files": fingerprint_model(inputs.config.teacher_checkpoint), "labels": list(inputs.comments.label_names)}
         return Teacher(
-            identity,
+            {"files": inputs.model_files["teacher"].sha256, "labels": list(inputs.comments.label_names)},
             shape,
             lambda: checkpoint.model,
             lambda folder: save_classifier(checkpoint.model.cpu(), checkpoint.tokenizer, folder, inputs.model_settings),
@@ -59,12 +58,18 @@ def get_teacher(context: RunContext) -> Teacher:
         fine_tune(context, folder, scratch)
 
     folder = context.runtime.cache.fetch("teachers", teacher_key(inputs, context.runtime), build)
+
+    def load() -> TextClassifier:
+        model = load_classifier(str(folder / "model"), inputs.comments.label_names).model
+        context.runtime.cache.check_unchanged(folder)
+        return model
+
     facts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     return Teacher(
         {"files": json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]},
         shape,
-        lambda: load_classifier(str(folder / "model"), inputs.comments.label_names).model,
-        lambda target: link_folder(folder / "model", target),
+        load,
+        lambda target: copy_folder(folder / "model", target),
         facts["training"],
         facts["parameters"],
     )
@@ -74,7 +79,7 @@ def teacher_key(inputs: Inputs, runtime: Runtime) -> dict[str, Any]:
     """Return everything the fine-tuned teacher's bytes depend on."""
     comments, split = inputs.comments, inputs.split
     return {
-        "model": fingerprint_model(inputs.config.teacher_path),
+        "model": inputs.model_files["teacher"].sha256,
         "tokenizer": fingerprint_tokenizer(inputs.teacher_tokenizer),
         "settings": inputs.model_settings,
         "rows": {part: hash_rows(comments, getattr(split, part)) for part in ("train", "validation")},
@@ -95,6 +100,7 @@ def fine_tune(context: RunContext, folder: Path, scratch: Path) -> None:
     )
     log.info("fine-tuning the teacher %s on %d rows", config.teacher_path, len(inputs.split.train))
     encoder = load_encoder(config.teacher_path)
+    check_unchanged(inputs.model_files["teacher"])
     torch.manual_seed(config.seed)
     num_labels = len(inputs.comments.label_names)
     model = TeacherModel(num_labels=num_labels, dropout=config.dropout, pooling=config.pooling, encoder=encoder)

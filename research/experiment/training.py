@@ -17,7 +17,7 @@ from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs
 from research.kd.loop import TrainingResult
 from research.logs import with_progress
-from research.runs.formats import PARTS
+from research.names import PARTS, SCORES_PER_EPOCH
 from research.storage.checkpoints import CheckpointFolder
 from research.text.batches import BatchLoader
 from research.text.tokens import Tokens
@@ -25,7 +25,6 @@ from research_data import compute_class_weights
 from research_distillation import DistillationTrainer
 
 log = logging.getLogger(__name__)
-SCORES_PER_EPOCH = ("f1_macro", "f1_micro", "average_precision_macro")
 
 
 def train(

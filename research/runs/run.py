@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from research.errors import InputError
-from research.runs.formats import HEADLINE_THRESHOLDS, MODELS, PREDICTION_FILES, dig, read_csv, read_json
+from research.names import HEADLINE_METRIC, MODELS
+from research.runs.formats import PREDICTION_FILES, dig, read_csv, read_json
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -160,7 +161,7 @@ def teacher_headline(metrics: Mapping[str, Any]) -> float | None:
     entry = metrics["headline"]
     if entry["model"] == "teacher":
         return None
-    return dig(metrics.get("mean", metrics), "teacher", entry["part"], HEADLINE_THRESHOLDS, entry["metric"])
+    return dig(metrics.get("mean", metrics), "teacher", entry["part"], *HEADLINE_METRIC.path)
 
 
 def _format_headline(metrics: Mapping[str, Any]) -> str:

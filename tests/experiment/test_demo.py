@@ -94,7 +94,7 @@ def test_interrupted_build_leaves_nothing_behind(tmp_path: Path, monkeypatch: py
 
 def test_build_leaves_the_global_random_state_alone(tmp_path: Path) -> None:
     torch_state, python_state, numpy_state = torch.get_rng_state(), random.getstate(), np.random.get_state(legacy=False)
-    build_demo(tmp_path, seed=3, shared_tokenizer=True)
+    build_demo(tmp_path, seed=3)
     assert torch.equal(torch.get_rng_state(), torch_state)
     assert random.getstate() == python_state
     assert repr(np.random.get_state(legacy=False)) == repr(numpy_state)
@@ -140,13 +140,6 @@ def test_demo_models_load_and_have_different_vocabularies(demo: DemoFiles) -> No
         assert torch.isfinite(output.last_hidden_state).all()
         ids[path] = batch["input_ids"].tolist()
     assert ids[demo.teacher_path] != ids[demo.student_path]
-
-
-def test_shared_tokenizer_gives_both_models_the_same_ids(tmp_path: Path) -> None:
-    files = build_demo(tmp_path, seed=3, shared_tokenizer=True)
-    teacher, student = (AutoTokenizer.from_pretrained(p) for p in (files.teacher_path, files.student_path))
-    texts = [row[0] for row in generate_table(3)[:50]]
-    assert teacher(texts)["input_ids"] == student(texts)["input_ids"]
 
 
 def test_importing_the_demo_does_not_import_torch() -> None:
