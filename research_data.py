@@ -82,10 +82,12 @@ class Comments:
 
     @property
     def text_column(self) -> str:
+        """The text column of the main table."""
         return self.columns.text
 
     @property
     def label_names(self) -> tuple[str, ...]:
+        """The label columns of the main table."""
         return self.columns.labels
 
     @property
@@ -323,6 +325,7 @@ class Texts:
         return len(self.row_counts)
 
     def take(self, texts: NDArray[np.int64]) -> Texts:
+        """Return some of the texts."""
         return Texts(self.positives[texts], self.row_positives[texts], self.row_counts[texts])
 
 

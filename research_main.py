@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 from research.errors import InputError
 from research.experiment.command import report_bad_input, report_interrupt, run_one
+from research.experiment.demo import DEMO_SETTINGS, build_demo
 from research.logs import quiet_libraries, start_logging
 from research.runs.run import result_line
 from research_config import Arguments, ExperimentConfig, parse_arguments
@@ -34,7 +35,7 @@ def main(argv: Sequence[str] | None = None, extras: Extras | None = None) -> int
         arguments = parse_arguments(argv)
         config = apply_demo(arguments) if arguments.config.demo else arguments.config
         if config.sweep:
-            from research.experiment.sweep import run_sweep
+            from research.experiment.sweep import run_sweep  # with multiprocessing and tqdm, for --sweep alone
 
             return run_sweep(config, extras)
     except InputError as error:
@@ -49,8 +50,6 @@ def main(argv: Sequence[str] | None = None, extras: Extras | None = None) -> int
 
 def apply_demo(arguments: Arguments) -> ExperimentConfig:
     """Fill the flags the user did not give with the demo's, and build its corpus and models."""
-    from research.experiment.demo import DEMO_SETTINGS, build_demo
-
     config = arguments.config
     quiet_libraries()
     files = build_demo(Path(config.cache_dir) / "demo", config.split_seed)

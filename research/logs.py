@@ -38,14 +38,17 @@ class LogFile(logging.FileHandler):
         self.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
 
     def emit(self, record: logging.LogRecord) -> None:
+        """Write a message; a disk that is full loses it."""
         with suppress(OSError):
             super().emit(record)
 
     def handleError(self, record: logging.LogRecord) -> None:
+        """Report a fault of our own; one of the disk is not worth a traceback."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
     def close(self) -> None:
+        """Close the file, full disk or not."""
         with suppress(OSError):
             super().close()
 

@@ -8,6 +8,7 @@ imported inside the functions that need them, so that importing this module cost
 from __future__ import annotations
 
 import csv
+import math
 import os
 import random
 import tempfile
@@ -238,8 +239,6 @@ def build_wordpiece_tokenizer(
 
 def build_unigram_tokenizer(texts: Sequence[str], folder: Path, vocab_size: int = 200) -> PreTrainedTokenizerFast:
     """Save an XLM-R-like tokenizer (Unigram pieces with a word-start mark) in `folder` and return it."""
-    import math
-
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     # Metaspace knows only the plain space, so line breaks have to become one before it.

@@ -61,19 +61,26 @@ class Trainer(Protocol):
     student: TextClassifier
 
     @property
-    def objective(self) -> Any: ...
+    def objective(self) -> Any:
+        """The losses of a step, with the projections that are trained beside the student."""
 
-    def build_optimizer(self) -> torch.optim.Optimizer: ...
+    def build_optimizer(self) -> torch.optim.Optimizer:
+        """Return the optimizer of the student and the projections."""
 
-    def set_training_mode(self) -> None: ...
+    def set_training_mode(self) -> None:
+        """Turn the student's dropout on, where it trains."""
 
-    def take_step(self, batches: Sequence[Batch], optimizer: Any, class_weights: Tensor | None, step: int) -> bool: ...
+    def take_step(self, batches: Sequence[Batch], optimizer: Any, class_weights: Tensor | None, step: int) -> bool:
+        """Take one optimizer step over the batches; return whether the weights were updated."""
 
-    def read_losses(self) -> tuple[dict[str, float], int]: ...
+    def read_losses(self) -> tuple[dict[str, float], int]:
+        """Return the row-weighted sums of each loss since they were last read, and the rows."""
 
-    def state_dict(self) -> dict[str, Any]: ...
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the trainer."""
 
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what a checkpoint kept."""
 
 
 class EpochLoop:

@@ -64,6 +64,7 @@ class Teacher:
 
     @cached_property
     def model(self) -> TextClassifier:
+        """The frozen teacher, loaded when it is first asked for."""
         return freeze(self._load())
 
 

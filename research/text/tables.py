@@ -315,6 +315,7 @@ def find_text_column(path: Path, names: Sequence[str], text_column: str | None) 
 
 
 def check_label_names(path: Path, labels: Sequence[str], text: str, names: Sequence[str]) -> None:
+    """Check that the table has each label column, once, and that none is the text."""
     if not labels:
         raise InputError(f"{path}: no label column is named. Set --label_columns.")
     present, counts = set(names), Counter(labels)

@@ -34,9 +34,11 @@ class TextSource(Protocol):
     def __len__(self) -> int: ...
 
     @property
-    def text_sha256(self) -> str: ...
+    def text_sha256(self) -> str:
+        """A hash of all texts, in order."""
 
-    def iter_texts(self) -> Iterator[str]: ...
+    def iter_texts(self) -> Iterator[str]:
+        """Yield every text, in the order of the rows."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +58,7 @@ class Tokens:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
+        """The number of tokens in each row."""
         return np.diff(self.offsets)
 
     def same_ids(self, other: Tokens) -> bool:
