@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import unicodedata
@@ -383,6 +384,23 @@ def test_rows_left_out_of_training_are_not_asked_about(lab: Lab) -> None:
     run_dir = lab.done("run", "--data_fraction 0.3 --cache_dir own_cache")
     rows = read_json(run_dir / "metrics.json")["rows"]
     assert rows["train"] < 30 and rows_asked(lab) == sorted(rows.values())
+
+
+def test_every_phase_says_how_far_it_is_on_stderr_and_in_the_log_file(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("research.logs.SECONDS_BETWEEN_LINES", 0.0)
+    flags = f"{QUICK} --kd_method hidden --layer_mapping 2:2 --with_control --cache_dir other --output_dir results/run"
+    status, _, errors = lab.run(flags)
+    assert status == 0
+    found = re.findall(r"^(.+): (\d+) % \(.+ of .+\), .+ left$", errors, re.MULTILINE)
+    phases = {
+        "tokenising", "teacher outputs", "teacher layers",
+        *(f"{name} {phase}" for name in ("teacher", "student", "control") for phase in ("training", "validation")),
+        *(f"{name} evaluation on {part}" for name in ("student", "control") for part in ("validation", "test")),
+    }  # fmt: skip
+    assert {name for name, _ in found} == phases
+    assert {name for name, share in found if share == "100"} == phases
+    in_file = (lab.folder / "results/run/run.log").read_text(encoding="utf-8")
+    assert all(f"{name}: 100 % (" in in_file for name in phases)
 
 
 # Pipelines and flags
