@@ -55,6 +55,7 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's flags."""
     parser = argparse.ArgumentParser(
         prog="research_compare.py",
         description=__doc__,
@@ -96,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def resample_count(text: str) -> int:
+    """Read a number of resamples, 100 or more."""
     value = int(text)
     if value < 100:
         raise argparse.ArgumentTypeError(f"must be 100 or more, got {value}")

@@ -64,6 +64,7 @@ class Comparison:
 
     @property
     def baseline(self) -> Result:
+        """The row that every other is compared with."""
         return next(result for result in self.results if result.difference is None)
 
     @property
@@ -135,6 +136,7 @@ class Scores:
     resampled: dict[tuple[Path, str], FloatArray]
 
     def of(self, members: Sequence[Member]) -> list[float]:
+        """Return the members' plain scores."""
         return [self.plain[member.run.path, member.model] for member in members]
 
     def mean(self, members: Sequence[Member]) -> tuple[float, FloatArray]:

@@ -182,6 +182,7 @@ def _escape_latex(text: str) -> str:
 
 
 def render_json(comparison: Comparison) -> str:
+    """Return the comparison as JSON, with the values of every run behind a row."""
     records = build_records(comparison)
     for record, result in zip(records, comparison.results, strict=True):
         record["directories"] = [str(member.run.path) for member in result.row.members]

@@ -30,6 +30,7 @@ class Answers:
 
     @property
     def known(self) -> npt.NDArray[np.bool_]:
+        """Cells whose label is known, (N, C)."""
         return ~np.isnan(self.labels)
 
     @property

@@ -56,6 +56,7 @@ def report_bad_input(error: InputError) -> int:
 
 
 def report_interrupt() -> int:
+    """Say how to go on after Ctrl-C."""
     print("interrupted: the same command goes on from here", file=sys.stderr)
     return INTERRUPTED
 
@@ -99,6 +100,7 @@ def run(config: ExperimentConfig, argv: list[str], extras: Extras | None = None)
         InputError: a problem in what the user supplied; nothing has been written.
         RunFailed: the run began and cannot go on.
     """
+    # With torch, which a finished run, a bad flag and --help answer without.
     from research.experiment.inputs import load_inputs
     from research.experiment.run import run_experiment, run_folds
     from research.experiment.runtime import Extras, start_runtime

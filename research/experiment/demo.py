@@ -8,6 +8,7 @@ imported inside the functions that need them, so that importing this module cost
 from __future__ import annotations
 
 import csv
+import math
 import os
 import random
 import tempfile
@@ -16,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from research.storage.files import flush_tree
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -88,6 +91,7 @@ def build_demo(folder: Path, seed: int) -> DemoFiles:
         with tempfile.TemporaryDirectory(prefix=".demo-", dir=folder) as scratch:
             unfinished = Path(scratch) / "demo"
             _write_demo(unfinished, seed)
+            flush_tree(unfinished)
             try:
                 os.rename(unfinished, target)
             except OSError:
@@ -238,8 +242,6 @@ def build_wordpiece_tokenizer(
 
 def build_unigram_tokenizer(texts: Sequence[str], folder: Path, vocab_size: int = 200) -> PreTrainedTokenizerFast:
     """Save an XLM-R-like tokenizer (Unigram pieces with a word-start mark) in `folder` and return it."""
-    import math
-
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     # Metaspace knows only the plain space, so line breaks have to become one before it.

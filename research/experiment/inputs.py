@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from research.errors import InputError, naming_flag
+from research.experiment.seen_texts import Known, part_from_seen
 from research.flags import fields_of_kind
 from research.kd.layers import compare_layers
 from research.models.classifiers import ModelShape
@@ -36,6 +37,7 @@ class Inputs:
     checkpoint: SavedClassifier | None
     shapes: Mapping[str, ModelShape]
     model_files: Mapping[str, ModelFiles]
+    teacher_texts: Known = "known"
 
     @property
     def model_settings(self) -> dict[str, Any]:
@@ -57,11 +59,13 @@ def load_inputs(config: ExperimentConfig, fold: int | None = None) -> Inputs:
     parts = PIPELINES[config.pipeline]
     checkpoint, teacher_tokenizer, student_tokenizer, shapes = None, None, None, {}
     files: dict[str, ModelFiles] = {}
+    teacher_texts: Known = "known"
     if parts.teacher and config.teacher_checkpoint:
         path = config.teacher_checkpoint
         with naming_flag("teacher_checkpoint"):
             checkpoint, files["teacher"] = load_settled(path, lambda: load_classifier(path, comments.label_names))
         teacher_tokenizer, shapes["teacher"] = checkpoint.tokenizer, ModelShape.of(checkpoint.model.backbone_config)
+        split, teacher_texts = part_from_seen(config, checkpoint.settings, comments, split)
     elif parts.teacher:
         teacher_tokenizer, shapes["teacher"] = open_pretrained(config, "teacher_path")
         files["teacher"] = read_model_files(config.teacher_path)
@@ -73,7 +77,7 @@ def load_inputs(config: ExperimentConfig, fold: int | None = None) -> Inputs:
     if parts.student:
         shapes["student"] = cut_shape(config, shapes["student"])
     check_mapping(config, shapes)
-    return Inputs(config, comments, split, teacher_tokenizer, student_tokenizer, checkpoint, shapes, files)
+    return Inputs(config, comments, split, teacher_tokenizer, student_tokenizer, checkpoint, shapes, files, teacher_texts)
 
 
 def open_pretrained(config: ExperimentConfig, flag: str) -> tuple[Any, ModelShape]:

@@ -18,6 +18,7 @@ from research.evaluation.efficiency import LATENCY_BATCH, measure_efficiency
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
 from research.experiment.runtime import machine_name
+from research.experiment.seen_texts import read_seen, storing_seen
 from research.kd.teacher import Teacher
 from research.models.classifiers import StudentModel, TextClassifier
 from research.models.saved import save_classifier
@@ -59,9 +60,12 @@ def save_run(
         publish_model(teacher.store, run_dir.path / "teacher")
     if student is not None:
         settings = inputs.model_settings | {"thresholds": metrics["thresholds"]["student"]}
-        publish_model(
-            lambda folder: save_classifier(student.cpu(), inputs.student_tokenizer, folder, settings), run_dir.path / "student"
+        store = storing_seen(
+            lambda folder: save_classifier(student.cpu(), inputs.student_tokenizer, folder, settings),
+            inputs.comments.text_hash[np.concatenate([inputs.split.train, inputs.split.unlabelled])],
+            *([] if teacher is None else [read_seen(run_dir.path / "teacher")]),
         )
+        publish_model(store, run_dir.path / "student")
     run_dir.write_environment(describe_environment(context))
     write_report(run_dir.path, metrics, lambda index: fetch_texts(index, inputs), plots=context.runtime.extras.plots)
     run_dir.write_metrics(metrics)

@@ -82,7 +82,7 @@ def _train(
     loader = context.training_batches(rows, tokens, config.seed, **carried)
     identity = digest_key(training_identity(teacher, rows, context))
     training = train(name, trainer, loader, CheckpointFolder(checkpoints, identity), context)
-    return TrainedStudent(student, training, predict_parts(student, tokens, context))
+    return TrainedStudent(student, training, predict_parts(name, student, tokens, context))
 
 
 def build_student(teacher: Teacher | None, inputs: Inputs) -> StudentModel:

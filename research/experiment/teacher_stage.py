@@ -18,6 +18,7 @@ from research.evaluation.calibration import sigmoid
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
 from research.experiment.runtime import Runtime
+from research.experiment.seen_texts import read_seen, storing_seen, write_seen
 from research.experiment.training import summarize, train
 from research.kd.layers import compare_layers
 from research.kd.targets import KeptTeacher, LiveTeacher, TeacherTargets
@@ -37,7 +38,7 @@ from research_distillation import DistillationTrainer, score_teacher
 
 log = logging.getLogger(__name__)
 # Part of the cache keys: raise it when the files of an entry change.
-TEACHERS_FORMAT = 2
+TEACHERS_FORMAT = 3
 
 
 def get_teacher(context: RunContext) -> Teacher:
@@ -49,8 +50,11 @@ def get_teacher(context: RunContext) -> Teacher:
             {"files": inputs.model_files["teacher"].sha256, "labels": list(inputs.comments.label_names)},
             shape,
             lambda: checkpoint.model,
-            lambda folder: save_classifier(checkpoint.model.cpu(), checkpoint.tokenizer, folder, inputs.model_settings),
-            {"source": "checkpoint"},
+            storing_seen(
+                lambda folder: save_classifier(checkpoint.model.cpu(), checkpoint.tokenizer, folder, inputs.model_settings),
+                read_seen(str(inputs.config.teacher_checkpoint)),
+            ),
+            {"source": "checkpoint", "training_texts": inputs.teacher_texts},
             sum(parameter.numel() for parameter in checkpoint.model.parameters()),
         )
 
@@ -108,6 +112,7 @@ def fine_tune(context: RunContext, folder: Path, scratch: Path) -> None:
     loader = context.training_batches(inputs.split.train, tokens, config.seed)
     result = train("teacher", trainer, loader, CheckpointFolder(scratch), context)
     save_classifier(model.cpu(), inputs.teacher_tokenizer, folder / "model", inputs.model_settings)
+    write_seen(folder / "model", inputs.comments.text_hash[inputs.split.train])
     facts = {"training": summarize(result), "parameters": sum(parameter.numel() for parameter in model.parameters())}
     (folder / "training.json").write_text(json.dumps(facts, sort_keys=True), encoding="utf-8")
 

@@ -57,6 +57,7 @@ class KeptTeacher:
         self.device = torch.device(device)
 
     def targets(self, batch: Batch) -> Targets:
+        """Read what was kept of the batch's rows."""
         logits = move_tensor(read_logits(self.logits, batch), self.device)
         if self.layers is None:
             return Targets(logits)
@@ -90,6 +91,7 @@ class LiveTeacher:
     # no_grad, not inference_mode: the losses keep teacher tensors for their backward pass.
     @torch.no_grad()
     def targets(self, batch: Batch) -> Targets:
+        """Run the teacher on the batch; logits that are known already are read instead."""
         input_ids, attention_mask = teacher_inputs(batch)
         logits, outputs = self.layers.run(self.model, input_ids, attention_mask)
         outputs, _ = align_outputs(outputs, attention_mask, batch.get("teacher_words"), int(batch.get("num_words", 0)))

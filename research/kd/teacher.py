@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import cached_property
@@ -20,10 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from research.evaluation.predict import predict_logits
 from research.kd.layers import ComparedLayers, LayerOutputs, align_outputs
+from research.logs import with_progress
 from research.models.classifiers import ModelShape, TextClassifier, freeze
 from research.storage.arrays import append_array, map_array, read_ragged, return_free_memory, write_array, write_npy
 from research.storage.cache import Cache
@@ -65,6 +64,7 @@ class Teacher:
 
     @cached_property
     def model(self) -> TextClassifier:
+        """The frozen teacher, loaded when it is first asked for."""
         return freeze(self._load())
 
 
@@ -77,7 +77,7 @@ def fetch_logits(teacher: Teacher, loader: BatchLoader, device: torch.device, ca
     assert loader.teacher_tokens is None
 
     def build(folder: Path, _scratch: Path) -> None:
-        batches = with_progress(loader, "teacher logits")
+        batches = with_progress(loader, "teacher outputs", len(loader))
         logits = predict_logits(teacher.model.to(device), batches, device, num_rows=loader.num_rows)
         write_npy(folder / "logits.npy", logits)
 
@@ -103,10 +103,6 @@ def output_key(teacher: Teacher, loader: BatchLoader, device: torch.device) -> d
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
-
-
-def with_progress(loader: BatchLoader, name: str) -> Any:
-    return tqdm(loader, desc=name, unit="batch", disable=not sys.stderr.isatty(), leave=False)
 
 
 class LayerStore:
@@ -224,7 +220,7 @@ def write_layers(
     # A file's width: that of a state, which relations need not share with the hidden states.
     widths: tuple[dict[str, int], dict[str, int]] = ({}, {})
     with ExitStack() as open_files:
-        for batch in with_progress(loader, "teacher states"):
+        for batch in with_progress(loader, "teacher layers", len(loader)):
             outputs, mask = run_layers(model, layers, move_batch(batch, device))
             rows.append(batch["row"].numpy())
             lengths.append(mask.sum(dim=1).cpu().numpy())

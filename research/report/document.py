@@ -72,6 +72,7 @@ class Heading:
 
     @property
     def anchor(self) -> str:
+        """The name that a link to the section uses."""
         return re.sub(r"\W+", "-", self.text.lower()).strip("-")
 
 

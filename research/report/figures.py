@@ -84,13 +84,16 @@ class Reliability(Protocol):
     """Bins of a reliability diagram, as `research.evaluation.calibration.compute_calibration` returns them."""
 
     @property
-    def mean_prob(self) -> npt.NDArray[np.float64]: ...
+    def mean_prob(self) -> npt.NDArray[np.float64]:
+        """The mean probability in each bin, NaN in an empty one."""
 
     @property
-    def observed_rate(self) -> npt.NDArray[np.float64]: ...
+    def observed_rate(self) -> npt.NDArray[np.float64]:
+        """The share of positives in each bin, NaN in an empty one."""
 
     @property
-    def count(self) -> npt.NDArray[np.int64]: ...
+    def count(self) -> npt.NDArray[np.int64]:
+        """The number of cells in each bin."""
 
 
 def plot_training(

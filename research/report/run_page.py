@@ -124,6 +124,17 @@ def _show(run: Run, *keys: str, sign: str = "") -> str:
 
 
 def _describe_opening(run: Run) -> list[Block]:
+    if dig(run.scores, "training", "teacher", "training_texts") != "unknown":
+        return _describe_outcome(run)
+    doubt = (
+        Strong("The teacher may have seen test rows."),
+        " Its checkpoint does not say which texts it was trained on; if some of the test part were among them, its "
+        "scores and the student's are too high.",
+    )
+    return [*_describe_outcome(run), Paragraph(doubt)]
+
+
+def _describe_outcome(run: Run) -> list[Block]:
     headline = Paragraph(_describe_headline(run))
     if "kd_gain" in run.scores:
         return [*_describe_gain(run), headline]

@@ -42,6 +42,7 @@ class Run:
 
     @property
     def label_names(self) -> tuple[str, ...]:
+        """The labels, in the order of the columns."""
         return tuple(self.metrics["labels"])
 
     @property
@@ -56,6 +57,7 @@ class Run:
 
     @property
     def models(self) -> tuple[str, ...]:
+        """The models that were evaluated, in the order of MODELS."""
         return tuple(model for model in MODELS if model in self.scores)
 
     @cached_property
@@ -77,18 +79,22 @@ class Run:
 
     @cached_property
     def predictions(self) -> Predictions:
+        """The models' predictions of the test part."""
         return read_predictions(self.path / PREDICTION_FILES["test"])
 
     @cached_property
     def validation_predictions(self) -> Predictions:
+        """The models' predictions of the validation part."""
         return read_predictions(self.path / PREDICTION_FILES["validation"])
 
     @cached_property
     def efficiency(self) -> dict[str, Any]:
+        """Size and speed of the models, and their ratios."""
         return read_json(self.path / "efficiency.json")
 
     @cached_property
     def environment(self) -> dict[str, Any]:
+        """Versions, device, command line, data and timings."""
         return read_json(self.path / "environment.json")
 
     def has(self, name: str) -> bool:
@@ -116,6 +122,7 @@ def load_run(path: str | Path) -> Run:
 
 
 def read_history(path: Path) -> list[dict[str, float | None]]:
+    """Return a {column: value} per epoch, None where nothing was computed."""
     header, values = read_csv(path)
     return [
         {name: None if math.isnan(value) else value for name, value in zip(header, row, strict=True)} for row in values.tolist()

@@ -39,6 +39,9 @@ class Corpus:
 
     texts: tuple[str, ...] = TEXTS
 
+    def __len__(self) -> int:
+        return len(self.texts)
+
     @property
     def text_sha256(self) -> str:
         return str(hash(self.texts))
