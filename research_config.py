@@ -27,6 +27,7 @@ from typing import Any, NoReturn
 from research.errors import FlagErrors
 from research.flags import describe
 from research.models.mapping import parse_layer_mapping
+from research.models.pooling import POOLINGS
 
 
 @dataclass(frozen=True)
@@ -188,7 +189,10 @@ class ExperimentConfig:
         check=between(1),
     )
     pooling: str = setting(
-        "cls", "student", "text vector of both models: first token, or mean of the tokens", choices=("cls", "mean")
+        "cls",
+        "student",
+        "text vector of both models; " + "; ".join(f"{name}: {meaning}" for name, meaning in POOLINGS.items()),
+        choices=tuple(POOLINGS),
     )
     freeze_student_encoder: bool = setting(False, "student", "train the student's classifier only")
 

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from research.errors import InputError
 from research.kd.layers import LayerComparison
 from research.models.classifiers import ModelShape
 from research.models.encoders import load_model_config, load_tokenizer
 from research.models.saved import SavedClassifier, load_classifier
+from research.models.trial import Demands, try_classifier, try_encoder, try_pretrained
 from research.storage.arrays import return_free_memory
 from research_config import PIPELINES, ExperimentConfig
 from research_data import Comments, Split, load_comments, split_comments
@@ -55,7 +58,7 @@ def load_inputs(config: ExperimentConfig, fold: int | None = None) -> Inputs:
     parts = PIPELINES[config.pipeline]
     checkpoint, teacher_tokenizer, student_tokenizer, shapes = None, None, None, {}
     if parts.teacher and config.teacher_checkpoint:
-        checkpoint = load_classifier(config.teacher_checkpoint, comments.label_names)
+        checkpoint = load_classifier(config.teacher_checkpoint, comments.label_names, pooling=config.pooling)
         teacher_tokenizer, shapes["teacher"] = checkpoint.tokenizer, ModelShape.of(checkpoint.model.backbone_config)
     elif parts.teacher:
         teacher_config = load_model_config("teacher_path", config.teacher_path)
@@ -67,23 +70,50 @@ def load_inputs(config: ExperimentConfig, fold: int | None = None) -> Inputs:
         student_config = load_model_config("student_path", config.student_path)
         student_tokenizer = load_tokenizer("student_path", config.student_path, config.max_length)
         shapes["student"] = ModelShape.of(student_config)
-    check_layers(config, shapes)
+    try_models(config, checkpoint, check_layers(config, shapes))
     return Inputs(config, comments, split, teacher_tokenizer, student_tokenizer, checkpoint, shapes)
 
 
-def check_layers(config: ExperimentConfig, shapes: Mapping[str, ModelShape]) -> None:
-    """Check --student_layers and --layer_mapping against the models' depths."""
+def check_layers(config: ExperimentConfig, shapes: Mapping[str, ModelShape]) -> LayerComparison | None:
+    """Check --student_layers and --layer_mapping against the models' depths; return what is compared of the layers."""
     if "student" not in shapes:
-        return
+        return None
     student = shapes["student"]
     if config.student_layers is not None and config.student_layers > student.num_layers:
         raise InputError(f"--student_layers: the student has {student.num_layers} layers, got {config.student_layers}")
     if "teacher" in shapes and (config.method.hidden or config.method.attention):
         student = dataclasses.replace(student, num_layers=config.student_layers or student.num_layers)
         try:
-            LayerComparison(config, shapes["teacher"], student)
+            return LayerComparison(config, shapes["teacher"], student)
         except ValueError as error:
             raise InputError(str(error)) from error
+    return None
+
+
+def try_models(config: ExperimentConfig, checkpoint: SavedClassifier | None, comparison: LayerComparison | None) -> None:
+    """Try each model on a few tokens as the run will use it.
+
+    Raises:
+        InputError: one cannot do what is asked of it.
+    """
+    parts = PIPELINES[config.pipeline]
+    teacher = student = Demands(config.max_length, config.pooling)
+    if comparison is not None:
+        teacher = Demands(config.max_length, config.pooling, None, *comparison.layers(0), comparison.relations)
+        student = Demands(config.max_length, config.pooling, None, *comparison.layers(1), comparison.relations)
+    student = dataclasses.replace(student, layers=config.student_layers)
+    of_teacher = config.student_init == "teacher"
+    if checkpoint is not None:
+        where = f"--teacher_checkpoint: {config.teacher_checkpoint}"
+        try_classifier(where, checkpoint.model, teacher)
+        if parts.student and of_teacher:
+            try_encoder(where, copy.deepcopy(cast(nn.Module, checkpoint.model.encoder)), student)
+    elif parts.teacher:
+        try_pretrained("teacher_path", config.teacher_path, teacher)
+        if parts.student and of_teacher:
+            try_pretrained("teacher_path", config.teacher_path, student)
+    if parts.student and not of_teacher:
+        try_pretrained("student_path", config.student_path, student, random_init=config.student_init == "random")
 
 
 def load_data(config: ExperimentConfig, fold: int | None) -> tuple[Comments, Split]:

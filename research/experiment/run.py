@@ -33,7 +33,8 @@ from research.experiment.inputs import Inputs, hash_rows, load_inputs
 from research.kd.loop import TrainingResult
 from research.kd.teacher import Teacher, estimate_bytes, fetch_layers, fetch_logits
 from research.models.classifiers import ModelShape, StudentModel, TeacherModel, TextClassifier
-from research.models.encoders import cut_layers, fingerprint_model, load_encoder
+from research.models.cutting import cut_layers
+from research.models.encoders import fingerprint_model, load_encoder
 from research.models.saved import load_classifier, save_classifier
 from research.report.run_page import write_report
 from research.report.trackers import track_run
@@ -210,7 +211,12 @@ class Experiment:
         checkpoint = self.inputs.checkpoint
         if checkpoint is not None:
             assert self.config.teacher_checkpoint is not None
-            identity = {"files": fingerprint_model(self.config.teacher_checkpoint), "labels": list(self.label_names)}
+            identity = {
+                "files": fingerprint_model(self.config.teacher_checkpoint),
+                "labels": list(self.label_names),
+                # That of the flag, where the files do not say.
+                "pooling": getattr(checkpoint.model, "pooling", None),
+            }
             return Teacher(
                 identity,
                 self.inputs.shapes["teacher"],
