@@ -13,7 +13,7 @@ from transformers import AutoModel
 from research.errors import InputError
 from research.models.encoders import prepare_encoder
 from research.models.mapping import pick_layers
-from research.models.reading import first_line
+from research.models.reading import refusing
 
 # Fields of a configuration that hold one entry a layer.
 LAYER_FIELDS = ("layer_types", "mlp_layer_types", "attention_window")
@@ -35,11 +35,9 @@ def cut_layers(encoder: Any, wanted: int, flag: str = "student_layers") -> nn.Mo
     name = find_layers(encoder)
     if name is None:
         raise InputError(complaint)
-    keep_layers(encoder, name, [layer - 1 for layer in pick_layers(total, wanted)])
-    try:
+    with refusing(complaint):
+        keep_layers(encoder, name, [layer - 1 for layer in pick_layers(total, wanted)])
         check_rebuilt(encoder)
-    except Exception as error:  # the layers kept do not fit the rest of the model, which ends in any error
-        raise InputError(f"{complaint} ({first_line(error)})") from error
     return encoder
 
 

@@ -23,7 +23,7 @@ from research.models.classifiers import EncoderClassifier, SequenceClassifier, T
 from research.models.cutting import sample_ids
 from research.models.encoders import check_unexpected, load_encoder, load_model_config, load_pretrained, open_tokenizer
 from research.models.pooling import POOLINGS
-from research.models.reading import first_line, refusing
+from research.models.reading import refusing
 
 log = logging.getLogger(__name__)
 CLASSIFIER_FILE = "classifier.safetensors"
@@ -159,12 +159,11 @@ def head_labels(settings: Mapping[str, Any], outputs: int, labels: Sequence[str]
 
 
 def read_settings(folder: Path, where: str) -> dict[str, Any]:
-    try:
-        settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    path = folder / SETTINGS_FILE
+    if not path.exists():
         return {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{where}: {SETTINGS_FILE} cannot be read: {first_line(error)}") from error
+    with refusing(f"{where}: {SETTINGS_FILE} cannot be read"):
+        settings = json.loads(path.read_text(encoding="utf-8"))
     if not (isinstance(settings, dict) and is_plausible(settings)):
         raise InputError(f"{where}: {SETTINGS_FILE} does not describe a classifier")
     return settings
