@@ -15,7 +15,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from research.compare.scores import Comparison, compare_runs
-from research.compare.tables import FORMATS, build_cells, describe
+from research.compare.tables import FORMATS, build_cells, explain_columns
 from research.errors import InputError
 from research.evaluation import bootstrap as statistics
 from research.runs.formats import MODELS, PARTS, write_text_atomic
@@ -33,7 +33,7 @@ def render_page(comparison: Comparison, figures: Mapping[Path, str]) -> str:
     note = comparison.baseline_note
     blocks: list[Block] = [Paragraph(f"{note[:1].upper()}{note[1:]}.")]
     blocks.append(Table("Every row against the baseline", header, rows, text_columns=1 + len(comparison.flags)))
-    blocks += map(Paragraph, describe(comparison))
+    blocks += map(Paragraph, explain_columns(comparison))
     if comparison.unfinished:
         blocks += [Heading("Unfinished, left out"), Bullets([str(path) for path in comparison.unfinished])]
     if figures:

@@ -449,7 +449,7 @@ def compute_class_weights(labels: NDArray[np.float32], label_names: Sequence[str
     return weights, warnings
 
 
-def describe(comments: Comments, split: Split) -> dict[str, Any]:
+def summarize_data(comments: Comments, split: Split) -> dict[str, Any]:
     """Return the counts for log and report: what was read, left out, and what each part holds."""
     parts: dict[str, Any] = {}
     for part in PARTS:

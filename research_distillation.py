@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -15,22 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from research.components import COMPONENT_NAMES
-from research.errors import StopRequest, TrainingFault, describe_fault
+from research.errors import StopRequest, TrainingFault, describe_fault, naming_lack_of_memory
 from research.evaluation.metrics import DEFAULT_THRESHOLD, compute_metrics
 from research.evaluation.predict import evaluating
-from research.kd.layers import LayerComparison, LayerOutputs, pool_outputs, read_layer_outputs, word_mask
-from research.kd.loop import OnStep, TrainingResult, Validate, _Fitting
-from research.kd.losses import (
-    MultiLabelDistillationLoss,
-    compute_attention_loss,
-    compute_hidden_state_loss,
-    hard_bce_loss,
-    soft_loss_floor,
-)
-from research.models.classifiers import ModelShape, StudentModel, TeacherModel, TextClassifier, freeze
-from research.models.mapping import pair_name
+from research.kd.loop import EpochLoop, OnStep, TrainingResult, Validate
+from research.kd.losses import MultiLabelDistillationLoss, compute_attention_loss, compute_hidden_state_loss
+from research.kd.objective import DistillationObjective, LabelObjective
+from research.kd.targets import LiveTeacher, TeacherTargets
+from research.models.classifiers import ModelShape, StudentModel, TeacherModel, TextClassifier
 from research.storage.checkpoints import CheckpointFolder
-from research.text.batches import Batch, BatchLoader
+from research.text.batches import Batch, BatchLoader, move_batch
 from research_config import ExperimentConfig
 
 log = logging.getLogger(__name__)
@@ -46,71 +40,47 @@ __all__ = [
 
 
 class DistillationTrainer:
-    """Trains a student on labels and, in `kd_only`, toward a frozen teacher.
+    """Trains a student on labels and, when there is a teacher, toward that teacher.
 
     Args:
-        teacher: Run live for what the batches do not carry; None when they carry all of it, or when
-            the student learns from the labels alone (any other pipeline).
+        teacher: A model, which is frozen and run on every batch; or what answers for one, as `KeptTeacher`;
+            or None when the student learns from the labels alone, whatever the distillation flags say.
         student: Trained in place.
         config: Its distillation and training fields are used.
         device: Where to train.
-        teacher_shape: Needed for hidden and attention losses without a live teacher.
         label_names: Needed for `--label_alphas`, which go by name.
     """
 
     def __init__(
         self,
-        teacher: TextClassifier | None,
+        teacher: TextClassifier | TeacherTargets | None,
         student: TextClassifier,
         config: ExperimentConfig,
         device: torch.device | str,
         *,
-        teacher_shape: ModelShape | None = None,
-        label_names: Iterable[str] = (),
+        label_names: Sequence[str] = (),
     ) -> None:
         self.device = torch.device(device)
         self.config = config
-        self.distils = config.pipeline == "kd_only"
         self.student = student.to(self.device)
-        self.teacher: TextClassifier | None = None
+        self.teacher: TeacherTargets | None = None
+        self.objective: LabelObjective | DistillationObjective = LabelObjective()
         if teacher is not None:
-            self.attach_teacher(teacher)
-        alphas = [config.label_alpha_map.get(label, config.kd_alpha) for label in label_names]
-        self.criterion = MultiLabelDistillationLoss(
-            alphas if config.label_alphas else config.kd_alpha, config.kd_temperature, t_squared=config.t_squared
-        ).to(self.device)
-        self.comparison: LayerComparison | None = None
-        self.projections = nn.ModuleDict()
-        if self.distils and (config.method.hidden or config.method.attention):
-            shape = ModelShape.of(teacher.backbone_config) if teacher_shape is None and teacher is not None else teacher_shape
-            assert shape is not None, "hidden and attention losses need the teacher's shape"
-            self.comparison = LayerComparison(config, shape, ModelShape.of(student.backbone_config))
-            self.projections = self._build_projections(shape)
+            shape = ModelShape.of(teacher.backbone_config) if isinstance(teacher, TextClassifier) else teacher.shape
+            objective = DistillationObjective(config, shape, ModelShape.of(student.backbone_config), label_names)
+            if isinstance(teacher, TextClassifier):
+                comparison = objective.comparison
+                teacher = LiveTeacher(teacher, self.device, None if comparison is None else comparison.teacher)
+            self.teacher, self.objective = teacher, objective.to(self.device)
         if config.freeze_student_encoder:
             cast(nn.Module, student.encoder).requires_grad_(False)
         self.parameters = [
-            parameter
-            for module in (self.student, self.projections)
-            for parameter in module.parameters()
-            if parameter.requires_grad
+            parameter for module in (self.student, self.objective) for parameter in module.parameters() if parameter.requires_grad
         ]
         self.autocast_dtype = choose_autocast_dtype(config, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast_dtype is torch.float16)
         self._fault_flag = torch.zeros((), device=self.device)
         self._unchecked: list[tuple[int, Tensor, Tensor]] = []
-
-    def attach_teacher(self, teacher: TextClassifier) -> None:
-        """Run this teacher live for what the batches do not carry."""
-        self.teacher = freeze(teacher.to(self.device))
-
-    def _build_projections(self, teacher: ModelShape) -> nn.ModuleDict:
-        """Build the learned maps from the student's width to the teacher's, one per mapped pair."""
-        assert self.comparison is not None
-        width = self.student.hidden_size
-        if not self.comparison.method.hidden or width == teacher.hidden_size:
-            return nn.ModuleDict()
-        names = [pair_name(*pair) for pair in self.comparison.pairs]
-        return nn.ModuleDict({name: nn.Linear(width, teacher.hidden_size) for name in names}).to(self.device)
 
     def build_optimizer(self) -> torch.optim.AdamW:
         """Build AdamW over the student and the projections; biases and norms are not decayed."""
@@ -130,94 +100,59 @@ class DistillationTrainer:
         Raises:
             TrainingFault: the loss or the gradient is not finite; the student is left as it was.
         """
-        self.student.train()
+        self.set_training_mode()
         optimizer.zero_grad(set_to_none=True)
         weights = None if class_weights is None else class_weights.to(self.device)
-        losses = self._backward(batch, weights, 1.0)
-        self._update(optimizer, [batch], [losses], step=1)
-        self.check_faults()
-        return {name: float(losses[name]) for name in COMPONENT_NAMES if name in losses}
+        self.take_step([batch], optimizer, weights, step=1)
+        _, row, _ = self._unchecked[-1]
+        self.read_losses()
+        found = dict(zip(COMPONENT_NAMES, row.tolist(), strict=False))
+        return {name: found[name] for name in self.objective.components}
+
+    def set_training_mode(self) -> None:
+        """Turn the student's dropout on, but for an encoder that stays frozen."""
+        self.student.train()
+        if self.config.freeze_student_encoder:
+            cast(nn.Module, self.student.encoder).eval()
+
+    def take_step(self, batches: Sequence[Batch], optimizer: Any, class_weights: Tensor | None, step: int) -> bool:
+        """Sum up the gradients of some batches, equally weighted, and step; return whether the weights were updated.
+
+        The losses stay on the device until `read_losses`, so a step waits for nothing.
+
+        Raises:
+            TrainingFault: memory ran out.
+        """
+        with naming_lack_of_memory(step, batches):
+            losses = [self._backward(batch, class_weights, 1.0 / len(batches)) for batch in batches]
+        return self._update(optimizer, batches, losses, step)
 
     def compute_losses(self, batch: Batch, class_weights: Tensor | None) -> dict[str, Tensor]:
         """Return every loss component of a batch on the device, `total_loss` with its gradient."""
         with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            logits, student = self._run_student(batch)
-        if not self.distils:
-            hard, known = hard_bce_loss(logits, batch["labels"], class_weights)
-            hard_loss = hard.sum() / known.sum().clamp_min(1.0)
-            return {"total_loss": hard_loss, "hard_loss": hard_loss.detach()}
-        teacher_logits, teacher = self._teacher_targets(batch)
-        losses = self.criterion(logits, teacher_logits, batch["labels"], class_weights)
-        floor = soft_loss_floor(teacher_logits, self.criterion.temperature, t_squared=self.criterion.t_squared).mean()
-        result = {name: loss.detach() for name, loss in losses.items()} | {"soft_excess": losses["soft_loss"].detach() - floor}
-        total = losses["total_loss"]
-        if self.comparison is not None:
-            extra = self._compare_layers(batch, teacher, student)
-            weights = {"hidden_loss": self.config.hidden_loss_weight, "attention_loss": self.config.attention_loss_weight}
-            for name, loss in extra.items():
-                total = total + weights[name] * loss
-                result[name] = loss.detach()
-        return result | {"total_loss": total}
-
-    def _run_student(self, batch: Batch) -> tuple[Tensor, LayerOutputs]:
-        if self.comparison is None:
-            return self.student(batch["input_ids"], batch["attention_mask"])["logits"], LayerOutputs()
-        return self.comparison.run(self.student, 1, batch["input_ids"], batch["attention_mask"])
-
-    def _teacher_targets(self, batch: Batch) -> tuple[Tensor, LayerOutputs]:
-        """Return the teacher's logits and layer outputs: from the batch, or from the live teacher in float32."""
-        kept = read_layer_outputs(batch)
-        if "teacher_logits" in batch and (self.comparison is None or kept is not None):
-            return batch["teacher_logits"], kept or LayerOutputs()
-        assert self.teacher is not None, "the batch carries no teacher outputs and there is no live teacher"
-        input_ids = batch.get("teacher_input_ids", batch["input_ids"])
-        attention_mask = batch.get("teacher_attention_mask", batch["attention_mask"])
-        # no_grad, not inference_mode: the losses keep teacher tensors for their backward pass.
-        with torch.no_grad():
-            if self.comparison is None:
-                return self.teacher(input_ids, attention_mask)["logits"], LayerOutputs()
-            logits, outputs = self.comparison.run(self.teacher, 0, input_ids, attention_mask)
-            if "teacher_words" in batch:
-                outputs = pool_outputs(outputs, batch["teacher_words"], int(batch["num_words"]))
-        return batch.get("teacher_logits", logits), outputs
-
-    def _compare_layers(self, batch: Batch, teacher: LayerOutputs, student: LayerOutputs) -> dict[str, Tensor]:
-        assert self.comparison is not None
-        mask = batch["attention_mask"].bool()
-        if "student_words" in batch:
-            num_words = int(batch["num_words"])
-            mask = word_mask(batch["student_words"], num_words)
-            student = pool_outputs(student, batch["student_words"], num_words)
-        projections = self.projections if len(self.projections) else None
-        return self.comparison.losses(teacher, student, mask, projections)  # type: ignore[arg-type]
-
-    def _to_device(self, batch: Batch) -> Batch:
-        if self.device.type != "cuda":
-            return batch
-        return {
-            name: tensor if tensor.dim() == 0 else tensor.pin_memory().to(self.device, non_blocking=True)
-            for name, tensor in batch.items()
-        }
+            logits, layers = self.objective.student_layers.run(self.student, batch["input_ids"], batch["attention_mask"])
+        targets = None if self.teacher is None else self.teacher.targets(batch)
+        return self.objective(logits, layers, targets, batch, class_weights)
 
     def _backward(self, batch: Batch, class_weights: Tensor | None, share: float) -> dict[str, Tensor]:
-        """Add a batch's gradient, weighed by its share of the optimizer step."""
-        losses = self.compute_losses(self._to_device(batch), class_weights)
+        """Add a batch's gradient, weighted by its share of the optimizer step."""
+        losses = self.compute_losses(move_batch(batch, self.device), class_weights)
         self.scaler.scale(losses["total_loss"] * share).backward()
         return {name: loss.detach() for name, loss in losses.items()}
 
-    def _update(self, optimizer: Any, batches: list[Batch], losses: list[dict[str, Tensor]], step: int) -> bool:
+    def _update(self, optimizer: Any, batches: Sequence[Batch], losses: Sequence[Mapping[str, Tensor]], step: int) -> bool:
         """Clip and step; return whether the weights were updated.
 
         A non-finite loss or gradient raises a flag on the device that makes the fused optimizer leave
         the weights alone from then on, so the host need not wait for every step to see it:
-        `check_faults` reads the flag later and the weights are still those of the last good step.
+        `read_losses` reads the flag later and the weights are still those of the last good step.
         """
         self.scaler.unscale_(optimizer)
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip_norm)
         for batch, components in zip(batches, losses, strict=True):
             row = torch.stack([components.get(name, norm.new_zeros(())) for name in COMPONENT_NAMES] + [norm])
             self._unchecked.append((step, row, batch.get("row", batch.get("index", torch.empty(0)))))
-            # An overflow of scaled gradients is the scaler's business; a non-finite loss never is.
+            # Scaled gradients may overflow: the scaler then skips the step. A loss never may.
             judged = row[:-1] if self.scaler.is_enabled() else row
             self._fault_flag = torch.maximum(self._fault_flag, 1.0 - torch.isfinite(judged).all().float())
         if not self.scaler.is_enabled():
@@ -235,8 +170,8 @@ class DistillationTrainer:
         optimizer.zero_grad(set_to_none=True)
         return self.scaler.get_scale() >= scale
 
-    def check_faults(self) -> tuple[dict[str, float], int]:
-        """Read the components of the steps since the last check: their row-weighted sums, and the rows.
+    def read_losses(self) -> tuple[dict[str, float], int]:
+        """Read the components of the steps since the last call: their row-weighted sums, and the rows.
 
         Raises:
             TrainingFault: one of those steps had a non-finite loss or gradient.
@@ -263,10 +198,23 @@ class DistillationTrainer:
         for step, row, rows in steps:
             values = row.double().cpu().numpy()
             bad = ~np.isfinite(values)
-            # An overflow of scaled gradients is the scaler's business.
             bad[-1] &= not self.scaler.is_enabled()
             if bad.any():
                 raise TrainingFault(describe_fault(step, (*COMPONENT_NAMES, "grad_norm"), values, bad, rows))
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what a checkpoint keeps of the trainer: the student, the projections and the scaler."""
+        return {
+            "student": self.student.state_dict(),
+            "objective": self.objective.state_dict(),
+            "scaler": self.scaler.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Put a checkpoint's state back."""
+        self.student.load_state_dict(state["student"])
+        self.objective.load_state_dict(state["objective"])
+        self.scaler.load_state_dict(state["scaler"])
 
     def fit(
         self,
@@ -286,7 +234,8 @@ class DistillationTrainer:
             TrainingFault: a non-finite loss or gradient; the last checkpoint stays.
             Interrupted: `stop` was requested; a checkpoint has been written.
         """
-        return _Fitting(self, loader, validate, class_weights, checkpoints, stop, on_step).run()
+        weights = None if class_weights is None else class_weights.to(self.device)
+        return EpochLoop(self, loader, validate, weights, checkpoints, stop, on_step).run()
 
 
 def choose_autocast_dtype(config: ExperimentConfig, device: torch.device) -> torch.dtype | None:

@@ -10,6 +10,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from research.errors import InputError
 from research.experiment.command import report_bad_input, report_interrupt, run_one
@@ -17,9 +18,16 @@ from research.logs import quiet_libraries, start_logging
 from research.runs.run import result_line
 from research_config import Arguments, ExperimentConfig, parse_arguments
 
+if TYPE_CHECKING:
+    from research.experiment.runtime import Extras
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit status; the last line on stdout is the run and its headline."""
+
+def main(argv: Sequence[str] | None = None, extras: Extras | None = None) -> int:
+    """Run one command and return its exit status; the last line on stdout is the run and its headline.
+
+    Args:
+        extras: What to cut short because no result depends on it.
+    """
     argv = list(sys.argv[1:] if argv is None else argv)
     start_logging()
     try:
@@ -28,12 +36,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if config.sweep:
             from research.experiment.sweep import run_sweep
 
-            return run_sweep(config)
+            return run_sweep(config, extras)
     except InputError as error:
         return report_bad_input(error)
     except KeyboardInterrupt:
         return report_interrupt()
-    status, metrics = run_one(config, argv)
+    status, metrics = run_one(config, argv, extras)
     if metrics is not None:
         print(result_line(config.run_dir, metrics))
     return status

@@ -30,8 +30,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parent.parent / name) for name in (
 from hypothesis import HealthCheck, Phase, given, settings  # noqa: E402
 from hypothesis import strategies as st  # noqa: E402
 from hypothesis.configuration import set_hypothesis_home_dir  # noqa: E402
-from test_config import ARGUMENTS, FIELDS, JSON_VALUES  # noqa: E402
-from test_data import CONTENTS  # noqa: E402
+from support.strategies import ARGUMENTS, FIELDS, JSON_VALUES, TABLE_BYTES  # noqa: E402
 
 from research.errors import FlagErrors, InputError  # noqa: E402
 from research.experiment.inputs import load_data  # noqa: E402
@@ -59,8 +58,10 @@ def tables(draw: st.DrawFn) -> tuple[bytes, str]:
     suffix = draw(st.sampled_from(LIKELY_SUFFIXES))
     table = [["text", *draw(st.lists(NAMES, max_size=3, unique=draw(st.integers(0, 5)) > 0))]]
     labels = len(table[0]) - 1
-    for number in range(draw(st.sampled_from(ROW_COUNTS))):
-        table.append([f"comment {number}", *(str(number * (place + 1) % 3 % 2) for place in range(labels))])
+    table += [
+        [f"comment {number}", *(str(number * (place + 1) % 3 % 2) for place in range(labels))]
+        for number in range(draw(st.sampled_from(ROW_COUNTS)))
+    ]
     for _ in range(draw(st.sampled_from((0, 0, 1, 2)))):
         cells = table[draw(st.integers(0, len(table) - 1))]
         place = draw(st.integers(0, len(cells)))
@@ -110,8 +111,8 @@ class Cases:
             config = parse_arguments(argv).config
             load_data(config, 0 if config.num_folds > 1 else None)
         except InputError as error:
-            faults = error.faults if isinstance(error, FlagErrors) else [str(error)]
-            assert faults and all(len(str(fault).splitlines()) == 1 for fault in faults), faults
+            problems = error.problems if isinstance(error, FlagErrors) else [str(error)]
+            assert problems and all(len(problem.splitlines()) == 1 for problem in problems), problems
             return "refused"
         except SystemExit as stop:
             return "help" if stop.code == 0 else f"exit status {stop.code}"
@@ -159,7 +160,7 @@ def fuzz(cases: Cases, count: int) -> dict[str, int]:
 
     plans: dict[str, tuple[float, Callable[..., None], tuple[Any, ...]]] = {
         "nearly right tables": (0.4, table, (tables(), flags)),
-        "tables of any bytes": (0.2, table, (st.tuples(CONTENTS, st.sampled_from(SUFFIXES)), flags)),
+        "tables of any bytes": (0.2, table, (st.tuples(TABLE_BYTES, st.sampled_from(SUFFIXES)), flags)),
         "config objects": (0.2, config_object, (objects,)),
         "config files of any bytes": (0.05, config_bytes, (st.binary(max_size=60),)),
         "arguments": (0.15, arguments, (st.lists(ARGUMENTS, max_size=8),)),

@@ -69,7 +69,7 @@ def build_folders(root: Path) -> dict[str, Path]:
         save_file(weights, folders[name] / "model-00001-of-00001.safetensors", {"format": "pt"})
         index = {"metadata": {}, "weight_map": dict.fromkeys(weights, "model-00001-of-00001.safetensors")}
         (folders[name] / "model.safetensors.index.json").write_text(json.dumps(index), encoding="utf-8")
-    tokenizer = load_tokenizer("student_path", str(folders["encoder"]), 32)
+    tokenizer = load_tokenizer(str(folders["encoder"]))
     student = StudentModel(str(folders["encoder"]), len(LABELS), 0.1, 8)
     save_classifier(student, tokenizer, root / "student", {"labels": list(LABELS), "max_length": 32})
     shutil.copytree(folders["pickled"], root / "head" / "encoder")
@@ -155,15 +155,15 @@ def load_as(kind: int, name: str) -> None:
     """Load a folder in one of the ways in which a run does."""
     demands = Demands(32, "mean", None, (1,), (1,))
     if kind == 0:
-        load_model_config("student_path", name)
+        load_model_config(name)
     elif kind == 1:
-        load_tokenizer("student_path", name, 32)
+        load_tokenizer(name)
     elif kind == 2:
         load_encoder(name)
     elif kind == 3:
-        try_pretrained("student_path", name, demands)
+        try_pretrained(name, demands)
     else:
-        try_classifier(f"--teacher_checkpoint: {name}", load_classifier(name, LABELS).model, demands)
+        try_classifier(name, load_classifier(name, LABELS).model, demands)
 
 
 LOADERS = {"encoder": (0, 1, 2, 3), "pickled": (1, 2, 3), "sharded": (1, 2, 3), "student": (4,), "head": (4,), "classifier": (4,)}

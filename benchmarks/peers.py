@@ -68,7 +68,7 @@ def build_sides(arguments: argparse.Namespace, scratch: Path) -> tuple[dict[str,
     num_labels = len(bench.comments.label_names)
     student = common.build_student(arguments.model, num_labels, arguments.student_layers)
     config = bench.config(pipeline="kd_only")
-    logits = bench.compute_logits()
+    kept = bench.keep_teacher(config, arguments.student_layers)
     loader = bench.build_training_loader()
     batches = [{name: batch[name] for name in ("input_ids", "attention_mask", "labels")} for batch in loader]
     stock_teacher, stock_student = (make_stock_classifier(model).to(bench.device) for model in (bench.teacher.model, student))
@@ -76,9 +76,9 @@ def build_sides(arguments: argparse.Namespace, scratch: Path) -> tuple[dict[str,
 
     def build_suite(*, live: bool) -> Side:
         trainer = research_distillation.DistillationTrainer(
-            bench.teacher.model if live else None, copy.deepcopy(student), config, bench.device
+            bench.teacher.model if live else kept, copy.deepcopy(student), config, bench.device
         )
-        own_loader = bench.build_training_loader(**({} if live else {"teacher_logits": logits}))
+        own_loader = bench.build_training_loader()
         return lambda: common.time_last_steps(
             lambda: trainer.fit(own_loader, lambda _: {"f1_macro": 0.0}), bench.steps, arguments.device
         )

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import copy
+import dataclasses
 import sys
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -30,9 +31,11 @@ from reference_loop import PaddedRows, evaluate_padded
 from torch.utils.data import DataLoader
 
 from research.evaluation.predict import predict_logits
-from research.experiment.run import EVAL_BATCH, EVAL_TOKENS
+from research.experiment.context import EVAL_BATCH, EVAL_TOKENS
+from research.kd.layers import compare_layers
+from research.kd.targets import KeptTeacher, TeacherTargets
 from research.kd.teacher import Teacher, fetch_layers, fetch_logits
-from research.models.classifiers import POSITIONWISE_PARTS, ModelShape
+from research.models.classifiers import POSITIONWISE_PARTS, ModelShape, TextClassifier
 from research.storage.cache import Cache
 from research.text.batches import BatchLoader, padding_ratio
 from research.text.tokens import Tokens, tokenize
@@ -73,7 +76,7 @@ class Bench:
         self.tokenizer = AutoTokenizer.from_pretrained(arguments.model)
         self.tokens: Tokens = tokenize(self.comments, self.tokenizer, common.MAX_LENGTH, self.cache, with_words=False)
         model = common.build_teacher(arguments.model, len(self.comments.label_names))
-        self.teacher = Teacher({"seed": common.SEED}, ModelShape.of(model.backbone_config), lambda: model, lambda _: None, {})
+        self.teacher = Teacher({"seed": common.SEED}, ModelShape.of(model.backbone_config), lambda: model, lambda _: None, {}, 0)
         self.steps = min(arguments.steps, -(-len(self.rows) // common.BATCH))
 
     def build_evaluation_loader(self, rows: NDArray[np.int64]) -> BatchLoader:
@@ -102,30 +105,30 @@ class Bench:
         logits[rows] = fetch_logits(self.teacher, self.build_evaluation_loader(rows), self.device, self.cache)
         return logits
 
+    def keep_teacher(self, config: ExperimentConfig, student_layers: int) -> KeptTeacher:
+        """Return the teacher's answers to the rows that are trained on, written down beforehand."""
+        student = dataclasses.replace(self.teacher.shape, num_layers=student_layers)
+        comparison = compare_layers(config, self.teacher.shape, student)
+        store = None
+        if comparison is not None:
+            planned = self.build_evaluation_loader(self.planned_rows())
+            store = fetch_layers(self.teacher, comparison.teacher, planned, self.device, self.cache)
+        return KeptTeacher(self.teacher.shape, self.compute_logits(), store, self.device)
+
 
 def build_sides(bench: Bench, layers: int) -> dict[str, Side]:
     """Return every kind of step for a student of `layers` layers; each trains a copy of the same student."""
     student = common.build_student(bench.arguments.model, len(bench.comments.label_names), layers)
-    logits = bench.compute_logits()
 
     def build_side(method: str, *, live: bool) -> Side:
         distils = method in KD_METHODS
-        config = bench.config(pipeline="kd_only" if distils else "student_only", kd_method=method if distils else "logit")
-        trainer = DistillationTrainer(
-            bench.teacher.model if live else None,
-            copy.deepcopy(student),
-            config,
-            bench.device,
-            teacher_shape=bench.teacher.shape,
-            label_names=bench.comments.label_names,
-        )
-        extras: dict[str, Any] = {}
-        if distils and not live:
-            extras["teacher_logits"] = logits
-            if trainer.comparison is not None:
-                planned = bench.build_evaluation_loader(bench.planned_rows())
-                extras["teacher_layers"] = fetch_layers(bench.teacher, trainer.comparison, planned, bench.device, bench.cache)
-        loader = bench.build_training_loader(**extras)
+        config = bench.config(kd_method=method if distils else "logit")
+        teacher: TextClassifier | TeacherTargets | None = None
+        if distils:
+            teacher = bench.teacher.model if live else bench.keep_teacher(config, layers)
+        label_names = bench.comments.label_names
+        trainer = DistillationTrainer(teacher, copy.deepcopy(student), config, bench.device, label_names=label_names)
+        loader = bench.build_training_loader()
 
         def train() -> None:
             with patch.dict(POSITIONWISE_PARTS, clear=method == PLAIN_WHOLE):

@@ -2,26 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
+LONGEST_VALUE = 120
+LONGEST_REASON = 300
+ROWS_SHOWN = 8
+
 
 class InputError(ValueError):
-    """A fault in what the user supplied: one line naming what was found, where, and what to do."""
+    """What the user supplied cannot be used: one line naming what was found, where, and what to do."""
 
 
 class FlagErrors(InputError):
-    """Every fault found in the flags, one line each."""
+    """Every problem found in the flags, one line each."""
 
-    def __init__(self, faults: Sequence[str]) -> None:
-        self.faults = tuple(map(escape_controls, faults))
-        super().__init__("\n".join(self.faults))
+    def __init__(self, problems: Sequence[str]) -> None:
+        self.problems = tuple(map(escape_controls, problems))
+        super().__init__("\n".join(self.problems))
+
+
+@contextmanager
+def naming_flag(name: str) -> Iterator[None]:
+    """Put the flag whose value is being used in front of what is wrong with it.
+
+    Raises:
+        InputError: as the code below it does, with `--name: ` before it.
+    """
+    try:
+        yield
+    except InputError as error:
+        raise InputError(f"--{name}: {error}") from error
 
 
 def escape_controls(text: str) -> str:
@@ -29,11 +47,40 @@ def escape_controls(text: str) -> str:
     return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
 
 
-ROWS_SHOWN = 8
+def quote_value(value: Any, longest: int = LONGEST_VALUE) -> str:
+    """Return a value as an error line shows it: on one line, and not at any length."""
+    if isinstance(value, list | dict):
+        return "a list" if isinstance(value, list) else "an object"
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    return _shorten(repr(value), longest)
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its class when it says nothing.
+
+    Libraries go on with advice for programmers, which does not apply to a flag's value.
+    """
+    lines = str(error).strip().splitlines()
+    if not lines:
+        return type(error).__name__
+    # "Class validation error for validator 'x':" is followed by the reason.
+    text = " ".join(map(str.strip, lines[:2])) if lines[0].endswith(":") else lines[0]
+    # A LookupError's text is the bare key, which reads as if it were the reason.
+    text = f"{type(error).__name__} {text}" if isinstance(error, LookupError) else text
+    return _shorten(escape_controls(text), LONGEST_REASON)
+
+
+def _shorten(text: str, longest: int) -> str:
+    return text if len(text) <= longest else text[:longest] + "..."
 
 
 class TrainingFault(RuntimeError):
     """Training cannot go on: one line naming the step, what was found and what to try."""
+
+
+class WeakTeacher(Exception):
+    """The teacher's validation macro-F1 is under --min_teacher_f1."""
 
 
 class Interrupted(Exception):
@@ -76,7 +123,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 @contextmanager
 def naming_lack_of_memory(step: int, batches: Sequence[dict[str, Tensor]]) -> Iterator[None]:
-    """Turn running out of memory in a step into a fault that says how large the step was.
+    """Turn running out of memory in a step into an error that says how large the step was.
 
     Raises:
         TrainingFault: memory ran out; any other error passes.

@@ -1,29 +1,382 @@
-"""Flags made from a dataclass of settings."""
+"""Flags made from a frozen dataclass of settings: declared at its fields, read, checked and written.
+
+The dataclass is an argument everywhere, so nothing here knows what its settings are for. Only the standard
+library is imported, so `--help` and a bad flag answer at once.
+"""
 
 from __future__ import annotations
 
+import argparse
+import dataclasses
+import functools
+import itertools
 import json
-from typing import Any
+import math
+import os
+import stat
+import types
+import typing
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, NoReturn, TypeVar
 
-LONGEST_SHOWN = 120
+from research.errors import FlagErrors, first_line, quote_value
+
+Settings = TypeVar("Settings")
+Check = Callable[[Any], str | None]
+# What a value is beyond its type: a file, a name in its header, or a folder.
+Kind = Literal["value", "table", "column", "model", "folder"]
+METAVARS = {"table": "FILE", "column": "NAME", "model": "MODEL", "folder": "FOLDER"}
+# Past this a seed, a size or a count overflows in one of the libraries below.
+LARGEST_WHOLE_NUMBER = 2**31 - 1
 
 
-def describe(value: Any) -> str:
-    """Return a value as an error line shows it: on one line, and not at any length."""
-    if isinstance(value, list | dict):
-        return "a list" if isinstance(value, list) else "an object"
-    if value is None or isinstance(value, bool):
-        return json.dumps(value)
-    text = repr(value)
-    return text if len(text) <= LONGEST_SHOWN else text[:LONGEST_SHOWN] + "..."
+def setting(
+    default: Any,
+    group: str,
+    help_text: str,
+    *,
+    decides: str | Collection[str],
+    kind: Kind = "value",
+    rows: str | None = None,
+    choices: Sequence[str] | None = None,
+    check: Check | None = None,
+    metavar: str | None = None,
+    repeatable: bool = False,
+) -> Any:
+    """Declare one field together with everything there is to know of its flag.
+
+    Args:
+        decides: What a change of the value can change, in words of the dataclass's own choice.
+        rows: For a table, what its rows are called where several tables are told apart.
+        choices: The texts it may hold.
+        check: Returns what is wrong with a value, None when nothing is.
+        metavar: What the help shows for the value, where neither kind nor type say it.
+        repeatable: For a list, whether a second flag adds to the first.
+    """
+    metadata = {
+        "group": group,
+        "help": help_text,
+        "decides": frozenset({decides} if isinstance(decides, str) else decides),
+        "kind": kind,
+        "rows": rows,
+        "choices": choices,
+        "check": check,
+        "metavar": metavar or METAVARS.get(kind),
+        "repeatable": repeatable,
+    }
+    return dataclasses.field(default=default, metadata=metadata)
 
 
-def format_flag(value: Any) -> str:
-    """Return a flag's value as it is typed: on or off, lists by spaces, nothing for an unset one."""
+def between(low: float, high: float = math.inf, *, open_low: bool = False, note: str = "") -> Check:
+    """Return a check that a number lies in [low, high], or in (low, high] with `open_low`."""
+    bounds = [f"greater than {low}" if open_low else f"at least {low}"]
+    if high < math.inf:
+        bounds.append(f"at most {high}")
+
+    def check(value: float) -> str | None:
+        inside = (low < value if open_low else low <= value) and value <= high
+        return None if inside else f"must be {' and '.join(bounds)}, got {value}" + (f" ({note})" if note else "")
+
+    return check
+
+
+def fields_that_decide(settings: Any, *what: str) -> tuple[str, ...]:
+    """Return the names of the fields, of a dataclass or of one of its instances, that decide any of `what`."""
+    return tuple(entry.name for entry in dataclasses.fields(settings) if entry.metadata["decides"] & set(what))
+
+
+def fields_of_kind(settings: Any, kind: Kind) -> tuple[str, ...]:
+    """Return the names of the fields of a kind."""
+    return tuple(entry.name for entry in dataclasses.fields(settings) if entry.metadata["kind"] == kind)
+
+
+@functools.cache
+def field_types(settings_class: type[Any]) -> dict[str, tuple[Any, ...]]:
+    """Return the types each field accepts, as {"student_layers": (int, NoneType)}."""
+    hints = typing.get_type_hints(settings_class)
+    options = {name: typing.get_args(hint) if isinstance(hint, types.UnionType) else (hint,) for name, hint in hints.items()}
+    return {name: tuple(typing.get_origin(option) or option for option in found) for name, found in options.items()}
+
+
+def accepts(settings_class: type[Any], name: str, kind: type) -> bool:
+    # mypy takes an unknown class for one that may not be hashable.
+    return kind in field_types(settings_class)[name]  # type: ignore[arg-type]
+
+
+class RaisingParser(argparse.ArgumentParser):
+    """An argparse parser that raises its complaint, so it can be reported together with the others."""
+
+    def error(self, message: str) -> NoReturn:
+        raise FlagErrors([message.removeprefix("argument ")])
+
+
+def make_parser(settings_class: type[Any], **texts: str) -> RaisingParser:
+    """Build the parser from a dataclass's fields; values stay text until `convert`.
+
+    Args:
+        texts: What argparse says around the flags: prog, usage, description, epilog.
+    """
+    parser = RaisingParser(**texts, allow_abbrev=False, argument_default=argparse.SUPPRESS)  # type: ignore[arg-type]
+    parser.add_argument(
+        "--config", metavar="FILE", help="take the flags of an earlier run's config.json; flags given beside it win"
+    )
+    for title, entries in itertools.groupby(dataclasses.fields(settings_class), lambda entry: entry.metadata["group"]):
+        group = parser.add_argument_group(title)
+        for entry in entries:
+            group.add_argument(f"--{entry.name}", **flag_options(settings_class, entry))
+    return parser
+
+
+def flag_options(settings_class: type[Any], entry: dataclasses.Field[Any]) -> dict[str, Any]:
+    """Return what argparse needs to know of a field's flag."""
+    meta, default = entry.metadata, entry.default
+    shown = {True: "on", False: "off"}[default] if isinstance(default, bool) else default
+    help_text = meta["help"] if shown is None or shown == () else f"{meta['help']} (default: {shown})"
+    options: dict[str, Any] = {"help": help_text.replace("%", "%%")}
+    if isinstance(default, bool):
+        return options | {"action": argparse.BooleanOptionalAction}
+    if meta["choices"]:
+        return options | {"metavar": "{" + ",".join(meta["choices"]) + "}"}
+    takes = functools.partial(accepts, settings_class, entry.name)
+    by_type = "N" if takes(int) else "X" if takes(float) else "TEXT"
+    return options | {"metavar": meta["metavar"] or by_type} | ({"nargs": "+"} if takes(tuple) else {})
+
+
+def parse_flags(
+    settings_class: type[Settings],
+    parser: RaisingParser,
+    argv: Sequence[str],
+    check: Callable[[Settings], Sequence[str]],
+    other_keys: Collection[str] = (),
+) -> tuple[Settings, frozenset[str]]:
+    """Return the settings of a command line, and the fields that a flag or the --config file set.
+
+    Args:
+        check: Returns what is wrong with settings that could be read, as `--flag: what` lines.
+        other_keys: Keys of a --config file that are no flags and are passed over.
+
+    Raises:
+        FlagErrors: every problem found, together.
+        SystemExit: after --help.
+    """
+    given, problems = read_flags(settings_class, parser, argv)
+    values: dict[str, Any] = {}
+    if (path := given.pop("config", None)) is not None:
+        values, in_file = read_config_file(settings_class, Path(path), other_keys)
+        problems += in_file
+    for name, value in given.items():
+        try:
+            values[name] = convert(settings_class, name, value)
+        except ValueError as error:
+            problems.append(f"--{name}: {error}")
+    settings = settings_class(**values)
+    # A flag that could not be read holds its default here: what is wrong with that is not the user's doing.
+    unread = tuple(problem.partition(":")[0] + ":" for problem in problems)
+    problems += [problem for problem in check(settings) if not problem.startswith(unread)]
+    if problems:
+        raise FlagErrors(problems)
+    return settings, frozenset(values)
+
+
+def read_flags(settings_class: type[Any], parser: RaisingParser, argv: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """Return the flags' values, as text, and the problems; each flag is parsed on its own, so none hides another."""
+    given: dict[str, Any] = {}
+    problems: list[str] = []
+    repeatable = {entry.name for entry in dataclasses.fields(settings_class) if entry.metadata["repeatable"]}
+    for words in split_at_flags(argv):
+        try:
+            found, extra = parser.parse_known_args(words)
+        except FlagErrors as error:
+            problems += error.problems
+            continue
+        if not vars(found):
+            problems.append(explain_unknown(settings_class, words[0]))
+        elif extra:
+            problems.append(f"{words[0].partition('=')[0]}: has no place for {quote_value(' '.join(extra))}")
+        for name, value in vars(found).items():
+            if name in repeatable:
+                value = [*given.get(name, []), *value]
+            elif isinstance(value, list) and name in given:
+                problems.append(f"--{name}: is given twice; list its values after one --{name}")
+            given[name] = value
+    return given, problems
+
+
+def split_at_flags(argv: Sequence[str]) -> Iterator[list[str]]:
+    """Yield each flag together with its values."""
+    starts = [position for position, word in enumerate(argv) if position == 0 or is_flag(word)]
+    for start, end in itertools.pairwise([*starts, len(argv)]):
+        words = list(argv[start:end])
+        # Joined, since argparse takes a lone -1e-5 for a flag.
+        yield ["=".join(words)] if len(words) == 2 and words[0].startswith("--") and "=" not in words[0] else words
+
+
+def is_flag(word: str) -> bool:
+    return word.startswith("--") or word == "-h"
+
+
+def explain_unknown(settings_class: type[Any], word: str) -> str:
+    if not word.startswith("--"):
+        return f"{quote_value(word)}: a value without a flag"
+    from difflib import get_close_matches  # only a mistake pays for importing it
+
+    flag = word.partition("=")[0]
+    near = get_close_matches(flag, [f"--{entry.name}" for entry in dataclasses.fields(settings_class)], n=1)
+    return f"{flag}: unknown flag; " + (f"did you mean {near[0]}?" if near else "--help lists them")
+
+
+def read_config_file(settings_class: type[Any], path: Path, other_keys: Collection[str] = ()) -> tuple[dict[str, Any], list[str]]:
+    """Read an earlier run's config.json into field values and the problems found in it."""
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8-sig"))
+    except FileNotFoundError:
+        return {}, [f"--config: no such file: {path}"]
+    except OSError as error:
+        return {}, [f"--config: {path} cannot be read: {error.strerror}"]
+    except (ValueError, RecursionError) as error:
+        return {}, [f"--config: {path} is not JSON: {first_line(error)}"]
+    if not isinstance(loaded, dict):
+        return {}, [f"--config: {path} holds no settings: expected an object with a key per flag"]
+    values, problems = {}, []
+    names = {entry.name for entry in dataclasses.fields(settings_class)}
+    for name, value in loaded.items():
+        if name in other_keys:
+            continue
+        if name not in names:
+            problems.append(f"--config: {path} names an unknown flag {quote_value(name)}")
+            continue
+        try:
+            values[name] = convert(settings_class, name, value)
+        except ValueError as error:
+            problems.append(f"--{name}: {error}, in {path}")
+    return values, problems
+
+
+def convert(settings_class: type[Any], name: str, value: Any) -> Any:
+    """Turn a flag's text or a JSON value into the field's type.
+
+    Raises:
+        ValueError: what was expected and what came, without the flag's name.
+    """
+    takes = functools.partial(accepts, settings_class, name)
+    if value is None and takes(type(None)):
+        return None
+    if takes(bool):
+        if isinstance(value, bool):
+            return value
+        raise ValueError(f"must be true or false, got {quote_value(value)}")
+    if takes(tuple):
+        if isinstance(value, list) and all(map(is_plain_text, value)):
+            return tuple(value)
+        raise ValueError(f"must be a list of names, got {quote_value(value)}")
+    if takes(str):
+        if is_plain_text(value):
+            return value
+        raise ValueError(f"must be a text that is not empty, got {quote_value(value)}")
+    return convert_number(value, int if takes(int) else float)
+
+
+def is_plain_text(value: Any) -> bool:
+    """Whether a value is a text that can name a file or a column."""
+    if not isinstance(value, str) or not value.strip() or "\0" in value:
+        return False
+    try:
+        os.fsencode(value)
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON can spell but nothing can write
+        return False
+    return True
+
+
+def convert_number(value: Any, kind: type[int] | type[float]) -> int | float:
+    word = "a whole number" if kind is int else "a number"
+    try:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise ValueError
+        number = kind(value)
+        if isinstance(value, float) and number != value:
+            raise ValueError
+    except (ValueError, OverflowError):
+        raise ValueError(f"must be {word}, got {quote_value(value)}") from None
+    if not math.isfinite(number):
+        raise ValueError(f"must be a finite number, got {quote_value(value)}")
+    if kind is int and number > LARGEST_WHOLE_NUMBER:
+        raise ValueError(f"must be at most {LARGEST_WHOLE_NUMBER}, got {quote_value(value)}")
+    return number
+
+
+def check_fields(settings: Any) -> list[str]:
+    """Return what is wrong with single fields, by their choices and ranges, as `--flag: what` lines."""
+    problems = []
+    for entry in dataclasses.fields(settings):
+        value, meta = getattr(settings, entry.name), entry.metadata
+        if meta["choices"] and value not in meta["choices"]:
+            problems.append(f"--{entry.name}: must be one of {', '.join(meta['choices'])}, got {quote_value(value)}")
+        elif meta["check"] and value is not None and (problem := meta["check"](value)):
+            problems.append(f"--{entry.name}: {problem}")
+    return problems
+
+
+def find_missing(path: str, kind: Kind) -> str | None:
+    """Say that a table or a model's folder is not there; None when it is, or may be the name of a model on the hub."""
+    # os.path answers no for a path the system refuses, where pathlib raises.
+    if kind == "table" and not os.path.isfile(path):
+        what = "is a folder" if os.path.isdir(path) else "no such file"
+        return f"{what}: {quote_value(path)}. Give a .csv, .tsv or .jsonl table."
+    if kind == "model" and path.startswith((".", "/", "~")) and not os.path.isdir(os.path.expanduser(path)):
+        return f"no such folder: {quote_value(path)}"
+    return None
+
+
+def find_obstacle(folder: Path) -> str | None:
+    """Say why a folder cannot be made or written; None when it can."""
+    for place in (folder, *folder.absolute().parents):
+        try:
+            mode = place.stat().st_mode
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+        except OSError as error:
+            return f"{quote_value(str(place))} cannot be used: {error.strerror}"
+        if not stat.S_ISDIR(mode):
+            return f"{quote_value(str(place))} is a file, not a folder"
+        return None if os.access(place, os.W_OK | os.X_OK) else f"{quote_value(str(place))} is not writable"
+    return f"{quote_value(str(folder))} has no folder above it"
+
+
+def format_value(value: Any) -> str:
+    """Return a flag's value as a text: on or off, lists by spaces, nothing for an unset one."""
     if isinstance(value, bool):
         return "on" if value else "off"
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         return " ".join(map(str, value))
     if isinstance(value, float):
         return str(value).removesuffix(".0")
     return "" if value is None else str(value)
+
+
+def parse_value(settings_class: type[Any], name: str, text: str) -> Any:
+    """Turn what `format_value` wrote back into the field's value.
+
+    Raises:
+        ValueError: what was expected and what came, without the flag's name.
+    """
+    if accepts(settings_class, name, bool):
+        if text not in ("on", "off"):
+            raise ValueError(f"must be on or off, got {quote_value(text)}")
+        return text == "on"
+    return convert(settings_class, name, text.split() if accepts(settings_class, name, tuple) else text)
+
+
+def write_flags(values: Mapping[str, Any]) -> list[str]:
+    """Return the words of a command line that sets these fields; an unset one needs none."""
+    words: list[str] = []
+    for name, value in values.items():
+        if isinstance(value, bool):
+            words.append(f"--{name}" if value else f"--no-{name}")
+        elif isinstance(value, list | tuple):
+            words += [f"--{name}", *value]
+        elif is_flag(text := format_value(value)):
+            words.append(f"--{name}={text}")
+        elif value is not None:
+            words += [f"--{name}", text]
+    return words

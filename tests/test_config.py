@@ -1,4 +1,4 @@
-"""Every fault in the flags is found before anything is loaded, and no input ends in a traceback."""
+"""Every problem in the flags is found before anything is loaded, and no input ends in a traceback."""
 
 from __future__ import annotations
 
@@ -17,28 +17,37 @@ from typing import Any
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.strategies import ARGUMENTS, FIELDS, JSON_VALUES
 
+from research.components import LOSS_COMPONENTS
 from research.errors import FlagErrors
+from research.experiment.demo import DemoFiles
+from research.flags import fields_of_kind, fields_that_decide, setting
 from research.models.mapping import parse_layer_mapping
 from research_config import (
+    DECIDED,
     KD_METHODS,
+    MODEL_PARTS,
     PIPELINES,
-    PLACE_FIELDS,
     Arguments,
     ExperimentConfig,
     build_parser,
+    check_config,
     parse_arguments,
     saved_settings,
+    settings_that_decide,
+    table_paths,
+    unused_fields,
 )
+from research_data import SOURCES
 
 ROOT = Path(__file__).resolve().parent.parent
-FIELDS = tuple(entry.name for entry in dataclasses.fields(ExperimentConfig))
 FUZZ = settings(max_examples=150, deadline=None, database=None, derandomize=True)
 
 
 @pytest.fixture(autouse=True, scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A folder that holds data/comments.csv, so that the defaults are without a fault."""
+    """A folder that holds data/comments.csv, so that the defaults are without a problem."""
     folder = tmp_path_factory.mktemp("project")
     (folder / "data").mkdir()
     (folder / "data" / "comments.csv").write_text("text,bully\n")
@@ -52,15 +61,15 @@ def parse(line: str) -> ExperimentConfig:
     return parse_arguments(shlex.split(line)).config
 
 
-def faults_of(*argv: str) -> tuple[str, ...]:
+def problems_of(*argv: str) -> tuple[str, ...]:
     with pytest.raises(FlagErrors) as caught:
         parse_arguments(argv)
-    return caught.value.faults
+    return caught.value.problems
 
 
-def fault_of(line: str) -> str:
-    (fault,) = faults_of(*shlex.split(line))
-    return fault
+def problem_of(line: str) -> str:
+    (problem,) = problems_of(*shlex.split(line))
+    return problem
 
 
 def write_config(folder: Path, content: Any) -> str:
@@ -123,9 +132,9 @@ def test_every_method_and_pipeline_of_the_tables_is_accepted(method: str, pipeli
     assert (config.method, config.pipeline) == (KD_METHODS[method], pipeline)
 
 
-def test_all_faults_are_reported_at_once() -> None:
+def test_all_problems_are_reported_at_once() -> None:
     line = "stray --kd_alhpa 1 --lr --amp=1 --seed x --pipeline all --kd_alpha 2 --label_alphas t --layer_mapping 2 --val_path no"
-    assert [fault.partition(":")[0] for fault in faults_of(*shlex.split(line))] == [
+    assert [problem.partition(":")[0] for problem in problems_of(*shlex.split(line))] == [
         "'stray'", "--kd_alhpa", "--lr", "--amp/--no-amp", "--seed", "--pipeline", "--kd_alpha", "--label_alphas",
         "--layer_mapping", "--val_path",
     ]  # fmt: skip
@@ -133,11 +142,11 @@ def test_all_faults_are_reported_at_once() -> None:
 
 def test_flag_that_cannot_be_read_is_not_blamed_for_its_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)  # where the default table is missing
-    assert fault_of("--dataset_path ''").startswith("--dataset_path: must be a text")
+    assert problem_of("--dataset_path ''").startswith("--dataset_path: must be a text")
 
 
 @pytest.mark.parametrize(
-    ("line", "fault"),
+    ("line", "problem"),
     [
         ("--kd_temperature 0", "--kd_temperature: must be greater than 0, got 0.0 (1 leaves logits unsoftened)"),
         ("--kd_temperature -1e-5", "--kd_temperature: must be greater than 0, got -1e-05 (1 leaves logits unsoftened)"),
@@ -172,17 +181,17 @@ def test_flag_that_cannot_be_read_is_not_blamed_for_its_default(tmp_path: Path, 
          "--student_init: teacher needs a pipeline with a teacher, got --pipeline student_only"),
     ],
 )  # fmt: skip
-def test_fault_says_what_was_found_where_and_what_is_wanted(line: str, fault: str) -> None:
-    assert fault_of(line) == fault
+def test_problem_says_what_was_found_where_and_what_is_wanted(line: str, problem: str) -> None:
+    assert problem_of(line) == problem
 
 
 @pytest.mark.parametrize("entry", ["threat", "=0.5", "threat=", "threat=x", "threat=1.5", "threat=-0.1", "threat=nan"])
 def test_label_alpha_that_cannot_be_used_is_named(entry: str) -> None:
-    assert fault_of(f"--label_alphas bully=0.5 '{entry}'").startswith(f"--label_alphas: '{entry}' is not LABEL=ALPHA")
+    assert problem_of(f"--label_alphas bully=0.5 '{entry}'").startswith(f"--label_alphas: '{entry}' is not LABEL=ALPHA")
 
 
-def test_label_alpha_given_twice_is_a_fault() -> None:
-    assert fault_of("--label_alphas threat=0.9 bully=1 threat=0.5") == "--label_alphas: 'threat' is given twice"
+def test_label_alpha_given_twice_is_a_problem() -> None:
+    assert problem_of("--label_alphas threat=0.9 bully=1 threat=0.5") == "--label_alphas: 'threat' is given twice"
 
 
 def test_label_alphas_map_names_that_hold_an_equals_sign() -> None:
@@ -190,10 +199,10 @@ def test_label_alphas_map_names_that_hold_an_equals_sign() -> None:
 
 
 @pytest.mark.parametrize("mapping", ["2", "2:", ":1", "2:1,", "2:1,x", "2:-1", "2:1:3", "middle", "2:1,2:1", "9" * 5000 + ":1"])
-def test_layer_mapping_that_cannot_be_read_is_a_fault(mapping: str) -> None:
-    fault = fault_of(f"--layer_mapping={mapping}")
-    assert fault.startswith("--layer_mapping: ")
-    assert len(fault) < 300
+def test_layer_mapping_that_cannot_be_read_is_a_problem(mapping: str) -> None:
+    problem = problem_of(f"--layer_mapping={mapping}")
+    assert problem.startswith("--layer_mapping: ")
+    assert len(problem) < 300
 
 
 def test_layer_mapping_is_read_as_pairs_or_as_a_strategy() -> None:
@@ -201,23 +210,30 @@ def test_layer_mapping_is_read_as_pairs_or_as_a_strategy() -> None:
     assert parse_layer_mapping("uniform") is None
 
 
-def test_fault_of_a_long_value_stays_one_short_line() -> None:
-    (fault,) = faults_of("--kd_method", "a\nb" * 5000)
-    assert "\n" not in fault
-    assert len(fault) < 300
+def test_problem_of_a_long_value_stays_one_short_line() -> None:
+    (problem,) = problems_of("--kd_method", "a\nb" * 5000)
+    assert "\n" not in problem
+    assert len(problem) < 300
 
 
 # Places
 
 
 def test_missing_table_and_folder_as_table_are_told_apart() -> None:
-    assert fault_of("--dataset_path absent.csv").startswith("--dataset_path: no such file: 'absent.csv'")
-    assert fault_of("--val_path data").startswith("--val_path: is a folder: 'data'")
+    assert problem_of("--dataset_path absent.csv").startswith("--dataset_path: no such file: 'absent.csv'")
+    assert problem_of("--val_path data").startswith("--val_path: is a folder: 'data'")
 
 
-def test_missing_model_folder_is_a_fault_but_a_hub_name_is_not() -> None:
-    assert fault_of("--teacher_path ./absent") == "--teacher_path: no such folder: './absent'"
+def test_missing_model_folder_is_a_problem_but_a_hub_name_is_not() -> None:
+    assert problem_of("--teacher_path ./absent") == "--teacher_path: no such folder: './absent'"
     assert parse("--teacher_path org/absent").teacher_path == "org/absent"
+
+
+def test_demo_builds_each_table_and_model_that_a_run_cannot_do_without() -> None:
+    entries = [entry for entry in dataclasses.fields(ExperimentConfig) if entry.metadata["kind"] in ("table", "model")]
+    assert {entry.name for entry in entries if entry.default is not None} == {
+        entry.name for entry in dataclasses.fields(DemoFiles)
+    }
 
 
 def test_demo_needs_none_of_the_files_it_builds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -227,19 +243,21 @@ def test_demo_needs_none_of_the_files_it_builds(tmp_path: Path, monkeypatch: pyt
 
 @pytest.mark.parametrize("flag", ["--output_dir", "--cache_dir"])
 def test_folder_below_a_file_cannot_be_written(flag: str) -> None:
-    fault = fault_of(f"{flag} data/comments.csv/deep/run")
-    assert fault == f"{flag}: '{Path.cwd() / 'data/comments.csv'}' is a file, not a folder. Choose another folder."
-    assert fault_of(f"{flag} data/comments.csv") == f"{flag}: 'data/comments.csv' is a file, not a folder. Choose another folder."
+    problem = problem_of(f"{flag} data/comments.csv/deep/run")
+    assert problem == f"{flag}: '{Path.cwd() / 'data/comments.csv'}' is a file, not a folder. Choose another folder."
+    assert (
+        problem_of(f"{flag} data/comments.csv") == f"{flag}: 'data/comments.csv' is a file, not a folder. Choose another folder."
+    )
 
 
-def test_folder_the_system_refuses_is_a_fault() -> None:
-    assert "File name too long" in fault_of(f"--output_dir {'x' * 300}")
-    assert "no such file" in fault_of(f"--dataset_path {'x' * 300}")
+def test_folder_the_system_refuses_is_a_problem() -> None:
+    assert "File name too long" in problem_of(f"--output_dir {'x' * 300}")
+    assert "no such file" in problem_of(f"--dataset_path {'x' * 300}")
 
 
-def test_folder_without_write_permission_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folder_without_write_permission_is_a_problem(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(os, "access", lambda *_arguments: False)  # which the superuser never sees
-    assert [fault.partition(":")[0] for fault in faults_of("--output_dir", "run")] == ["--output_dir", "--cache_dir"]
+    assert [problem.partition(":")[0] for problem in problems_of("--output_dir", "run")] == ["--output_dir", "--cache_dir"]
 
 
 def test_checking_creates_nothing(tmp_path: Path) -> None:
@@ -278,7 +296,7 @@ def test_fields_of_the_config_file_count_as_explicit(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("content", "fault"),
+    ("content", "problem"),
     [
         ({"epochs": "two"}, "--epochs: must be a whole number, got 'two', in "),
         ({"epochs": True}, "--epochs: must be a whole number, got true, in "),
@@ -301,13 +319,13 @@ def test_fields_of_the_config_file_count_as_explicit(tmp_path: Path) -> None:
         (None, "--config: "),
     ],
 )
-def test_config_file_of_the_wrong_kind_is_one_fault(tmp_path: Path, content: Any, fault: str) -> None:
-    assert fault_of(f"--config {write_config(tmp_path, content)}").startswith(fault)
+def test_config_file_of_the_wrong_kind_is_one_problem(tmp_path: Path, content: Any, problem: str) -> None:
+    assert problem_of(f"--config {write_config(tmp_path, content)}").startswith(problem)
 
 
 def test_unknown_key_of_the_config_file_is_named(tmp_path: Path) -> None:
     path = write_config(tmp_path, {"learning_rate": 1, "seed": 1})
-    assert fault_of(f"--config {path}") == f"--config: {path} names an unknown flag 'learning_rate'"
+    assert problem_of(f"--config {path}") == f"--config: {path} names an unknown flag 'learning_rate'"
 
 
 @pytest.mark.parametrize(
@@ -317,16 +335,16 @@ def test_unknown_key_of_the_config_file_is_named(tmp_path: Path) -> None:
 )
 def test_config_file_that_is_no_object_is_one_short_line(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "config.json").write_bytes(content)
-    fault = fault_of(f"--config {tmp_path / 'config.json'}")
-    assert fault.startswith(f"--config: {tmp_path}")
-    assert "\n" not in fault
-    assert len(fault) < 400
+    problem = problem_of(f"--config {tmp_path / 'config.json'}")
+    assert problem.startswith(f"--config: {tmp_path}")
+    assert "\n" not in problem
+    assert len(problem) < 400
 
 
 @pytest.mark.parametrize("depth", range(900, 1000, 7))
-def test_nested_value_at_the_edge_of_what_can_be_parsed_is_a_fault(tmp_path: Path, depth: int) -> None:
+def test_nested_value_at_the_edge_of_what_can_be_parsed_is_a_problem(tmp_path: Path, depth: int) -> None:
     (tmp_path / "config.json").write_text('{"seed": ' + "[" * depth + "]" * depth + "}")
-    assert fault_of(f"--config {tmp_path / 'config.json'}").startswith("--")
+    assert problem_of(f"--config {tmp_path / 'config.json'}").startswith("--")
 
 
 def test_config_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
@@ -334,9 +352,9 @@ def test_config_file_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
     assert parse(f"--config {tmp_path / 'config.json'}").seed == 3
 
 
-def test_config_that_is_missing_or_a_folder_is_a_fault(tmp_path: Path) -> None:
-    assert fault_of(f"--config {tmp_path}/absent.json") == f"--config: no such file: {tmp_path}/absent.json"
-    assert fault_of(f"--config {tmp_path}") == f"--config: {tmp_path} cannot be read: Is a directory"
+def test_config_that_is_missing_or_a_folder_is_a_problem(tmp_path: Path) -> None:
+    assert problem_of(f"--config {tmp_path}/absent.json") == f"--config: no such file: {tmp_path}/absent.json"
+    assert problem_of(f"--config {tmp_path}") == f"--config: {tmp_path} cannot be read: Is a directory"
 
 
 # Identity
@@ -349,7 +367,73 @@ def test_places_do_not_change_the_fingerprint_and_every_other_field_does() -> No
         default = getattr(config, name)
         change: dict[str, Any] = {name: not default if isinstance(default, bool) else others[type(default)]}
         changed = dataclasses.replace(config, **change)
-        assert (changed.fingerprint == config.fingerprint) is (name in PLACE_FIELDS), name
+        assert (changed.fingerprint == config.fingerprint) is (name in fields_that_decide(config, "place")), name
+
+
+@pytest.mark.parametrize("entry", dataclasses.fields(ExperimentConfig), ids=lambda entry: entry.name)
+def test_every_field_says_what_it_decides(entry: dataclasses.Field[Any]) -> None:
+    decides = entry.metadata["decides"]
+    assert decides and decides <= DECIDED.keys()
+    assert decides == {"place"} or "place" not in decides  # which is to decide nothing
+    assert (entry.metadata["kind"] == "table") is (entry.metadata["rows"] is not None)
+
+
+def extend(decides: str, **options: Any) -> Any:
+    """Return a config class with one more field, as somebody would add a flag."""
+    new = setting("as ever", "training", "a flag that a test adds", decides=decides, **options)
+    fields = [("added", str | None, new)]
+    return dataclasses.make_dataclass("Extended", fields, bases=(ExperimentConfig,), frozen=True)
+
+
+@pytest.mark.parametrize("decides", DECIDED)
+def test_added_field_reaches_what_it_decides_and_nothing_else(decides: str) -> None:
+    plain, changed = extend(decides)(), extend(decides)(added="changed")
+    found = {what for what in DECIDED if settings_that_decide(plain, what) != settings_that_decide(changed, what)}
+    assert found == {decides}
+    assert (saved_settings(plain) == saved_settings(changed)) is (decides == "place")
+    assert (plain.fingerprint == changed.fingerprint) is (decides == "place")
+    for name, pipeline in PIPELINES.items():
+        unread = decides in MODEL_PARTS - pipeline.trains
+        assert ("added" in unused_fields(name, type(plain))) is unread
+
+
+def test_added_table_and_model_are_known_as_such(tmp_path: Path) -> None:
+    table = extend("data", kind="table", rows="more")(added=str(tmp_path / "more.csv"))
+    assert table_paths(table)["more"] == tmp_path / "more.csv"
+    assert check_config(table) == [f"--added: no such file: '{tmp_path}/more.csv'. Give a .csv, .tsv or .jsonl table."]
+    model = extend("teacher", kind="model")(added="./absent")
+    assert check_config(model) == ["--added: no such folder: './absent'"]
+    assert "added" not in settings_that_decide(model, "teacher")  # its content enters the key, not its name
+    folder = extend("place", kind="folder")(added="data/comments.csv")
+    assert [line.partition(":")[0] for line in check_config(folder)] == ["--added"]
+
+
+def test_tables_are_called_as_the_loaded_rows_are() -> None:
+    names = {entry.metadata["rows"] for entry in dataclasses.fields(ExperimentConfig)} - {None}
+    assert names == set(SOURCES)
+    assert list(table_paths(ExperimentConfig())) == ["main"]
+
+
+def test_what_is_found_from_the_data_is_columns() -> None:
+    assert fields_of_kind(ExperimentConfig, "column") == ("text_column", "label_columns")
+
+
+def test_pipelines_read_the_flags_of_what_they_train() -> None:
+    assert {"teacher_path", "kd_alpha", "unlabelled_path", "with_control"} <= unused_fields("student_only")
+    assert not {"class_weights", "pooling", "split_seed", "epochs", "pipeline"} & unused_fields("student_only")
+    assert {"student_path", "epochs", "seed", "kd_alpha"} <= unused_fields("baseline")
+    assert not {"class_weights", "pooling", "teacher_path", "lr", "pipeline"} & unused_fields("baseline")
+    assert unused_fields("kd_only") == {"with_control"}
+    assert unused_fields("of another version") == frozenset()
+
+
+def test_methods_name_components_that_there_are() -> None:
+    components = {component.name: component for component in LOSS_COMPONENTS}
+    for method in KD_METHODS.values():
+        assert {components[name].weight_flag for name in method.components} <= set(FIELDS)
+    assert [(method.hidden, method.attention) for method in KD_METHODS.values()] == [
+        (False, False), (True, False), (False, True), (True, True),
+    ]  # fmt: skip
 
 
 def test_config_is_frozen() -> None:
@@ -376,15 +460,6 @@ def test_help_exits_with_0_and_names_every_flag(capsys: pytest.CaptureFixture[st
 
 # Fuzz
 
-JSON_VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=8) | st.sampled_from(["0.5", "2:1", "\ud800"]),
-    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=4), inner, max_size=3),
-    max_leaves=6,
-)
-FLAGS = st.sampled_from([f"--{name}" for name in FIELDS] + ["--no-amp", "--no-demo", "--config", "-h", "--", "-", "--=", "-1"])
-WORDS = FLAGS | st.sampled_from(["0", "-1e-5", "nan", "data/comments.csv", "data", "a=0.5", "2:1"]) | st.text(max_size=12)
-ARGUMENTS = WORDS | st.tuples(FLAGS, st.text(max_size=6)).map("=".join)
-
 
 def outcome_of(argv: list[str]) -> ExperimentConfig | FlagErrors | SystemExit:
     with contextlib.redirect_stdout(io.StringIO()):
@@ -395,11 +470,11 @@ def outcome_of(argv: list[str]) -> ExperimentConfig | FlagErrors | SystemExit:
 
 
 def check_outcome(argv: list[str]) -> None:
-    """Assert that the arguments give a config that can be saved, the help, or faults of one line each."""
+    """Assert that the arguments give a config that can be saved, the help, or problems of one line each."""
     outcome = outcome_of(argv)
     if isinstance(outcome, FlagErrors):
-        assert outcome.faults
-        assert all(len(fault.splitlines()) == 1 for fault in outcome.faults), outcome.faults
+        assert outcome.problems
+        assert all(len(problem.splitlines()) == 1 for problem in outcome.problems), outcome.problems
     elif isinstance(outcome, SystemExit):
         assert outcome.code == 0
     else:

@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from hypothesis import given, settings
-from hypothesis import strategies as st
+from support.strategies import TABLE_BYTES
 
 import research_data as data
 from research.errors import InputError
@@ -448,7 +448,7 @@ def test_class_weight_is_negatives_over_positives_of_known_cells():
 
 def test_description_counts_rows_texts_and_labels(repeated):
     parts = split(repeated)
-    summary = data.describe(repeated, parts)
+    summary = data.summarize_data(repeated, parts)
     assert json.loads(json.dumps(summary)) == summary
     assert summary["parts"]["train"]["rows"] == len(parts.train)
     assert sum(summary["parts"][name]["distinct_texts"] for name in ("train", "validation", "test")) == 300
@@ -509,15 +509,10 @@ def test_ethos_is_refused_for_its_fractions():
 
 # Fuzzing
 
-MARKS = [b",", b"\t", b'"', b"\n", b"\r", b"0", b"1", b"\0", b"{", b"}", b":", b"[", b"\xff", b"\\ud83d"]
-LINES = [b"\xef\xbb\xbf", b"text,spam\n", b"text\tspam\n", b'{"text": "a", "spam": 1}\n', b"a,1\n", b"a\t1\n"]
-PIECES = st.sampled_from([*MARKS, *LINES, b"text", b"spam", b"1e999"])
-CONTENTS = st.one_of(st.binary(max_size=200), st.lists(PIECES, max_size=40).map(b"".join))
-
 
 @pytest.mark.parametrize("suffix", [".csv", ".tsv", ".jsonl"])
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(content=CONTENTS)
+@given(content=TABLE_BYTES)
 def test_any_bytes_load_or_are_refused_in_one_line(suffix, content):
     with tempfile.TemporaryDirectory() as folder:
         path = write(Path(folder) / f"a{suffix}", content)

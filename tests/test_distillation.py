@@ -13,6 +13,8 @@ from transformers import BertConfig, BertModel
 
 from research.errors import Interrupted, StopRequest, TrainingFault
 from research.kd.loop import schedule
+from research.kd.objective import DistillationObjective
+from research.kd.targets import KeptTeacher
 from research.models.classifiers import ModelShape, StudentModel, TeacherModel
 from research.models.encoders import prepare_encoder
 from research.storage.checkpoints import CheckpointFolder
@@ -47,6 +49,11 @@ def tiny_teacher() -> TeacherModel:
 def tiny_student(seed: int = 2, dropout: float = 0.1) -> StudentModel:
     encoder = tiny_encoder(2, seed=seed, dropout=dropout)
     return StudentModel(num_labels=3, dropout=dropout, classifier_hidden_size=8, encoder=encoder)
+
+
+def objective_of(trainer: DistillationTrainer) -> DistillationObjective:
+    assert isinstance(trainer.objective, DistillationObjective)
+    return trainer.objective
 
 
 def tiny_config(**changes: object) -> ExperimentConfig:
@@ -129,23 +136,23 @@ def test_train_step_changes_the_student_and_lowers_the_loss_of_its_batch() -> No
 
 def test_projections_carry_the_width_and_are_trained() -> None:
     trainer = DistillationTrainer(tiny_teacher(), tiny_student(), tiny_config(kd_method="hidden"), "cpu")
-    assert {name: (layer.in_features, layer.out_features) for name, layer in trainer.projections.items()} == {
+    assert {name: (layer.in_features, layer.out_features) for name, layer in objective_of(trainer).projections.items()} == {
         "2_1": (16, 24),
         "4_2": (16, 24),
     }
-    before = weights_of(trainer.projections)
+    before = weights_of(objective_of(trainer).projections)
     trainer.train_step(next(iter(tiny_loader())), trainer.build_optimizer())
-    assert not equal_weights(before, weights_of(trainer.projections))
+    assert not equal_weights(before, weights_of(objective_of(trainer).projections))
     assert not any("projection" in name for name in trainer.student.state_dict())
 
 
 def test_equal_widths_need_no_projection() -> None:
     teacher = TeacherModel(num_labels=3, encoder=tiny_encoder(4, width=16))
     trainer = DistillationTrainer(teacher, tiny_student(), tiny_config(kd_method="hidden"), "cpu")
-    assert len(trainer.projections) == 0
+    assert len(objective_of(trainer).projections) == 0
 
 
-def test_logits_from_the_batch_train_like_the_live_teacher() -> None:
+def test_kept_logits_train_like_the_live_teacher() -> None:
     teacher = tiny_teacher().eval()
     loader = tiny_loader()
     logits = np.zeros((18, 3), dtype=np.float32)
@@ -154,20 +161,19 @@ def test_logits_from_the_batch_train_like_the_live_teacher() -> None:
             batch = loader.collate(index)
             logits[index] = teacher(batch["input_ids"], batch["attention_mask"])["logits"].numpy()
     histories = []
-    carried: tuple[tuple[TeacherModel | None, dict[str, Any]], ...] = ((teacher, {}), (None, {"teacher_logits": logits}))
-    for live, extras in carried:
+    for answers in (teacher, KeptTeacher(ModelShape.of(teacher.backbone_config), logits)):
         torch.manual_seed(0)
-        trainer = DistillationTrainer(live, tiny_student(), tiny_config(), "cpu")
-        histories.append(trainer.fit(tiny_loader(**extras), constant_validation).history)
+        trainer = DistillationTrainer(answers, tiny_student(), tiny_config(), "cpu")
+        histories.append(trainer.fit(tiny_loader(), constant_validation).history)
     for live_row, cached_row in zip(*histories, strict=True):
         assert cached_row == pytest.approx(live_row, rel=1e-5)
 
 
-def test_student_only_ignores_every_distillation_flag() -> None:
+def test_training_without_a_teacher_ignores_every_distillation_flag() -> None:
     results = []
     for changes in ({}, {"kd_alpha": 0.1, "kd_temperature": 9.0, "kd_method": "multi_level"}):
         torch.manual_seed(0)
-        trainer = DistillationTrainer(None, tiny_student(), tiny_config(pipeline="student_only", **changes), "cpu")
+        trainer = DistillationTrainer(None, tiny_student(), tiny_config(**changes), "cpu")
         results.append(trainer.fit(tiny_loader(), constant_validation).history)
     assert results[0] == results[1]
     assert "soft_loss" not in results[0][0]
@@ -176,18 +182,19 @@ def test_student_only_ignores_every_distillation_flag() -> None:
 def test_label_alphas_weigh_single_labels() -> None:
     config = tiny_config(kd_alpha=0.0, label_alphas=("threat=1",))
     trainer = DistillationTrainer(tiny_teacher(), tiny_student(), config, "cpu", label_names=LABELS)
-    assert trainer.criterion.alpha.tolist() == [0.0, 1.0, 0.0]
+    assert objective_of(trainer).criterion.alpha.tolist() == [0.0, 1.0, 0.0]
 
 
 def test_accumulated_batches_give_the_gradient_of_one_large_batch() -> None:
-    gradients = []
+    gradients: list[list[torch.Tensor]] = []
     for parts in ([np.arange(1, 9)], [np.arange(1, 5), np.arange(5, 9)]):
-        trainer = DistillationTrainer(tiny_teacher(), tiny_student(dropout=0.0), tiny_config(), "cpu")
-        trainer.student.eval()
+        trainer = DistillationTrainer(tiny_teacher(), tiny_student(dropout=0.0), tiny_config(gradient_clip_norm=1e6), "cpu")
+        optimizer = torch.optim.SGD(trainer.parameters, lr=0.0)
+        optimizer.register_step_pre_hook(
+            lambda *_, parameters=trainer.parameters: gradients.append([parameter.grad.clone() for parameter in parameters])
+        )
         loader = tiny_loader()
-        for index in parts:
-            trainer._backward(loader.collate(index), None, 1.0 / len(parts))
-        gradients.append([parameter.grad for parameter in trainer.parameters])
+        trainer.take_step([loader.collate(index) for index in parts], optimizer, None, step=1)
     for whole, summed in zip(*gradients, strict=True):
         torch.testing.assert_close(whole, summed, rtol=1e-4, atol=1e-6)
 
@@ -236,11 +243,12 @@ def test_non_finite_loss_stops_before_the_step_and_names_step_component_and_rows
     monkeypatch.setattr("research_distillation.choose_autocast_dtype", lambda config, device: amp_dtype)
     logits = np.zeros((18, 3), dtype=np.float32)
     logits[7] = np.nan
-    trainer = DistillationTrainer(None, tiny_student(), tiny_config(), "cpu")
+    answers = KeptTeacher(ModelShape(4, 24, 2, VOCABULARY), logits)
+    trainer = DistillationTrainer(answers, tiny_student(), tiny_config(), "cpu")
     seen: list[dict[str, torch.Tensor]] = []
     with pytest.raises(TrainingFault, match=r"^step \d+: soft_loss is nan.*Rows .*\b7\b") as caught:
         trainer.fit(
-            tiny_loader(teacher_logits=logits),
+            tiny_loader(),
             constant_validation,
             on_step=lambda step, total: seen.append(weights_of(trainer.student)),
         )
@@ -251,7 +259,7 @@ def test_non_finite_loss_stops_before_the_step_and_names_step_component_and_rows
 
 @pytest.mark.parametrize("kind", [torch.optim.AdamW, torch.optim.SGD])
 def test_train_step_leaves_the_student_as_it_was_and_can_go_on_after_a_bad_batch(kind: Any) -> None:
-    trainer = DistillationTrainer(None, tiny_student(), tiny_config(pipeline="student_only"), "cpu")
+    trainer = DistillationTrainer(None, tiny_student(), tiny_config(), "cpu")
     optimizer = kind(trainer.parameters, lr=0.1)
     batch = tiny_loader().collate(np.arange(1, 5))
     before = weights_of(trainer.student)
@@ -333,9 +341,10 @@ def test_weak_teacher_is_told_from_a_strong_one() -> None:
     assert scores == {"f1": 0.0}
 
 
-def test_shape_of_a_teacher_stands_in_for_the_teacher() -> None:
-    teacher = tiny_teacher()
-    config = tiny_config(kd_method="hidden")
-    by_model = DistillationTrainer(teacher, tiny_student(), config, "cpu")
-    by_shape = DistillationTrainer(None, tiny_student(), config, "cpu", teacher_shape=ModelShape(4, 24, 2, 50))
-    assert by_model.projections.keys() == by_shape.projections.keys()
+def test_a_kept_teacher_gives_the_same_projections_as_the_model() -> None:
+    kept = KeptTeacher(ModelShape(4, 24, 2, VOCABULARY), np.zeros((18, 3), dtype=np.float32))
+    trainers = [
+        DistillationTrainer(answers, tiny_student(), tiny_config(kd_method="hidden"), "cpu") for answers in (tiny_teacher(), kept)
+    ]
+    by_model, by_shape = (objective_of(trainer).projections for trainer in trainers)
+    assert by_model.keys() == by_shape.keys()

@@ -18,6 +18,7 @@ import torch
 import transformers
 from support.builders import (
     LABELS,
+    QUICK_EXTRAS,
     ROOT,
     TOKENIZERS,
     build_model_folder,
@@ -63,7 +64,7 @@ class Lab:
     def run(self, flags: str, *more: str) -> tuple[int, str, str]:
         """Run one command in this process; return its status, stdout and stderr."""
         self.capture()
-        status = research_main.main([*flags.split(), *more])
+        status = research_main.main([*flags.split(), *more], QUICK_EXTRAS)
         return status, *self.capture()
 
     def done(self, name: str, flags: str = "") -> Path:
@@ -86,15 +87,6 @@ class Lab:
 def snapshot(folder: Path) -> dict[Path, tuple[int, int]]:
     """Return every path below a folder, links not followed, with its size and time of change."""
     return {path: (path.lstat().st_size, path.lstat().st_mtime_ns) for path in folder.rglob("*")}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_measurements() -> Any:
-    """Keep plots and timings from taking most of the time; the reference commands make both in full."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("research.experiment.run.EFFICIENCY_BUDGET_S", 0.01)
-        patch.setattr("research.report.run_page._draw_plots", lambda run: [])
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -157,9 +149,9 @@ def test_reference_commands_run_as_written(tmp_path: Path) -> None:
     table = make_table(tmp_path / "data" / "comments.csv", rows=60, label_rate=0.75)
     build_reference_hub_cache(tmp_path / "hub", [row["text"] for row in read_rows(table)])
     script = (
-        "import json, sys, research_main, research.experiment.run\n"
-        "research.experiment.run.EFFICIENCY_BUDGET_S = 0.01\n"
-        "print(json.dumps([research_main.main(line.split()) for line in json.loads(sys.argv[1])]))\n"
+        "import json, sys, research_main\n"
+        "from research.experiment.runtime import Extras\n"
+        "print(json.dumps([research_main.main(line.split(), Extras(0.01)) for line in json.loads(sys.argv[1])]))\n"
     )
     environment = os.environ | {
         "HF_HOME": str(tmp_path / "hub"), "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1",

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from research.compare.rows import MACHINE_FLAGS
 from research.compare.scores import Comparison, Result
 from research.evaluation.bootstrap import Estimate
-from research.flags import format_flag
+from research.flags import format_value
 from research.report.figures import COLUMN_WIDTH_IN, STYLES, SeriesStyle, Target, figure_style
 from research.runs.formats import dig
 from research.storage.files import write_atomic
@@ -112,7 +112,7 @@ def _others(result: Result, comparison: Comparison, swept: Sequence[str]) -> str
     """Name what else sets a row apart, as in "kd_method=hidden": rows of one name belong on one line."""
     settings = result.row.settings
     names = [name for name in comparison.flags if name not in swept and name != "pipeline" and name in settings]
-    return ", ".join(f"{name}={format_flag(settings[name])}" for name in names)
+    return ", ".join(f"{name}={format_value(settings[name])}" for name in names)
 
 
 def collect_series(comparison: Comparison, flag: str) -> dict[str, list[SweepPoint]]:

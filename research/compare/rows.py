@@ -17,33 +17,19 @@ import numpy as np
 import numpy.typing as npt
 
 from research.errors import InputError
+from research.flags import fields_that_decide
 from research.runs.directory import RunDirectory, is_fold
 from research.runs.formats import dig, read_json
 from research.runs.run import Predictions, Run, load_run
-from research_config import ExperimentConfig
+from research_config import ExperimentConfig, unused_fields
 
 FloatArray = npt.NDArray[np.floating[Any]]
 Key = tuple[int | None, int | None]  # seed and fold: what pairs a member of one row with a member of another
 MAX_SEARCH_DEPTH = 4
 MAX_NAMED_RUNS = 5
 SEED_IN_NAME = re.compile(r"(?:^|[\W_]+)(?:seed|s)[\W_]*\d+(?![^\W_])")
-_FLAG_GROUPS = {entry.name: entry.metadata.get("group") for entry in dataclasses.fields(ExperimentConfig)}
-# Flags of these groups that another pipeline does use.
-_SHARED_FLAGS = {"class_weights", "pooling"}
-
-
-def _flags_of(*groups: str) -> frozenset[str]:
-    return frozenset(name for name, group in _FLAG_GROUPS.items() if group in groups) - _SHARED_FLAGS
-
-
-# config.json holds every flag, also those a pipeline never reads: a student_only run has a kd_alpha, which
-# says nothing about it and must neither make a column nor hide a control.
-UNUSED_FLAGS = {
-    "student_only": _flags_of("teacher", "distillation") | {"unlabelled_path"},
-    "baseline": _flags_of("student", "distillation") | {"unlabelled_path"},
-    "kd_only": frozenset({"with_control"}),  # a control beside it changes nothing in the student
-}
-MACHINE_FLAGS = _flags_of("runtime and output")
+FLAGS = tuple(entry.name for entry in dataclasses.fields(ExperimentConfig))
+MACHINE_FLAGS = frozenset(fields_that_decide(ExperimentConfig, "machine", "place"))
 
 
 @dataclass(frozen=True)
@@ -179,8 +165,12 @@ def _row_settings(member: Member, names: Iterable[str], group_by: str | None) ->
 
 
 def used_settings(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, Any]:
-    """Return the flags of `names` that the run's pipeline reads; None where config.json lacks one."""
-    unused = UNUSED_FLAGS.get(str(config.get("pipeline")), frozenset())
+    """Return the flags of `names` that the run's pipeline reads; None where config.json lacks one.
+
+    config.json holds every flag: a student_only run has a kd_alpha, which says nothing about it and must
+    neither make a column nor hide a control.
+    """
+    unused = unused_fields(str(config.get("pipeline")))
     return {name: config.get(name) for name in names if name not in unused}
 
 
@@ -221,14 +211,14 @@ def differing_flags(rows: Sequence[Row]) -> tuple[str, ...]:
     for row in rows:
         for name, value in row.settings.items():
             values.setdefault(name, set()).add(json.dumps(value))
-    order = {name: place for place, name in enumerate(_FLAG_GROUPS)}
+    order = {name: place for place, name in enumerate(FLAGS)}
     differing = [name for name, seen in values.items() if len(seen) > 1]
     return tuple(sorted(differing, key=lambda name: (order.get(name, len(order)), name)))
 
 
 def control_key(config: Mapping[str, Any]) -> str:
     """Return what a run and its student_only control have in common: data, seed, student and training flags."""
-    ignored = UNUSED_FLAGS["student_only"] | MACHINE_FLAGS | {"pipeline", "fold"}
+    ignored = unused_fields("student_only") | MACHINE_FLAGS | {"pipeline", "fold"}
     return json.dumps({name: value for name, value in sorted(config.items()) if name not in ignored})
 
 

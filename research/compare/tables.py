@@ -12,7 +12,7 @@ from typing import Any
 
 from research.compare.scores import Comparison, Result
 from research.evaluation import bootstrap as statistics
-from research.flags import format_flag
+from research.flags import format_value
 from research.runs.formats import to_plain
 
 LATEX_ESCAPES = {
@@ -80,7 +80,7 @@ def build_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
 def _build_row(result: Result, comparison: Comparison) -> list[str]:
     grouped, settings, difference = comparison.grouped, result.row.settings, result.difference
     cells = [result.row.name]
-    cells += [format_flag(settings[name]) if name in settings else "" for name in comparison.flags]
+    cells += [format_value(settings[name]) if name in settings else "" for name in comparison.flags]
     cells += [str(len(result.values))] if grouped else []
     cells += [_number(result.estimate.value), _interval(result.estimate.low, result.estimate.high)]
     cells += [_number(result.std)] if grouped else []
@@ -106,7 +106,7 @@ def _p_value(value: float) -> str:
     return "<0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def describe(comparison: Comparison) -> list[str]:
+def explain_columns(comparison: Comparison) -> list[str]:
     """Return the sentences that belong under the table: what was measured, and what the columns mean."""
     metric = comparison.metric + (" (lower is better)" if comparison.metric == "hamming_loss" else "")
     lines = [
@@ -128,7 +128,7 @@ def render_table(comparison: Comparison) -> str:
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
     lines.insert(1, "  ".join("-" * width for width in widths))
-    return "\n".join(line.rstrip() for line in [*lines, "", *describe(comparison)]) + "\n"
+    return "\n".join(line.rstrip() for line in [*lines, "", *explain_columns(comparison)]) + "\n"
 
 
 def render_csv(comparison: Comparison) -> str:
@@ -138,7 +138,7 @@ def render_csv(comparison: Comparison) -> str:
     writer = csv.writer(buffer)
     writer.writerow(records[0])
     for record in records:
-        writer.writerow([format_flag(value) if isinstance(value, (bool, list)) else value for value in record.values()])
+        writer.writerow([format_value(value) if isinstance(value, (bool, list)) else value for value in record.values()])
     return buffer.getvalue()
 
 
@@ -149,7 +149,7 @@ def render_markdown(comparison: Comparison) -> str:
     lines.append(["---"] * texts + ["---:"] * (len(header) - texts))
     lines += [[*map(_escape_markdown, row[:texts]), *(cell.replace("<", "&lt;") for cell in row[texts:])] for row in rows]
     table = ["| " + " | ".join(cells) + " |" for cells in lines]
-    return "\n".join([*table, "", *map(_escape_markdown, describe(comparison))]) + "\n"
+    return "\n".join([*table, "", *map(_escape_markdown, explain_columns(comparison))]) + "\n"
 
 
 def _escape_markdown(text: str) -> str:
@@ -166,7 +166,7 @@ def render_latex(comparison: Comparison) -> str:
         numbers = [re.sub(r"[-+<]", r"$\g<0>$", cell) for cell in row[texts:]]
         lines.append(" & ".join([*map(_escape_latex, row[:texts]), *numbers]) + r" \\")
     lines += ["\\bottomrule", "\\end{tabular}"]
-    return "\n".join([*lines, *(f"% {line}" for line in describe(comparison))]) + "\n"
+    return "\n".join([*lines, *(f"% {line}" for line in explain_columns(comparison))]) + "\n"
 
 
 def _escape_latex(text: str) -> str:

@@ -7,28 +7,38 @@ import signal
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from research.errors import FlagErrors, InputError
+from research.errors import (
+    FlagErrors,
+    InputError,
+    Interrupted,
+    StopRequest,
+    TrainingFault,
+    WeakTeacher,
+    describe_lack_of_memory,
+    describe_os_error,
+    is_out_of_memory,
+)
+from research.flags import fields_of_kind
 from research.logs import log_to_file, quiet_libraries
 from research.runs.directory import RunDirectory
-from research.runs.formats import TABLE_FLAGS, read_json
+from research.runs.formats import read_json
 from research.storage.files import hash_file
-from research_config import ExperimentConfig, saved_settings
+from research_config import ExperimentConfig, saved_settings, table_paths
 
 if TYPE_CHECKING:
-    from research.errors import StopRequest
+    from research.experiment.runtime import Extras
 
 log = logging.getLogger("research")
 DONE, FAILED, BAD_INPUT, WEAK_TEACHER, INTERRUPTED = 0, 1, 2, 3, 130
 
 
-def run_one(config: ExperimentConfig, argv: list[str]) -> tuple[int, dict[str, Any] | None]:
+def run_one(config: ExperimentConfig, argv: list[str], extras: Extras | None = None) -> tuple[int, dict[str, Any] | None]:
     """Do one run, unless it is finished already; return its exit status and its metrics."""
     try:
         metrics = find_finished(config)
-        return DONE, run(config, argv) if metrics is None else metrics
+        return DONE, run(config, argv, extras) if metrics is None else metrics
     except InputError as error:
         return report_bad_input(error), None
     except RunFailed as error:
@@ -38,9 +48,9 @@ def run_one(config: ExperimentConfig, argv: list[str]) -> tuple[int, dict[str, A
 
 
 def report_bad_input(error: InputError) -> int:
-    """Say what is wrong, one line a fault."""
-    for fault in error.faults if isinstance(error, FlagErrors) else (error,):
-        print(f"error: {fault}", file=sys.stderr)
+    """Say what is wrong, one line a problem."""
+    for problem in error.problems if isinstance(error, FlagErrors) else (error,):
+        print(f"error: {problem}", file=sys.stderr)
     return BAD_INPUT
 
 
@@ -69,48 +79,47 @@ def find_finished(config: ExperimentConfig) -> dict[str, Any] | None:
     run_dir = RunDirectory(config.run_dir)
     if config.overwrite or run_dir.status() != "finished":
         return None
-    run_dir.claim(saved_settings(config))
-    paths = {name: getattr(config, flag) for name, flag in TABLE_FLAGS.items()}
-    file_sha256 = {name: hash_file(Path(path)) for name, path in paths.items() if path is not None and Path(path).is_file()}
+    run_dir.claim(saved_settings(config), unresolved=fields_of_kind(config, "column"))
+    paths = table_paths(config)
+    file_sha256 = {rows: hash_file(path) for rows, path in paths.items() if path.is_file()}
     folds = [RunDirectory(run_dir.path / f"fold_{fold + 1}") for fold in range(config.num_folds)]
     for part in folds if config.num_folds > 1 else [run_dir]:
-        part.check_tables(file_sha256, config)
+        part.check_tables(file_sha256, paths)
         part.drop_checkpoints()
     log.info("%s is finished already", run_dir.path)
     return read_json(run_dir.path / "metrics.json")
 
 
-def run(config: ExperimentConfig, argv: list[str]) -> dict[str, Any]:
+def run(config: ExperimentConfig, argv: list[str], extras: Extras | None = None) -> dict[str, Any]:
     """Check the inputs, claim the run directory and run.
 
     Raises:
-        InputError: a fault in what the user supplied; nothing has been written.
+        InputError: a problem in what the user supplied; nothing has been written.
         RunFailed: the run began and cannot go on.
     """
     from research.experiment.inputs import load_inputs
-    from research.experiment.run import Experiment, run_folds, start_runtime
+    from research.experiment.run import run_experiment, run_folds
+    from research.experiment.runtime import Extras, start_runtime
 
     quiet_libraries()
-    runtime = start_runtime(config, ["python", "research_main.py", *argv])
+    runtime = start_runtime(config, ["python", "research_main.py", *argv], extras or Extras())
     inputs = load_inputs(config, fold=0 if config.num_folds > 1 else None)
+    settings = saved_settings(inputs.config)
     with RunDirectory(config.run_dir) as run_dir:
         with explaining_failures(config):
-            status = run_dir.claim(saved_settings(inputs.config), overwrite=config.overwrite)
+            status = run_dir.claim(settings, overwrite=config.overwrite)
         if status == "finished":
             return read_json(run_dir.path / "metrics.json")
         with log_to_file(run_dir.path / "run.log"), catching_signals(runtime.stop), explaining_failures(config):
             log.info("%s %s", "resuming" if status == "unfinished" else "writing", run_dir.path)
             if config.num_folds > 1:
-                return run_folds(inputs.config, runtime, run_dir, inputs)
-            return Experiment(inputs, runtime, run_dir).run()
+                return run_folds(inputs.config, settings, runtime, run_dir, inputs)
+            return run_experiment(inputs, runtime, run_dir)
 
 
 @contextmanager
 def explaining_failures(config: ExperimentConfig) -> Iterator[None]:
-    """Turn what can stop a run into one logged line and an exit status; a fault of our own keeps its traceback."""
-    from research.errors import Interrupted, TrainingFault, describe_lack_of_memory, describe_os_error, is_out_of_memory
-    from research.experiment.run import WeakTeacher
-
+    """Turn what can stop a run into one logged line and an exit status; a bug of our own keeps its traceback."""
     try:
         yield
     except Interrupted:

@@ -1,4 +1,4 @@
-"""A made-up corpus and two tiny models, so that `--demo` runs the whole suite offline in under a minute.
+"""A made-up corpus and two tiny models, so that `--demo` runs the whole suite offline.
 
 Everything here is synthetic: the words are invented, the weights random, and one seed always gives the same
 bytes. Nothing measured on it says anything about real comments. torch, transformers and tokenizers are

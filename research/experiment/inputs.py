@@ -8,27 +8,22 @@ import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import nn
 
-from research.errors import InputError
-from research.kd.layers import LayerComparison
+from research.errors import InputError, naming_flag
+from research.flags import fields_of_kind
+from research.kd.layers import LayerComparison, compare_layers
 from research.models.classifiers import ModelShape
 from research.models.encoders import load_model_config, load_tokenizer
 from research.models.saved import SavedClassifier, load_classifier
 from research.models.trial import Demands, try_classifier, try_encoder, try_pretrained
 from research.storage.arrays import return_free_memory
-from research_config import PIPELINES, ExperimentConfig
+from research_config import PIPELINES, ExperimentConfig, settings_that_decide, table_paths
 from research_data import Comments, Split, load_comments, split_comments
-
-DATA_FIELDS = (
-    "dataset_path", "text_column", "label_columns", "val_path", "test_path", "unlabelled_path", "text_normalization",
-    "val_fraction", "test_fraction", "split_seed", "data_fraction", "num_folds",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -43,12 +38,17 @@ class Inputs:
     checkpoint: SavedClassifier | None
     shapes: Mapping[str, ModelShape]
 
+    @property
+    def model_settings(self) -> dict[str, Any]:
+        """What a saved model of this run has to know of the texts and labels it was trained on."""
+        return {"labels": list(self.comments.label_names)} | settings_that_decide(self.config, "tokens")
+
 
 def load_inputs(config: ExperimentConfig, fold: int | None = None) -> Inputs:
     """Read the tables, split them and open tokenizers and model configurations.
 
     Raises:
-        InputError: any fault in them; nothing has been written.
+        InputError: any problem in them; nothing has been written.
     """
     comments, split = load_data(config, fold)
     config = dataclasses.replace(config, text_column=comments.text_column, label_columns=comments.label_names)
@@ -58,36 +58,49 @@ def load_inputs(config: ExperimentConfig, fold: int | None = None) -> Inputs:
     parts = PIPELINES[config.pipeline]
     checkpoint, teacher_tokenizer, student_tokenizer, shapes = None, None, None, {}
     if parts.teacher and config.teacher_checkpoint:
-        checkpoint = load_classifier(config.teacher_checkpoint, comments.label_names, pooling=config.pooling)
+        with naming_flag("teacher_checkpoint"):
+            checkpoint = load_classifier(config.teacher_checkpoint, comments.label_names, pooling=config.pooling)
         teacher_tokenizer, shapes["teacher"] = checkpoint.tokenizer, ModelShape.of(checkpoint.model.backbone_config)
     elif parts.teacher:
-        teacher_config = load_model_config("teacher_path", config.teacher_path)
-        teacher_tokenizer = load_tokenizer("teacher_path", config.teacher_path, config.max_length)
-        shapes["teacher"] = ModelShape.of(teacher_config)
+        teacher_tokenizer, shapes["teacher"] = open_pretrained(config, "teacher_path")
     if parts.student and config.student_init == "teacher":
         student_tokenizer, shapes["student"] = teacher_tokenizer, shapes["teacher"]
     elif parts.student:
-        student_config = load_model_config("student_path", config.student_path)
-        student_tokenizer = load_tokenizer("student_path", config.student_path, config.max_length)
-        shapes["student"] = ModelShape.of(student_config)
-    try_models(config, checkpoint, check_layers(config, shapes))
+        student_tokenizer, shapes["student"] = open_pretrained(config, "student_path")
+    if parts.student:
+        shapes["student"] = cut_shape(config, shapes["student"])
+    try_models(config, checkpoint, check_mapping(config, shapes))
     return Inputs(config, comments, split, teacher_tokenizer, student_tokenizer, checkpoint, shapes)
 
 
-def check_layers(config: ExperimentConfig, shapes: Mapping[str, ModelShape]) -> LayerComparison | None:
-    """Check --student_layers and --layer_mapping against the models' depths; return what is compared of the layers."""
-    if "student" not in shapes:
-        return None
-    student = shapes["student"]
-    if config.student_layers is not None and config.student_layers > student.num_layers:
+def open_pretrained(config: ExperimentConfig, flag: str) -> tuple[Any, ModelShape]:
+    """Open the tokenizer and the configuration of a pretrained encoder that a flag names."""
+    name = getattr(config, flag)
+    with naming_flag(flag):
+        shape = ModelShape.of(load_model_config(name))
+        tokenizer = load_tokenizer(name)
+    if tokenizer.model_max_length < config.max_length:
+        raise InputError(f"--max_length: {name} takes at most {tokenizer.model_max_length} tokens, got {config.max_length}")
+    return tokenizer, shape
+
+
+def cut_shape(config: ExperimentConfig, student: ModelShape) -> ModelShape:
+    """Return the student's shape with as many layers as --student_layers keeps."""
+    if config.student_layers is None:
+        return student
+    if config.student_layers > student.num_layers:
         raise InputError(f"--student_layers: the student has {student.num_layers} layers, got {config.student_layers}")
-    if "teacher" in shapes and (config.method.hidden or config.method.attention):
-        student = dataclasses.replace(student, num_layers=config.student_layers or student.num_layers)
-        try:
-            return LayerComparison(config, shapes["teacher"], student)
-        except ValueError as error:
-            raise InputError(str(error)) from error
-    return None
+    return dataclasses.replace(student, num_layers=config.student_layers)
+
+
+def check_mapping(config: ExperimentConfig, shapes: Mapping[str, ModelShape]) -> LayerComparison | None:
+    """Check --layer_mapping against the models' depths; return what is compared of the layers."""
+    if "teacher" not in shapes or "student" not in shapes:
+        return None
+    try:
+        return compare_layers(config, shapes["teacher"], shapes["student"])
+    except ValueError as error:
+        raise InputError(f"--layer_mapping: {error}") from error
 
 
 def try_models(config: ExperimentConfig, checkpoint: SavedClassifier | None, comparison: LayerComparison | None) -> None:
@@ -99,34 +112,42 @@ def try_models(config: ExperimentConfig, checkpoint: SavedClassifier | None, com
     parts = PIPELINES[config.pipeline]
     teacher = student = Demands(config.max_length, config.pooling)
     if comparison is not None:
-        teacher = Demands(config.max_length, config.pooling, None, *comparison.layers(0), comparison.relations)
-        student = Demands(config.max_length, config.pooling, None, *comparison.layers(1), comparison.relations)
+        teacher, student = (
+            dataclasses.replace(teacher, **dataclasses.asdict(compared)) for compared in (comparison.teacher, comparison.student)
+        )
     student = dataclasses.replace(student, layers=config.student_layers)
-    of_teacher = config.student_init == "teacher"
+    copied = parts.student and config.student_init == "teacher"
     if checkpoint is not None:
-        where = f"--teacher_checkpoint: {config.teacher_checkpoint}"
-        try_classifier(where, checkpoint.model, teacher)
-        if parts.student and of_teacher:
-            try_encoder(where, copy.deepcopy(cast(nn.Module, checkpoint.model.encoder)), student)
+        name = str(config.teacher_checkpoint)
+        with naming_flag("teacher_checkpoint"):
+            try_classifier(name, checkpoint.model, teacher)
+            if copied:
+                try_encoder(name, copy.deepcopy(cast(nn.Module, checkpoint.model.encoder)), student)
     elif parts.teacher:
-        try_pretrained("teacher_path", config.teacher_path, teacher)
-        if parts.student and of_teacher:
-            try_pretrained("teacher_path", config.teacher_path, student)
-    if parts.student and not of_teacher:
-        try_pretrained("student_path", config.student_path, student, random_init=config.student_init == "random")
+        with naming_flag("teacher_path"):
+            try_pretrained(config.teacher_path, teacher)
+            if copied:
+                try_pretrained(config.teacher_path, student)
+    if parts.student and not copied:
+        with naming_flag("student_path"):
+            try_pretrained(config.student_path, student, random_init=config.student_init == "random")
 
 
 def load_data(config: ExperimentConfig, fold: int | None) -> tuple[Comments, Split]:
     """Read and split the tables; a worker of a sweep keeps the last ones while their files stay as they are."""
-    paths = (config.dataset_path, config.val_path, config.test_path, config.unlabelled_path)
-    stats = [None if path is None or not Path(path).is_file() else Path(path).stat() for path in paths]
+    stats = [path.stat() if path.is_file() else None for path in table_paths(config).values()]
     stamps = tuple(None if stat is None else (stat.st_mtime_ns, stat.st_size) for stat in stats)
-    return _load_data(tuple(getattr(config, name) for name in DATA_FIELDS), fold, stamps)
+    return _load_data(keep_data_settings(config), fold, stamps)
+
+
+def keep_data_settings(config: ExperimentConfig) -> ExperimentConfig:
+    """Return a config that names the same tables and splits them alike, and is the default in all else."""
+    tables = {name: getattr(config, name) for name in fields_of_kind(config, "table")}
+    return type(config)(**tables, **settings_that_decide(config, "data"))
 
 
 @functools.lru_cache(maxsize=1)
-def _load_data(values: tuple[Any, ...], fold: int | None, _stamps: tuple[Any, ...]) -> tuple[Comments, Split]:
-    config = ExperimentConfig(**dict(zip(DATA_FIELDS, values, strict=True)))
+def _load_data(config: ExperimentConfig, fold: int | None, _stamps: tuple[Any, ...]) -> tuple[Comments, Split]:
     comments = load_comments(
         config.dataset_path,
         text_column=config.text_column,

@@ -18,15 +18,21 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from tqdm import tqdm
 
-from research.errors import FlagErrors
+from research.errors import FlagErrors, quote_value
+from research.flags import fields_of_kind, fields_that_decide, format_value, parse_value, write_flags
 from research.runs.run import result_line
-from research_config import ExperimentConfig, check_config, convert, saved_settings
+from research_config import ExperimentConfig, check_config, saved_settings
+
+if TYPE_CHECKING:
+    from research.experiment.runtime import Extras
 
 log = logging.getLogger("research")
+# Runs that differ only by these would be one run, or were settled before there was a grid.
+NOT_SWEPT = fields_that_decide(ExperimentConfig, "place", "flags")
 
 
 @dataclass(frozen=True)
@@ -42,59 +48,51 @@ def parse_sweep(entries: Sequence[str]) -> dict[str, tuple[Any, ...]]:
     """Return {flag: values} of `flag=v1,v2` entries; a `;` anywhere separates values that hold commas.
 
     Raises:
-        FlagErrors: every fault in them.
+        FlagErrors: every problem in them.
     """
-    fields = {entry.name for entry in dataclasses.fields(ExperimentConfig)} - {"sweep", "jobs", "output_dir", "cache_dir", "demo"}
+    fields = {entry.name for entry in dataclasses.fields(ExperimentConfig)}
     values: dict[str, tuple[Any, ...]] = {}
-    faults = []
+    problems = []
     for entry in entries:
         name, separator, text = entry.partition("=")
         name = name.removeprefix("--")
-        if not separator or name not in fields or name in values:
-            why = "is swept twice" if name in values else "is not FLAG=V1,V2 with a flag that --help lists"
-            faults.append(f"--sweep: '{entry}' {why}")
-            continue
-        try:
-            values[name] = tuple(convert_value(name, part) for part in text.split(";" if ";" in text else ","))
-        except ValueError as error:
-            faults.append(f"--sweep: {name} {error}")
-    if faults:
-        raise FlagErrors(faults)
+        if not separator or name not in fields:
+            problems.append(f"--sweep: {quote_value(entry)} is not FLAG=V1,V2 with a flag that --help lists")
+        elif name in NOT_SWEPT:
+            problems.append(f"--sweep: {quote_value(entry)} cannot be swept: the runs of a sweep share one --{name}")
+        elif name in values:
+            problems.append(f"--sweep: {quote_value(entry)} is swept twice")
+        else:
+            try:
+                parts = text.split(";" if ";" in text else ",")
+                values[name] = tuple(parse_value(ExperimentConfig, name, part) for part in parts)
+            except ValueError as error:
+                problems.append(f"--sweep: {name} {error}")
+    if problems:
+        raise FlagErrors(problems)
     return values
-
-
-def convert_value(name: str, text: str) -> Any:
-    """Convert one swept value; switches take on and off, lists take spaces between their items."""
-    default = getattr(ExperimentConfig(), name)
-    if isinstance(default, bool):
-        if text not in ("on", "off"):
-            raise ValueError(f"must be on or off, got {text!r}")
-        return text == "on"
-    if isinstance(default, tuple) or name == "label_columns":
-        return convert(name, text.split())
-    return convert(name, text)
 
 
 def expand_sweep(config: ExperimentConfig) -> list[ExperimentConfig]:
     """Return the config of every run of the grid, each with its own directory below --output_dir.
 
     Raises:
-        FlagErrors: a fault in --sweep or in one of the runs, all together.
+        FlagErrors: the problems of --sweep and of all runs, together.
     """
     swept = parse_sweep(config.sweep)
     single = dataclasses.replace(config, sweep=(), num_threads=threads_per_run(config))
     folder = config.run_dir
     runs: dict[Path, ExperimentConfig] = {}
-    faults: list[str] = []
+    problems: list[str] = []
     for values in itertools.product(*map(dict.fromkeys, swept.values())):
         chosen = dict(zip(swept, values, strict=True))
         run = dataclasses.replace(single, **chosen, output_dir=str(folder / name_run(chosen)))
         if run.run_dir in runs:  # "a/b" and "a-b" get one name
             run = dataclasses.replace(run, output_dir=f"{run.output_dir}_{run.fingerprint}")
-        faults += [fault for fault in check_config(run) if fault not in faults]
+        problems += [problem for problem in check_config(run) if problem not in problems]
         runs[run.run_dir] = run
-    if faults:
-        raise FlagErrors(faults)
+    if problems:
+        raise FlagErrors(problems)
     return list(runs.values())
 
 
@@ -107,20 +105,11 @@ def threads_per_run(config: ExperimentConfig) -> int | None:
 
 def name_run(values: dict[str, Any]) -> str:
     """Return a folder name such as kd_alpha_0.3_kd_temperature_2."""
-    return "_".join(re.sub(r"[^\w.-]+", "-", f"{name}_{show(value)}").strip("-") for name, value in values.items())
+    texts = (f"{name}_{format_value(value) or 'none'}" for name, value in values.items())
+    return "_".join(re.sub(r"[^\w.-]+", "-", text).strip("-") for text in texts)
 
 
-def show(value: Any) -> str:
-    if isinstance(value, tuple):
-        return "-".join(map(str, value)) or "none"
-    if isinstance(value, bool):
-        return "on" if value else "off"
-    if isinstance(value, float) and float(f"{value:g}") == value:
-        return f"{value:g}"
-    return str(value)
-
-
-def run_sweep(config: ExperimentConfig) -> int:
+def run_sweep(config: ExperimentConfig, extras: Extras | None = None) -> int:
     """Run what is missing of the grid and print every run's line; return the exit status.
 
     A run that fails is named at the end; the others finish.
@@ -132,7 +121,7 @@ def run_sweep(config: ExperimentConfig) -> int:
     for job in range(config.jobs):
         devices.put(job)
     with ProcessPoolExecutor(config.jobs, mp_context=context, initializer=start_worker, initargs=(devices,)) as pool:
-        futures = {pool.submit(run_in_worker, run): run for run in runs}
+        futures = {pool.submit(run_in_worker, run, extras): run for run in runs}
         bar = tqdm(as_completed(futures), total=len(runs), unit="run", desc="sweep", disable=not sys.stderr.isatty())
         for future in bar:
             try:
@@ -169,10 +158,10 @@ def start_worker(devices: Any) -> None:
     start_logging(level=logging.WARNING)
 
 
-def run_in_worker(config: ExperimentConfig) -> Outcome:
+def run_in_worker(config: ExperimentConfig, extras: Extras | None) -> Outcome:
     from research.experiment.command import run_one
 
-    status, metrics = run_one(place_on_card(config), command_line(config))
+    status, metrics = run_one(place_on_card(config), command_line(config), extras)
     return Outcome(config, status, metrics)
 
 
@@ -189,15 +178,6 @@ def place_on_card(config: ExperimentConfig) -> ExperimentConfig:
 def command_line(config: ExperimentConfig) -> list[str]:
     """Return the flags that make this run by itself: those that differ from their defaults."""
     defaults = ExperimentConfig()
-    flags: list[str] = []
-    for name in sorted({*saved_settings(config), "output_dir", "cache_dir"}):
-        value = getattr(config, name)
-        if value is None or value == getattr(defaults, name):
-            continue
-        if isinstance(value, bool):
-            flags.append(f"--{name}" if value else f"--no-{name}")
-        elif isinstance(value, tuple):
-            flags += [f"--{name}", *value]
-        else:
-            flags += [f"--{name}", str(value)]
-    return flags
+    names = sorted({*saved_settings(config), *fields_of_kind(config, "folder")})
+    values = {name: getattr(config, name) for name in names}
+    return write_flags({name: value for name, value in values.items() if value != getattr(defaults, name)})

@@ -8,7 +8,7 @@ product in float32, under autocast too: half precision would round the weights.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
 import torch
@@ -17,7 +17,6 @@ from torch import Tensor, nn
 from research.kd.losses import attention_map_loss, hidden_state_loss, relation_distance
 from research.models.classifiers import ModelShape, TextClassifier
 from research.models.mapping import attention_pairs, map_layers
-from research.text.batches import Batch
 from research_config import ExperimentConfig
 
 
@@ -29,39 +28,70 @@ class LayerOutputs:
     maps: Mapping[int, Tensor] = field(default_factory=dict)  # (B, P, P)
     relations: Mapping[int, tuple[Tensor, ...]] = field(default_factory=dict)  # 3 x (B, P, H)
 
+    def map(self, states: Callable[[Tensor], Tensor], maps: Callable[[Tensor], Tensor] | None = None) -> LayerOutputs:
+        """Apply a function to every state and relation, and to every map (the same one unless another is given)."""
+        of_maps = states if maps is None else maps
+        return LayerOutputs(
+            {layer: states(tensor) for layer, tensor in self.hidden.items()},
+            {layer: of_maps(tensor) for layer, tensor in self.maps.items()},
+            {layer: tuple(map(states, parts)) for layer, parts in self.relations.items()},
+        )
+
+
+@dataclass(frozen=True)
+class ComparedLayers:
+    """The layers of one model that are compared: whose states, and whose maps or relations.
+
+    Layer 0 is the embeddings, which have states and no map.
+    """
+
+    hidden: tuple[int, ...] = ()
+    attention: tuple[int, ...] = ()
+    relations: bool = False
+
+    def run(self, model: TextClassifier, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, LayerOutputs]:
+        """Run a model and return its logits and what is compared of its layers, by token."""
+        wanted = {"relation_layers" if self.relations else "attention_layers": self.attention} if self.attention else {}
+        outputs = model(input_ids, attention_mask, output_hidden_states=bool(self.hidden), **wanted)
+        return outputs["logits"], LayerOutputs(
+            {layer: outputs["hidden_states"][layer] for layer in self.hidden},
+            outputs.get("attention_maps", {}),
+            outputs.get("relations", {}),
+        )
+
 
 class LayerComparison:
-    """Which layers of teacher and student are compared, and how.
+    """Which layers of teacher and student are compared, and the losses of comparing them.
 
     Raises:
-        ValueError: `--layer_mapping` names a layer that a model does not have, or only embeddings
+        ValueError: the layer mapping names a layer that a model does not have, or only embeddings
             for a method that needs attention maps.
     """
 
     def __init__(self, config: ExperimentConfig, teacher: ModelShape, student: ModelShape) -> None:
-        self.method = config.method
-        self.pairs = map_layers(config.layer_mapping, teacher.num_layers, student.num_layers)
-        self.attention_pairs = attention_pairs(self.pairs) if self.method.attention else ()
+        pairs = map_layers(config.layer_mapping, teacher.num_layers, student.num_layers)
+        self.hidden_pairs = pairs if config.method.hidden else ()
+        self.attention_pairs = attention_pairs(pairs) if config.method.attention else ()
         self.relations = config.attention_objective == "relation"
         # Both widths are multiples of their head counts, so the greatest common divisor splits both.
         self.relation_heads = math.gcd(teacher.num_heads, student.num_heads)
         self.hidden_objective = config.hidden_objective
         self.attention_objective = config.attention_objective
 
-    def layers(self, side: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
-        """Return the layers whose states, and whose maps, are needed; side 0 teacher, 1 student."""
-        hidden = tuple(sorted({pair[side] for pair in self.pairs})) if self.method.hidden else ()
-        return hidden, tuple(sorted({pair[side] for pair in self.attention_pairs}))
+    @property
+    def teacher(self) -> ComparedLayers:
+        return ComparedLayers(
+            _distinct(teacher for teacher, _ in self.hidden_pairs),
+            _distinct(teacher for teacher, _ in self.attention_pairs),
+            self.relations,
+        )
 
-    def run(self, model: TextClassifier, side: int, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, LayerOutputs]:
-        """Run a model and return its logits and what is compared of its layers, by token."""
-        hidden_layers, attention_layers = self.layers(side)
-        wanted = {"relation_layers" if self.relations else "attention_layers": attention_layers} if attention_layers else {}
-        outputs = model(input_ids, attention_mask, output_hidden_states=bool(hidden_layers), **wanted)
-        return outputs["logits"], LayerOutputs(
-            {layer: outputs["hidden_states"][layer] for layer in hidden_layers},
-            outputs.get("attention_maps", {}),
-            outputs.get("relations", {}),
+    @property
+    def student(self) -> ComparedLayers:
+        return ComparedLayers(
+            _distinct(student for _, student in self.hidden_pairs),
+            _distinct(student for _, student in self.attention_pairs),
+            self.relations,
         )
 
     def losses(
@@ -69,57 +99,48 @@ class LayerComparison:
     ) -> dict[str, Tensor]:
         """Return the hidden and attention losses that the method asks for, over real positions (B, P)."""
         losses = {}
-        if self.method.hidden:
+        if self.hidden_pairs:
             losses["hidden_loss"] = hidden_state_loss(
-                self.pairs, teacher.hidden, student.hidden, mask, projections, self.hidden_objective
+                self.hidden_pairs, teacher.hidden, student.hidden, mask, projections, self.hidden_objective
             )
-        if self.method.attention and self.relations:
+        if self.attention_pairs and self.relations:
             distances = [
                 relation_distance(teacher.relations[above], student.relations[below], mask, self.relation_heads)
                 for above, below in self.attention_pairs
             ]
             losses["attention_loss"] = torch.stack(distances).mean()
-        elif self.method.attention:
+        elif self.attention_pairs:
             losses["attention_loss"] = attention_map_loss(
                 self.attention_pairs, teacher.maps, student.maps, mask, self.attention_objective
             )
         return losses
 
 
+def _distinct(layers: Iterable[int]) -> tuple[int, ...]:
+    return tuple(sorted(set(layers)))
+
+
+def compare_layers(config: ExperimentConfig, teacher: ModelShape, student: ModelShape) -> LayerComparison | None:
+    """Return what `--kd_method` compares beside the logits, None when that is nothing."""
+    return LayerComparison(config, teacher, student) if config.method.hidden or config.method.attention else None
+
+
 def pool_outputs(outputs: LayerOutputs, words: Tensor, num_words: int) -> LayerOutputs:
     """Pool a model's token outputs to the words both tokenizers share; words is (B, L)."""
     membership = token_to_word(words, num_words)
-    return LayerOutputs(
-        {layer: pool_states(states, membership) for layer, states in outputs.hidden.items()},
-        {layer: pool_map(attention_map, membership) for layer, attention_map in outputs.maps.items()},
-        {layer: tuple(pool_states(part, membership) for part in parts) for layer, parts in outputs.relations.items()},
-    )
+    return outputs.map(lambda states: pool_states(states, membership), lambda tokens: pool_map(tokens, membership))
 
 
-def name_layer_outputs(outputs: LayerOutputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
-    """Name a teacher's layer outputs as batches carry them: the states (B, P, H), and the maps (B, P, P)."""
-    states = {f"teacher_hidden.{layer}": tensor for layer, tensor in outputs.hidden.items()}
-    for layer, parts in outputs.relations.items():
-        states |= {f"teacher_relation.{layer}.{part}": tensor for part, tensor in enumerate(parts)}
-    return states, {f"teacher_map.{layer}": tensor for layer, tensor in outputs.maps.items()}
+def align_outputs(
+    outputs: LayerOutputs, attention_mask: Tensor, words: Tensor | None, num_words: int
+) -> tuple[LayerOutputs, Tensor]:
+    """Return a model's outputs at the compared positions and which of those are real, (B, P).
 
-
-def read_layer_outputs(batch: Batch) -> LayerOutputs | None:
-    """Return the layer outputs that a batch carries, None when it carries none."""
-    hidden, maps = {}, {}
-    relations: dict[int, dict[int, Tensor]] = {}
-    for name, tensor in batch.items():
-        match name.split("."):
-            case ["teacher_hidden", layer]:
-                hidden[int(layer)] = tensor
-            case ["teacher_map", layer]:
-                maps[int(layer)] = tensor
-            case ["teacher_relation", layer, part]:
-                relations.setdefault(int(layer), {})[int(part)] = tensor
-    if not (hidden or maps or relations):
-        return None
-    in_order = {layer: tuple(parts[part] for part in sorted(parts)) for layer, parts in relations.items()}
-    return LayerOutputs(hidden, maps, in_order)
+    Positions are the model's own tokens when `words` is None, else the words that its tokens (B, L) belong to.
+    """
+    if words is None:
+        return outputs, attention_mask.bool()
+    return pool_outputs(outputs, words, num_words), word_mask(words, num_words)
 
 
 # Attention that a row leaves on shared words; under it the row counts as empty and its gradient stays finite.

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
-from research.components import COMPONENT_NAMES
-from research.errors import Interrupted, StopRequest, naming_lack_of_memory
+from research.errors import Interrupted, StopRequest
+from research.models.classifiers import TextClassifier
 from research.storage.checkpoints import CheckpointFolder
 from research.text.batches import Batch, BatchLoader
+from research_config import ExperimentConfig
 
 log = logging.getLogger(__name__)
 STEPS_BETWEEN_CHECKS = 50
@@ -50,36 +51,74 @@ Validate = Callable[[nn.Module], Mapping[str, float]]
 OnStep = Callable[[int, int], None]
 
 
-class _Fitting:
-    """One call of `DistillationTrainer.fit`: the epoch loop, its schedule and its checkpoints."""
+class Trainer(Protocol):
+    """What the epoch loop needs of a trainer: its step, and what a checkpoint keeps of it."""
+
+    config: ExperimentConfig
+    device: torch.device
+    student: TextClassifier
+
+    @property
+    def objective(self) -> Any: ...
+
+    def build_optimizer(self) -> torch.optim.Optimizer: ...
+
+    def set_training_mode(self) -> None: ...
+
+    def take_step(self, batches: Sequence[Batch], optimizer: Any, class_weights: Tensor | None, step: int) -> bool: ...
+
+    def read_losses(self) -> tuple[dict[str, float], int]: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+class EpochLoop:
+    """Epochs of steps with their schedule, validation, early stopping and checkpoints.
+
+    Args:
+        trainer: Takes the steps.
+        loader: The training batches.
+        validate: Scores the student after each epoch; `f1_macro` chooses the best one.
+        class_weights: (C,) weight of the positives in the hard loss, on the device.
+        checkpoints: Where training goes on from, if anywhere.
+        stop: Looked at after every step.
+        on_step: Told each step's number and how many there are at most.
+    """
 
     def __init__(
         self,
-        trainer: Any,
+        trainer: Trainer,
         loader: BatchLoader,
         validate: Validate,
-        class_weights: Tensor | None,
-        checkpoints: CheckpointFolder | None,
-        stop: StopRequest | None,
-        on_step: OnStep | None,
+        class_weights: Tensor | None = None,
+        checkpoints: CheckpointFolder | None = None,
+        stop: StopRequest | None = None,
+        on_step: OnStep | None = None,
     ) -> None:
         self.trainer = trainer
         self.config = trainer.config
         self.loader = loader
         self.validate = validate
-        self.class_weights = None if class_weights is None else class_weights.to(trainer.device)
+        self.class_weights = class_weights
         self.checkpoints = checkpoints
         self.stop = stop or StopRequest()
         self.on_step = on_step
         self.optimizer = trainer.build_optimizer()
-        self.steps_per_epoch = -(-len(loader) // self.config.gradient_accumulation)
-        self.total_steps = self.steps_per_epoch * self.config.epochs
+        self.total_steps = -(-len(loader) // self.config.gradient_accumulation) * self.config.epochs
         self.progress = Progress()
         self.best_state: dict[str, Tensor] = {}
         self.checks_every = 1 if trainer.device.type == "cpu" else STEPS_BETWEEN_CHECKS
         self.last_checkpoint_s = time.monotonic()
 
     def run(self) -> TrainingResult:
+        """Train, and leave the best epoch's weights in the student.
+
+        Raises:
+            TrainingFault: a non-finite loss or gradient; the last checkpoint stays.
+            Interrupted: `stop` was requested; a checkpoint has been written.
+        """
         started = time.monotonic()
         self._resume()
         patience = self.config.early_stopping_patience
@@ -95,10 +134,8 @@ class _Fitting:
         )
 
     def _train_epoch(self) -> None:
-        trainer, progress = self.trainer, self.progress
-        trainer.student.train()
-        if self.config.freeze_student_encoder:
-            cast(nn.Module, trainer.student.encoder).eval()
+        progress = self.progress
+        self.trainer.set_training_mode()
         accumulation = self.config.gradient_accumulation
         group: list[Batch] = []
         remaining = len(self.loader) - progress.batches_done
@@ -107,36 +144,33 @@ class _Fitting:
             remaining -= 1
             if len(group) < accumulation and remaining:
                 continue
-            self._step(group)
+            self._take_step(group)
             group = []
             if progress.global_step % self.checks_every == 0:
-                self._collect()
+                self._add_up_losses()
             if self.stop.requested or self._checkpoint_is_due():
-                self._collect()
+                self._add_up_losses()
                 self._save()
             if self.stop.requested:
                 raise Interrupted
-        self._collect()
+        self._add_up_losses()
 
-    def _step(self, group: list[Batch]) -> None:
-        trainer, progress = self.trainer, self.progress
+    def _take_step(self, group: Sequence[Batch]) -> None:
+        progress = self.progress
         # Steps that the scaler skipped do not advance the schedule.
-        rate = self.config.lr * schedule(
-            progress.global_step - progress.skipped_steps, self.total_steps, self.config.warmup_ratio
-        )
+        taken = progress.global_step - progress.skipped_steps
+        rate = self.config.lr * schedule(taken, self.total_steps, self.config.warmup_ratio)
         for parameter_group in self.optimizer.param_groups:
             parameter_group["lr"] = rate
-        with naming_lack_of_memory(progress.global_step + 1, group):
-            losses = [trainer._backward(batch, self.class_weights, 1.0 / len(group)) for batch in group]
+        updated = self.trainer.take_step(group, self.optimizer, self.class_weights, progress.global_step + 1)
         progress.global_step += 1
         progress.batches_done += len(group)
-        if not trainer._update(self.optimizer, group, losses, progress.global_step):
-            progress.skipped_steps += 1
+        progress.skipped_steps += not updated
         if self.on_step is not None:
             self.on_step(progress.global_step, self.total_steps)
 
-    def _collect(self) -> None:
-        sums, rows = self.trainer.check_faults()
+    def _add_up_losses(self) -> None:
+        sums, rows = self.trainer.read_losses()
         for name, value in sums.items():
             self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
         self.progress.rows_summed += rows
@@ -151,7 +185,7 @@ class _Fitting:
             self._save()
             raise
         progress.epoch += 1
-        present = self._present_components()
+        present = (*self.trainer.objective.components, "grad_norm")
         means = {name: progress.sums[name] / max(progress.rows_summed, 1) for name in present}
         progress.history.append(
             {"epoch": progress.epoch, "global_step": progress.global_step, "learning_rate": self.optimizer.param_groups[0]["lr"]}
@@ -172,33 +206,19 @@ class _Fitting:
         )
         self._save()
 
-    def _present_components(self) -> list[str]:
-        absent = set()
-        if not self.trainer.distils:
-            absent |= {"soft_loss", "soft_excess"}
-        comparison = self.trainer.comparison
-        if comparison is None or not comparison.method.hidden:
-            absent.add("hidden_loss")
-        if comparison is None or not comparison.method.attention:
-            absent.add("attention_loss")
-        return [name for name in (*COMPONENT_NAMES, "grad_norm") if name not in absent]
-
     def _checkpoint_is_due(self) -> bool:
         return time.monotonic() - self.last_checkpoint_s > 60 * self.config.checkpoint_minutes
 
     def _save(self) -> None:
         if self.checkpoints is None:
             return
-        trainer = self.trainer
-        state = {
-            "student": trainer.student.state_dict(),
-            "projections": trainer.projections.state_dict(),
+        device = self.trainer.device
+        state = self.trainer.state_dict() | {
             "optimizer": self.optimizer.state_dict(),
-            "scaler": trainer.scaler.state_dict(),
             "best_state": self.best_state,
             "progress": vars(self.progress),
             "rng": torch.get_rng_state(),
-            "cuda_rng": torch.cuda.get_rng_state(trainer.device) if trainer.device.type == "cuda" else None,
+            "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         }
         self.checkpoints.save(state, self.progress.global_step)
         self.last_checkpoint_s = time.monotonic()
@@ -207,16 +227,13 @@ class _Fitting:
         state = None if self.checkpoints is None else self.checkpoints.load()
         if state is None:
             return
-        trainer = self.trainer
-        trainer.student.load_state_dict(state["student"])
-        trainer.projections.load_state_dict(state["projections"])
+        self.trainer.load_state_dict(state)
         self.optimizer.load_state_dict(state["optimizer"])
-        trainer.scaler.load_state_dict(state["scaler"])
         self.best_state = state["best_state"]
         self.progress = Progress(**state["progress"])
         torch.set_rng_state(state["rng"])
-        if state["cuda_rng"] is not None and trainer.device.type == "cuda":
-            torch.cuda.set_rng_state(state["cuda_rng"], trainer.device)
+        if state["cuda_rng"] is not None and self.trainer.device.type == "cuda":
+            torch.cuda.set_rng_state(state["cuda_rng"], self.trainer.device)
         log.info("resuming at step %d of %d", self.progress.global_step, self.total_steps)
 
 

@@ -303,5 +303,5 @@ def _pairs_of(layer_mapping: Mapping[int, int] | None, lowest: int, teacher_laye
     if layer_mapping is None:
         return map_layers("uniform", teacher_layers, student_layers)
     pairs = tuple(layer_mapping.items())
-    check_pairs("layer_mapping", pairs, lowest, teacher_layers, student_layers)
+    check_pairs(pairs, lowest, teacher_layers, student_layers)
     return pairs

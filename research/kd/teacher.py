@@ -9,7 +9,7 @@ import hashlib
 import json
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import cached_property
 from pathlib import Path
@@ -22,13 +22,15 @@ from torch import Tensor
 from tqdm import tqdm
 
 from research.evaluation.predict import predict_logits
-from research.kd.layers import LayerComparison, LayerOutputs, name_layer_outputs, pool_outputs, word_mask
+from research.kd.layers import ComparedLayers, LayerOutputs, align_outputs
 from research.models.classifiers import ModelShape, TextClassifier, freeze
-from research.storage.arrays import map_array, release_pages, return_free_memory
+from research.storage.arrays import map_array, read_ragged, return_free_memory
 from research.storage.cache import Cache
-from research.text.batches import BatchLoader
+from research.text.batches import Batch, BatchLoader, move_batch
 
 log = logging.getLogger(__name__)
+# Part of the cache keys: raise it when the names or the layout of the files change.
+LAYERS_FORMAT = 2
 FLOAT16_LARGEST = float(np.finfo(np.float16).max)
 
 
@@ -41,6 +43,7 @@ class Teacher:
         load: Loads the model.
         store: Puts the teacher into a folder of a run.
         training: Deterministic facts of its fine-tuning.
+        num_parameters: Known before it is loaded.
     """
 
     def __init__(
@@ -50,11 +53,13 @@ class Teacher:
         load: Callable[[], TextClassifier],
         store: Callable[[Path], None],
         training: dict[str, Any],
+        num_parameters: int,
     ) -> None:
         self.identity = identity
         self.shape = shape
         self.store = store
         self.training = training
+        self.num_parameters = num_parameters
         self._load = load
 
     @cached_property
@@ -105,68 +110,87 @@ class LayerStore:
 
     def __init__(self, folder: Path) -> None:
         layout = json.loads((folder / "layout.json").read_text(encoding="utf-8"))
-        rows = map_array(folder / "rows.bin", np.int64)
-        lengths = map_array(folder / "lengths.bin", np.int64)
         dtype = np.dtype(layout["dtype"])
-        self.states = {name: map_array(folder / f"{name}.bin", dtype) for name in layout["states"]}
-        self.widths: dict[str, int] = layout["states"]
+        rows = map_array(folder / "rows.bin", np.int64)
+        self.lengths = map_array(folder / "lengths.bin", np.int64)
+        self.states = {
+            name: map_array(folder / f"{name}.bin", dtype).reshape(-1, width) for name, width in layout["states"].items()
+        }
         self.maps = {name: map_array(folder / f"{name}.bin", dtype) for name in layout["maps"]}
         self.slot_of_row = np.full(int(rows.max(initial=-1)) + 1, -1)
         self.slot_of_row[rows] = np.arange(len(rows))
-        self.lengths = lengths
-        self.state_starts = np.cumsum(lengths) - lengths
-        self.map_starts = np.cumsum(lengths**2) - lengths**2
+        self.state_starts = np.cumsum(self.lengths) - self.lengths
+        self.map_starts = np.cumsum(self.lengths**2) - self.lengths**2
 
-    def collate(self, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
-        """Return each kept tensor of some rows, padded with zeros: (B, P, H) states, (B, P, P) maps."""
+    def read(self, rows: NDArray[np.int64]) -> LayerOutputs:
+        """Return what is kept of some rows, padded with zeros, on the CPU and as precise as it is stored."""
         slots = self.slot_of_row[rows]
         assert (slots >= 0).all(), "the store does not hold these rows"
         lengths = self.lengths[slots]
-        positions = np.arange(int(lengths.max(initial=0)))
-        real = positions < lengths[:, None]  # (B, P)
-        arrays = {}
-        for name, width in self.widths.items():
-            flat = self.states[name].reshape(-1, width)
-            padded = np.zeros((*real.shape, width), dtype=flat.dtype)
-            padded[real] = flat[(self.state_starts[slots][:, None] + positions)[real]]
-            arrays[name] = padded
+        real = np.arange(int(lengths.max(initial=0))) < lengths[:, None]  # (B, P)
         pairs = real[:, :, None] & real[:, None, :]  # (B, P, P)
-        cells = self.map_starts[slots][:, None, None] + positions[:, None] * lengths[:, None, None] + positions
-        for name, flat in self.maps.items():
-            padded = np.zeros(pairs.shape, dtype=flat.dtype)
-            padded[pairs] = flat[cells[pairs]]
-            arrays[name] = padded
-        return arrays
-
-    def release_pages(self) -> None:
-        release_pages(*self.states.values(), *self.maps.values())
+        states = {
+            name: _scatter(real, read_ragged(flat, self.state_starts[slots], lengths)) for name, flat in self.states.items()
+        }
+        maps = {name: _scatter(pairs, read_ragged(flat, self.map_starts[slots], lengths**2)) for name, flat in self.maps.items()}
+        return unname_outputs(states, maps)
 
 
-def estimate_bytes(comparison: LayerComparison, lengths: NDArray[np.int64], width: int) -> int:
+def _scatter(real: NDArray[np.bool_], cells: NDArray[Any]) -> Tensor:
+    """Return a tensor that holds the cells where `real` is true, in order, and zeros elsewhere."""
+    padded = np.zeros((*real.shape, *cells.shape[1:]), dtype=cells.dtype)
+    padded[real] = cells
+    return torch.from_numpy(padded)
+
+
+def name_outputs(outputs: LayerOutputs) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Name layer outputs as their files are: the states (B, P, H), and the maps (B, P, P)."""
+    states = {f"hidden.{layer}": tensor for layer, tensor in outputs.hidden.items()}
+    for layer, parts in outputs.relations.items():
+        states |= {f"relation.{layer}.{part}": tensor for part, tensor in enumerate(parts)}
+    return states, {f"map.{layer}": tensor for layer, tensor in outputs.maps.items()}
+
+
+def unname_outputs(states: Mapping[str, Tensor], maps: Mapping[str, Tensor]) -> LayerOutputs:
+    """Return the layer outputs of which `name_outputs` gives these names."""
+    hidden: dict[int, Tensor] = {}
+    relations: dict[int, dict[int, Tensor]] = {}
+    for name, tensor in states.items():
+        match name.split("."):
+            case ["hidden", layer]:
+                hidden[int(layer)] = tensor
+            case ["relation", layer, part]:
+                relations.setdefault(int(layer), {})[int(part)] = tensor
+    return LayerOutputs(
+        hidden,
+        {int(name.removeprefix("map.")): tensor for name, tensor in maps.items()},
+        {layer: tuple(parts[part] for part in sorted(parts)) for layer, parts in relations.items()},
+    )
+
+
+def estimate_bytes(layers: ComparedLayers, lengths: NDArray[np.int64], width: int) -> int:
     """Return the size of a float16 store of rows with these numbers of positions."""
-    hidden_layers, attention_layers = comparison.layers(0)
-    state_files = len(hidden_layers) + (3 * len(attention_layers) if comparison.relations else 0)
-    map_files = 0 if comparison.relations else len(attention_layers)
+    state_files = len(layers.hidden) + (3 * len(layers.attention) if layers.relations else 0)
+    map_files = 0 if layers.relations else len(layers.attention)
     return 2 * int(state_files * width * lengths.sum() + map_files * (lengths**2).sum())
 
 
-def fetch_layers(
-    teacher: Teacher, comparison: LayerComparison, loader: BatchLoader, device: torch.device, cache: Cache
-) -> LayerStore:
+def fetch_layers(teacher: Teacher, layers: ComparedLayers, loader: BatchLoader, device: torch.device, cache: Cache) -> LayerStore:
     """Return the store of the compared layers for the loader's rows, running the teacher when the cache has none.
 
     The loader carries the teacher's ids, and both sides' words when the tokenizers differ.
     """
     key = output_key(teacher, loader, device) | {
         "student_tokens": loader.tokens.key if loader.words is not None else None,
-        "layers": comparison.layers(0),
-        "relations": comparison.relations,
+        "layers": (layers.hidden, layers.attention),
+        "relations": layers.relations,
+        "format": LAYERS_FORMAT,
     }
 
     def build(folder: Path, _scratch: Path) -> None:
-        if not write_layers(folder, teacher, comparison, loader, device, np.dtype(np.float16)):
+        if not write_layers(folder, teacher, layers, loader, device, np.dtype(np.float16)):
             log.warning("some teacher states are too large for float16: keeping them in float32")
-            write_layers(folder, teacher, comparison, loader, device, np.dtype(np.float32))
+            write_layers(folder, teacher, layers, loader, device, np.dtype(np.float32))
 
     return LayerStore(cache.fetch("layers", key, build))
 
@@ -174,7 +198,7 @@ def fetch_layers(
 def write_layers(
     folder: Path,
     teacher: Teacher,
-    comparison: LayerComparison,
+    layers: ComparedLayers,
     loader: BatchLoader,
     device: torch.device,
     dtype: np.dtype[Any],
@@ -188,11 +212,11 @@ def write_layers(
     widths: tuple[dict[str, int], dict[str, int]] = ({}, {})
     with ExitStack() as open_files:
         for batch in with_progress(loader, "teacher states"):
-            outputs, mask = run_layers(model, comparison, {name: tensor.to(device) for name, tensor in batch.items()})
+            outputs, mask = run_layers(model, layers, move_batch(batch, device))
             rows.append(batch["row"].numpy())
             lengths.append(mask.sum(dim=1).cpu().numpy())
             pairs = mask.unsqueeze(2) & mask.unsqueeze(1)
-            for group, tensors, real in zip(widths, name_layer_outputs(outputs), (mask, pairs), strict=True):
+            for group, tensors, real in zip(widths, name_outputs(outputs), (mask, pairs), strict=True):
                 for name, tensor in tensors.items():
                     values = tensor[real].float().cpu().numpy()
                     if dtype == np.float16 and np.abs(values).max(initial=0.0) > FLOAT16_LARGEST:
@@ -208,13 +232,15 @@ def write_layers(
     return True
 
 
-def run_layers(model: TextClassifier, comparison: LayerComparison, batch: dict[str, Tensor]) -> tuple[LayerOutputs, Tensor]:
+def run_layers(model: TextClassifier, layers: ComparedLayers, batch: Batch) -> tuple[LayerOutputs, Tensor]:
     """Return the teacher's layer outputs at the compared positions, and which positions are real, (B, P)."""
-    input_ids = batch.get("teacher_input_ids", batch["input_ids"])
-    attention_mask = batch.get("teacher_attention_mask", batch["attention_mask"])
+    input_ids, attention_mask = teacher_inputs(batch)
     with torch.inference_mode():
-        _, outputs = comparison.run(model, 0, input_ids, attention_mask)
-        if "teacher_words" not in batch:
-            return outputs, attention_mask.bool()
-        num_words = int(batch["num_words"])
-        return pool_outputs(outputs, batch["teacher_words"], num_words), word_mask(batch["teacher_words"], num_words)
+        _, outputs = layers.run(model, input_ids, attention_mask)
+        return align_outputs(outputs, attention_mask, batch.get("teacher_words"), int(batch.get("num_words", 0)))
+
+
+def teacher_inputs(batch: Batch) -> tuple[Tensor, Tensor]:
+    """Return the ids and mask, (B, L) each, that the teacher reads: its own, or the student's when they are the same."""
+    prefix = "teacher_" if "teacher_input_ids" in batch else ""
+    return batch[f"{prefix}input_ids"], batch[f"{prefix}attention_mask"]

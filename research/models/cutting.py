@@ -19,7 +19,7 @@ from research.models.reading import refusing
 LAYER_FIELDS = ("layer_types", "mlp_layer_types", "attention_window")
 
 
-def cut_layers(encoder: Any, wanted: int, flag: str = "student_layers") -> nn.Module:
+def cut_layers(encoder: Any, wanted: int) -> nn.Module:
     """Keep `wanted` of an encoder's layers, evenly spread, the last one included.
 
     Raises:
@@ -28,10 +28,10 @@ def cut_layers(encoder: Any, wanted: int, flag: str = "student_layers") -> nn.Mo
     """
     total = int(encoder.config.num_hidden_layers)
     if wanted > total:
-        raise InputError(f"--{flag}: {encoder.config.model_type} has {total} layers, got {wanted}")
+        raise InputError(f"{encoder.config.model_type} has {total} layers, got {wanted}")
     if wanted == total:
         return encoder
-    complaint = f"--{flag}: the layers of a {encoder.config.model_type} model cannot be cut; choose another student"
+    complaint = f"the layers of a {encoder.config.model_type} model cannot be cut; choose another student"
     name = find_layers(encoder)
     if name is None:
         raise InputError(complaint)

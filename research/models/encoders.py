@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import cached_file
 
-from research.errors import InputError
+from research.errors import InputError, first_line
 from research.models.attention import RECORDED_SDPA
 from research.models.dropout import BitDropout, replace_dropout
-from research.models.reading import check_sizes, first_line, refusing
+from research.models.reading import check_sizes, refusing
 from research.storage.files import hash_file
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -23,16 +23,13 @@ WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_mo
 FORMER_BUFFERS = ("position_ids", "token_type_ids", "inv_freq", "attn.bias", "masked_bias")
 
 
-def load_tokenizer(flag: str, name: str, max_length: int) -> Any:
-    """Load a tokenizer, saying which flag named it when it is not there.
+def load_tokenizer(name: str) -> Any:
+    """Load the tokenizer in a folder or on the hub.
 
     Raises:
-        InputError: there is no such tokenizer, or it takes fewer tokens than `max_length`.
+        InputError: there is no such tokenizer.
     """
-    tokenizer = open_tokenizer(name, f"--{flag}: no tokenizer in '{name}'")
-    if tokenizer.model_max_length < max_length:
-        raise InputError(f"--max_length: {name} takes at most {tokenizer.model_max_length} tokens, got {max_length}")
-    return tokenizer
+    return open_tokenizer(name, f"no tokenizer in '{name}'")
 
 
 def open_tokenizer(place: Path | str, complaint: str) -> Any:
@@ -65,9 +62,13 @@ def check_tokenizer(tokenizer: Any) -> None:
     tokenizer(["a b", ""])
 
 
-def load_model_config(flag: str, name: str) -> Any:
-    """Load a model's configuration, saying which flag named it when it is not there."""
-    with refusing(f"--{flag}: no model '{name}' in a folder of that name, the Hugging Face cache or the hub"):
+def load_model_config(name: str) -> Any:
+    """Load a model's configuration.
+
+    Raises:
+        InputError: there is no such model.
+    """
+    with refusing(f"no model '{name}' in a folder of that name, the Hugging Face cache or the hub"):
         return open_config(name)
 
 

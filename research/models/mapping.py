@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import re
 
-from research.errors import InputError
-from research.flags import describe
+from research.errors import quote_value
 
 LAYER_STRATEGIES = ("uniform", "last", "first")
 
@@ -24,7 +23,7 @@ def parse_layer_mapping(text: str) -> tuple[tuple[int, int], ...] | None:
     for part in text.split(","):
         if not re.fullmatch(r"\s*[0-9]{1,6}\s*:\s*[0-9]{1,6}\s*", part):
             raise ValueError(
-                f"{describe(part.strip())} is neither teacher:student (as in 2:1,4:2) nor one of {', '.join(LAYER_STRATEGIES)}"
+                f"{quote_value(part.strip())} is neither teacher:student (as in 2:1,4:2) nor one of {', '.join(LAYER_STRATEGIES)}"
             )
         teacher, student = map(int, part.split(":"))
         if (teacher, student) in pairs:
@@ -37,18 +36,18 @@ LayerPairs = tuple[tuple[int, int], ...]
 
 
 def map_layers(mapping: str, teacher_layers: int, student_layers: int) -> LayerPairs:
-    """Return the (teacher, student) layer pairs of `--layer_mapping`; layer k is the k-th block, 0 the embeddings.
+    """Return the (teacher, student) layer pairs of a mapping; layer k is the k-th block, 0 the embeddings.
 
     uniform pairs student layer j with teacher layer round(j * teacher_layers / student_layers), so
     the last meets the last. last and first pair all layers of the shallower model with as many of
     the other's last or first ones.
 
     Raises:
-        InputError: an explicit pair names a layer that a model does not have.
+        ValueError: an explicit pair names a layer that a model does not have.
     """
     pairs = parse_layer_mapping(mapping)
     if pairs is not None:
-        check_pairs("--layer_mapping", pairs, 0, teacher_layers, student_layers)
+        check_pairs(pairs, 0, teacher_layers, student_layers)
         return pairs
     if mapping == "uniform":
         return tuple((teacher, student) for student, teacher in enumerate(pick_layers(teacher_layers, student_layers), 1))
@@ -58,14 +57,14 @@ def map_layers(mapping: str, teacher_layers: int, student_layers: int) -> LayerP
     return tuple((teacher_layers - back, student_layers - back) for back in reversed(range(shared)))
 
 
-def check_pairs(where: str, pairs: LayerPairs, lowest: int, teacher_layers: int, student_layers: int) -> None:
-    """Raise InputError when there is no pair, or one names a layer under `lowest` or over a model's last."""
+def check_pairs(pairs: LayerPairs, lowest: int, teacher_layers: int, student_layers: int) -> None:
+    """Raise ValueError when there is no pair, or one names a layer under `lowest` or over a model's last."""
     if not pairs:
-        raise InputError(f"{where}: names no layers, so there is nothing to compare")
+        raise ValueError("names no layers, so there is nothing to compare")
     for teacher, student in pairs:
         if not (lowest <= teacher <= teacher_layers and lowest <= student <= student_layers):
-            raise InputError(
-                f"{where}: {teacher}:{student} is out of range; the teacher has layers {lowest} to "
+            raise ValueError(
+                f"{teacher}:{student} is out of range; the teacher has layers {lowest} to "
                 f"{teacher_layers}, the student {lowest} to {student_layers}"
             )
 
@@ -82,11 +81,11 @@ def attention_pairs(pairs: LayerPairs) -> LayerPairs:
     """Return the pairs that have attention maps: the embeddings, layer 0, have none.
 
     Raises:
-        InputError: no pair is left.
+        ValueError: no pair is left.
     """
     kept = tuple((teacher, student) for teacher, student in pairs if teacher and student)
     if not kept:
-        raise InputError("--layer_mapping: layer 0 is the embeddings and has no attention map; map layers from 1")
+        raise ValueError("layer 0 is the embeddings and has no attention map; map layers from 1")
     return kept
 
 

@@ -6,12 +6,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from research.errors import InputError, escape_controls
+from research.errors import InputError, first_line
 
 # Past these a model can be neither built nor held: what says so is a damaged file.
 MOST_LAYERS = 1000
 LARGEST_SIZE = 1 << 24
-LONGEST_REASON = 240
 COUNT_PREFIXES = ("num_", "n_")
 COUNT_SUFFIXES = ("_size", "_layers", "_heads", "_dim", "_embeddings", "_positions")
 
@@ -37,18 +36,6 @@ def refusing(complaint: str) -> Iterator[None]:
         if type(error).__name__ != "PanicException":
             raise
         raise InputError(f"{complaint}: {first_line(error)}") from error
-
-
-def first_line(error: BaseException) -> str:
-    """Return an error's first line, with its kind where the text alone says nothing."""
-    lines = str(error).strip().splitlines()
-    if not lines:
-        return type(error).__name__
-    # "Class validation error for validator 'x':" is followed by the reason.
-    text = escape_controls(" ".join(map(str.strip, lines[:2])) if lines[0].endswith(":") else lines[0])
-    # A LookupError's text is the bare key, which reads as if it were the reason.
-    text = f"{type(error).__name__} {text}" if isinstance(error, LookupError) else text
-    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON]}..."
 
 
 def check_sizes(config: Any) -> None:

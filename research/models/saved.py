@@ -65,7 +65,7 @@ def check_saved(model: TextClassifier, folder: Path, labels: Sequence[str]) -> N
     """
     # Loading initialises what is not in the files, as the pooler, which must not change what is drawn later.
     with torch.random.fork_rng():
-        loaded = load_classifier(str(folder), labels, flag="saved").model
+        loaded = load_classifier(str(folder), labels).model
     weight = next(model.parameters())
     ids, mask = (tensor.to(weight.device) for tensor in sample_ids(model.backbone_config))
     training = model.training
@@ -107,9 +107,7 @@ def raising_os_errors(folder: Path) -> Iterator[None]:
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
 
 
-def load_classifier(
-    name: str, labels: Sequence[str] | None = None, *, flag: str = "teacher_checkpoint", pooling: str = "cls"
-) -> SavedClassifier:
+def load_classifier(name: str, labels: Sequence[str] | None = None, *, pooling: str = "cls") -> SavedClassifier:
     """Load a fine-tuned classifier, its outputs in the order of `labels`, or in its own without them.
 
     Args:
@@ -121,12 +119,11 @@ def load_classifier(
         InputError: the head is missing or of another size, or its labels are others.
     """
     folder = Path(name).expanduser()
-    where = f"--{flag}: {name}"
     if (folder / "sequence_classifier").is_dir():
-        return load_sequence_classifier(str(folder / "sequence_classifier"), labels, where, folder / "tokenizer")
+        return load_sequence_classifier(str(folder / "sequence_classifier"), labels, name, folder / "tokenizer")
     if (folder / "encoder").is_dir():
-        return load_encoder_and_head(folder, labels, where, pooling)
-    return load_sequence_classifier(name, labels, where, None)
+        return load_encoder_and_head(folder, labels, name, pooling)
+    return load_sequence_classifier(name, labels, name, None)
 
 
 def load_encoder_and_head(folder: Path, labels: Sequence[str] | None, where: str, pooling: str) -> SavedClassifier:
@@ -207,7 +204,7 @@ def read_head(folder: Path, where: str) -> dict[str, Tensor]:
 def load_sequence_classifier(
     name: str, labels: Sequence[str] | None, where: str, tokenizer_folder: Path | None
 ) -> SavedClassifier:
-    config = load_model_config(where.split(":", 1)[0].removeprefix("--"), name)
+    config = load_model_config(name)
     with refusing(f"{where}: cannot be loaded as a fine-tuned classifier"):
         found = [str(config.id2label[place]) for place in sorted(config.id2label)]
         model, report = load_pretrained(AutoModelForSequenceClassification, name)

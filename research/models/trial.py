@@ -27,20 +27,20 @@ class Demands:
 
     Args:
         layers: Keep that many of the encoder's layers.
-        hidden_layers: Layers whose states are compared.
-        attention_layers: Layers whose attention is compared.
+        hidden: Layers whose states are compared.
+        attention: Layers whose attention is compared.
         relations: Of the attention, compare queries, keys and values instead of maps.
     """
 
     max_length: int
     pooling: str
     layers: int | None = None
-    hidden_layers: tuple[int, ...] = ()
-    attention_layers: tuple[int, ...] = ()
+    hidden: tuple[int, ...] = ()
+    attention: tuple[int, ...] = ()
     relations: bool = False
 
 
-def try_pretrained(flag: str, name: str, demands: Demands, *, random_init: bool = False) -> None:
+def try_pretrained(name: str, demands: Demands, *, random_init: bool = False) -> None:
     """Load an encoder and try it as a run will use it; a sweep's process tries each only once.
 
     Raises:
@@ -48,12 +48,12 @@ def try_pretrained(flag: str, name: str, demands: Demands, *, random_init: bool 
     """
     folder = Path(name).expanduser()
     stats = [path.stat() for path in sorted(folder.iterdir())] if folder.is_dir() else []
-    _try_pretrained(flag, name, demands, random_init, tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
+    _try_pretrained(name, demands, random_init, tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
 
 
 @functools.lru_cache(maxsize=16)
-def _try_pretrained(flag: str, name: str, demands: Demands, random_init: bool, _stamps: tuple[Any, ...]) -> None:
-    try_encoder(f"--{flag}: {name}", load_encoder(name, random_init=random_init), demands)
+def _try_pretrained(name: str, demands: Demands, random_init: bool, _stamps: tuple[Any, ...]) -> None:
+    try_encoder(name, load_encoder(name, random_init=random_init), demands)
 
 
 def try_encoder(where: str, encoder: nn.Module, demands: Demands) -> None:
@@ -99,9 +99,9 @@ def check_first_token(where: str, model: EncoderClassifier) -> None:
 def check_layers_given(where: str, model: TextClassifier, demands: Demands) -> None:
     """Run the model for its logits and for the states and maps that will be compared."""
     ids, mask = sample_ids(model.backbone_config)
-    wanted = {"relation_layers" if demands.relations else "attention_layers": demands.attention_layers}
+    wanted = {"relation_layers" if demands.relations else "attention_layers": demands.attention}
     try:
-        model(ids, mask, output_hidden_states=bool(demands.hidden_layers), **wanted)
+        model(ids, mask, output_hidden_states=bool(demands.hidden), **wanted)
     except InputError as error:
         raise InputError(f"{where}: {error}") from error
 

@@ -43,7 +43,9 @@ from research.storage.files import write_atomic
 FetchTexts = Callable[[Sequence[int]], Mapping[int, str]]
 
 
-def write_report(run_dir: str | Path, metrics: Mapping[str, Any] | None = None, fetch_texts: FetchTexts | None = None) -> None:
+def write_report(
+    run_dir: str | Path, metrics: Mapping[str, Any] | None = None, fetch_texts: FetchTexts | None = None, *, plots: bool = True
+) -> None:
     """Write report.md, report.html and plots/*.png from the files of a run's directory.
 
     With `metrics` the report can be written before metrics.json, which marks the run as finished. The texts
@@ -52,7 +54,7 @@ def write_report(run_dir: str | Path, metrics: Mapping[str, Any] | None = None, 
 
     path = Path(run_dir)
     run = load_run(path) if metrics is None else Run(path, read_json(path / "config.json"), to_plain(metrics))
-    write_run_page(run, fetch_texts)
+    write_run_page(run, fetch_texts, plots=plots)
 
 
 UNKNOWN = "–"
@@ -100,16 +102,16 @@ THRESHOLD_NAMES = {"at_0.5": "0.5", "tuned": "tuned"}
 Show = Callable[..., str]
 
 
-def write_run_page(run: Run, fetch_texts: FetchTexts | None = None) -> None:
+def write_run_page(run: Run, fetch_texts: FetchTexts | None = None, *, plots: bool = True) -> None:
     """Write the plots, report.md and report.html into a run's directory, of one split or of several folds.
 
     Raises:
         InputError: one of its files is missing or cut short.
     """
-    plots = _draw_plots(run)
-    document = Document(run.path.resolve().name, _build_blocks(run, plots))
+    drawn = _draw_plots(run) if plots else []
+    document = Document(run.path.resolve().name, _build_blocks(run, drawn))
     write_text_atomic(run.path / "report.md", render_markdown(document))
-    images = {f"plots/{name}": (run.path / "plots" / name).read_bytes() for name in plots}
+    images = {f"plots/{name}": (run.path / "plots" / name).read_bytes() for name in drawn}
     document = Document(document.title, document.blocks + _describe_disagreements(run, fetch_texts))
     write_text_atomic(run.path / "report.html", render_html(document, images))
 

@@ -16,6 +16,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from research.errors import first_line
 from research.runs.run import Run
 
 log = logging.getLogger(__name__)
@@ -26,7 +27,7 @@ NOT_IN_A_NAME = re.compile(r"[^\w./: -]")
 
 
 def track_run(tracker: str, run: Run) -> None:
-    """Send a finished run to a tracker; a fault of the tracker's is one warning, since the run is whole.
+    """Send a finished run to a tracker; an error of the tracker's is one warning, since the run is whole.
 
     Args:
         tracker: one of `research_config.TRACKERS`.
@@ -35,8 +36,8 @@ def track_run(tracker: str, run: Run) -> None:
     module = importlib.import_module(tracker)
     try:
         SENDERS[tracker](module, run)
-    except _faults_of(module) as error:
-        log.warning("--track %s: %s; the run itself is complete in %s", tracker, error or type(error).__name__, run.path)
+    except _errors_of(module) as error:
+        log.warning("--track %s: %s; the run itself is complete in %s", tracker, first_line(error), run.path)
 
 
 def history_rows(run: Run) -> Iterator[tuple[int, dict[str, float]]]:
@@ -70,7 +71,7 @@ def flatten(tree: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, fl
             yield prefix + name, float(value)
 
 
-def _faults_of(module: Any) -> tuple[type[BaseException], ...]:
+def _errors_of(module: Any) -> tuple[type[BaseException], ...]:
     """Return what a tracker raises: its own base class, and what the network and the disk raise below it."""
     own = [getattr(module, "Error", None), getattr(getattr(module, "exceptions", None), "MlflowException", None)]
     return (OSError, RuntimeError, ValueError, *(kind for kind in own if isinstance(kind, type)))

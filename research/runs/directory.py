@@ -20,13 +20,12 @@ import numpy as np
 import numpy.typing as npt
 
 from research.errors import InputError
-from research.flags import format_flag
+from research.flags import format_value
 from research.runs.formats import (
     HISTORY_COLUMNS,
     MODELS,
     PLOTS,
     PREDICTION_FILES,
-    TABLE_FLAGS,
     dig,
     iter_rows,
     read_json,
@@ -35,7 +34,6 @@ from research.runs.formats import (
     write_json_atomic,
 )
 from research.storage.files import remove_litter
-from research_config import ExperimentConfig
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
@@ -59,8 +57,6 @@ OWNED_FOLDERS = (*CHECKPOINT_FOLDERS, "student", "teacher", "tensorboard")
 LOCK_FILE = ".lock"
 TEMPORARY_FILE = re.compile(r"\..+\.tmp")
 FOLD_FOLDER = re.compile(r"fold_[1-9][0-9]*")
-# Flags left open on the command line and written into config.json as the data decided.
-AUTO_RESOLVED = frozenset({"text_column", "label_columns"})
 
 
 class RunDirectory:
@@ -91,29 +87,24 @@ class RunDirectory:
         strangers = (path for path in self.path.iterdir() if not _is_litter(path))
         return "absent" if next(strangers, None) is None else "foreign"
 
-    def claim(
-        self,
-        config: Mapping[str, Any],
-        overwrite: bool = False,
-        auto_resolved: Collection[str] = AUTO_RESOLVED,
-    ) -> Status:
+    def claim(self, config: Mapping[str, Any], overwrite: bool = False, unresolved: Collection[str] = ()) -> Status:
         """Take the folder for a run of `config` and say what it held: "absent", "unfinished" or "finished".
 
         "absent" means that config.json has just been written, "unfinished" that the stored run can go on,
         "finished" that there is nothing to do; then nothing is locked and nothing was written. With
         `overwrite` the suite's own files are removed, and nothing else, and the answer is "absent". A flag
-        of `auto_resolved` that is None in `config` agrees with any stored value.
+        of `unresolved`, which the data will decide, agrees with any stored value while it is None in `config`.
 
         Raises:
             InputError: the folder is not ours, not writable, in use, or holds a run of another config.
         """
         asked = to_plain(config, decimals=None)
-        if self._check_claim(asked, overwrite, auto_resolved) == "finished" and not overwrite:
+        if self._check_claim(asked, overwrite, unresolved) == "finished" and not overwrite:
             return "finished"
         self._acquire()
         try:
             # Looked at again, since another process may have begun or finished it in the meantime.
-            status = self._check_claim(asked, overwrite, auto_resolved)
+            status = self._check_claim(asked, overwrite, unresolved)
             if overwrite and status != "absent":
                 self._remove_run()
                 status = "absent"
@@ -193,11 +184,12 @@ class RunDirectory:
         for name in CHECKPOINT_FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
 
-    def check_tables(self, file_sha256: Mapping[str, str], config: ExperimentConfig) -> None:
+    def check_tables(self, file_sha256: Mapping[str, str], paths: Mapping[str, Path]) -> None:
         """Refuse to take the finished run for one of the tables as they are now.
 
         Args:
-            file_sha256: Hashes of the tables by the names of TABLE_FLAGS.
+            file_sha256: Hashes of the tables, by what their rows are called: main, validation, test, unlabelled.
+            paths: The tables, by the same names.
 
         Raises:
             InputError: a table of the run had another content, by the hashes in its environment.json.
@@ -206,7 +198,7 @@ class RunDirectory:
         changed = [name for name, digest in file_sha256.items() if stored.get(name, digest) != digest]
         if changed:
             raise InputError(
-                f"{self.path} was made from another content of {getattr(config, TABLE_FLAGS[changed[0]])}. "
+                f"{self.path} was made from another content of {paths[changed[0]]}. "
                 "Use another --output_dir, or --overwrite to run on the table as it is now."
             )
 
@@ -217,14 +209,14 @@ class RunDirectory:
             return None
         return config if "pipeline" in config else None
 
-    def _check_claim(self, asked: Mapping[str, Any], overwrite: bool, auto_resolved: Collection[str]) -> Status:
+    def _check_claim(self, asked: Mapping[str, Any], overwrite: bool, unresolved: Collection[str]) -> Status:
         status = self.status()
         if status == "foreign":
             what = "is not empty and holds no run of this suite" if self.path.is_dir() else "is not a folder"
             raise InputError(f"{self.path} {what}. Use another --output_dir.")
         stored = self._stored_config()
         if stored is not None and not overwrite:
-            differences = describe_config_differences(stored, asked, auto_resolved)
+            differences = list_config_differences(stored, asked, unresolved)
             if differences:
                 raise InputError(
                     f"{self.path} holds a run with another config: {'; '.join(differences)}. "
@@ -285,13 +277,11 @@ def _remove_if_empty(folder: Path) -> None:
         folder.rmdir()
 
 
-def describe_config_differences(
-    stored: Mapping[str, Any], asked: Mapping[str, Any], auto_resolved: Collection[str] = AUTO_RESOLVED
-) -> list[str]:
+def list_config_differences(stored: Mapping[str, Any], asked: Mapping[str, Any], unresolved: Collection[str]) -> list[str]:
     """Return a text such as "--kd_alpha 0.7 there, 0.5 asked" for each flag that differs, by name."""
     differences = []
     for name in sorted(stored.keys() | asked.keys()):
         there, wanted = stored.get(name), asked.get(name)
-        if there != wanted and not (wanted is None and name in auto_resolved):
-            differences.append(f"--{name} {format_flag(there) or 'unset'} there, {format_flag(wanted) or 'unset'} asked")
+        if there != wanted and not (wanted is None and name in unresolved):
+            differences.append(f"--{name} {format_value(there) or 'unset'} there, {format_value(wanted) or 'unset'} asked")
     return differences

@@ -46,8 +46,6 @@ PLOTS = {
     "precision_recall.png": "Precision and recall of every label on the test part",
     "reliability.png": "Predicted probability against observed share of positives on the test part; hollow: under 10 cells",
 }
-# The flag that names each table whose hash environment.json holds.
-TABLE_FLAGS = {"main": "dataset_path", "validation": "val_path", "test": "test_path", "unlabelled": "unlabelled_path"}
 
 
 def to_plain(value: Any, decimals: int | None = 6) -> Any:

@@ -147,12 +147,6 @@ def read_predictions(path: Path) -> Predictions:
     )
 
 
-def headline(metrics: Mapping[str, Any]) -> str:
-    """Return the run's one number in words, as in "student test f1_macro 0.7123"."""
-    entry = metrics["headline"]
-    return f"{entry['model']} {entry['part']} {entry['metric']} {_format_headline(metrics)}"
-
-
 def result_line(path: str | Path, metrics: Mapping[str, Any]) -> str:
     """Return the last line of a run, as in "results/x  student test f1_macro=0.7123 (teacher 0.7345)"."""
     entry = metrics["headline"]

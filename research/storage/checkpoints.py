@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from research.errors import first_line
 from research.storage.files import hash_file, remove_litter, write_atomic
 
 log = logging.getLogger(__name__)
@@ -63,9 +64,7 @@ class CheckpointFolder:
             try:
                 return _read(path, self.identity)
             except UNREADABLE as error:
-                # The first line only: torch goes on with advice that does not apply here.
-                reason = (str(error).splitlines() or [type(error).__name__])[0]
-                log.warning("checkpoint %s cannot be used (%s): going back to the one before it", path, reason)
+                log.warning("checkpoint %s cannot be used (%s): going back to the one before it", path, first_line(error))
                 # Out of the way, or it would count as the newest when the next save drops the oldest.
                 path.rename(path.with_suffix(".damaged"))
         return None

@@ -6,26 +6,17 @@ Shapes: B rows of a batch, L tokens, W words.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from research.storage.arrays import gather_ragged, release_pages
+from research.storage.arrays import gather_ragged
 from research.text.tokens import NO_WORD, Tokens
 from research.text.words import WordPairs
 
 Batch = dict[str, Tensor]
-
-
-class RowStore(Protocol):
-    """Something that keeps padded arrays of rows, named as batches carry them."""
-
-    def collate(self, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]: ...
-
-    def release_pages(self) -> None: ...
 
 
 def length_batches(
@@ -65,9 +56,8 @@ class BatchLoader:
     Every batch holds `index` (B,), the position within `rows`; `row` (B,), the position within the
     data set; `input_ids` and `attention_mask` (B, L); `labels` (B, C), NaN where unknown. With
     `teacher_tokens` it also holds `teacher_input_ids` and `teacher_attention_mask`; with `words` also
-    `student_words` (B, L) and their number `num_words`, and beside teacher ids `teacher_words`; with
-    `teacher_logits` those rows of it (B, C); with `teacher_layers` what that keeps of the teacher.
-    Without a seed, batches are for evaluation: longest rows first, `token_budget` padded tokens at most.
+    `student_words` (B, L) and their number `num_words`, and beside teacher ids `teacher_words`. Without a
+    seed, batches are for evaluation: longest rows first, `token_budget` padded tokens at most.
     Batches follow the student's lengths alone, so they are the same whatever is known of the teacher.
     """
 
@@ -82,8 +72,6 @@ class BatchLoader:
         token_budget: int | None = None,
         teacher_tokens: Tokens | None = None,
         words: WordPairs | None = None,
-        teacher_logits: NDArray[np.float32] | None = None,
-        teacher_layers: RowStore | None = None,
     ) -> None:
         self.rows = rows
         self.tokens = tokens
@@ -93,8 +81,6 @@ class BatchLoader:
         self.token_budget = token_budget
         self.teacher_tokens = teacher_tokens
         self.words = words
-        self.teacher_logits = teacher_logits
-        self.teacher_layers = teacher_layers
         self.lengths = tokens.lengths[rows]
 
     @property
@@ -112,22 +98,7 @@ class BatchLoader:
     def iterate(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """Yield one epoch's batches, leaving out the first `skip`: a resumed epoch goes on where it was."""
         for index in self.plan(epoch)[skip:]:
-            batch = self.collate(index)
-            # A row brings 64 KB of its file into memory, so even a few batches add up; letting go takes under 0.2 ms.
-            self.release_pages()
-            yield batch
-
-    def release_pages(self) -> None:
-        """Let go of what has been read of the memory maps, so that memory does not grow with the rows."""
-        for tokens in (self.tokens, self.teacher_tokens):
-            if tokens is not None:
-                release_pages(tokens.ids)
-        if self.words is not None:
-            release_pages(self.words.student, self.words.teacher)
-        if self.teacher_logits is not None:
-            release_pages(self.teacher_logits)
-        if self.teacher_layers is not None:
-            self.teacher_layers.release_pages()
+            yield self.collate(index)
 
     def plan(self, epoch: int) -> list[NDArray[np.int64]]:
         return length_batches(self.lengths, self.batch_size, seed=self.seed, epoch=epoch, token_budget=self.token_budget)
@@ -146,10 +117,6 @@ class BatchLoader:
             arrays |= {"teacher_input_ids": teacher_ids, "teacher_attention_mask": real.astype(np.int64)}
             if self.words is not None:
                 arrays["teacher_words"], _ = gather_ragged(self.words.teacher, teacher.offsets, rows, NO_WORD)
-        if self.teacher_logits is not None:
-            arrays["teacher_logits"] = self.teacher_logits[rows]
-        if self.teacher_layers is not None:
-            arrays |= self.teacher_layers.collate(rows)
         return {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in arrays.items()}
 
 
@@ -158,3 +125,17 @@ def padding_ratio(loader: BatchLoader, epoch: int = 0) -> float:
     lengths = loader.tokens.lengths[loader.rows]
     padded = sum(len(index) * int(lengths[index].max()) for index in loader.plan(epoch))
     return padded / max(int(lengths.sum()), 1)
+
+
+# Read by the host: which rows these are, and how many words they share.
+HOST_ENTRIES = ("index", "row", "num_words")
+
+
+def move_batch(batch: Batch, device: torch.device) -> Batch:
+    """Copy a batch's tensors to the device, without waiting on CUDA, but for what the host reads."""
+    return {name: tensor if name in HOST_ENTRIES else move_tensor(tensor, device) for name, tensor in batch.items()}
+
+
+def move_tensor(tensor: Tensor, device: torch.device) -> Tensor:
+    """Copy a tensor of the CPU to the device; through pinned memory on CUDA, so that nothing waits for it."""
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

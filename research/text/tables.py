@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Literal, cast
 from xml.etree.ElementTree import ParseError
 
-from research.errors import InputError
+from research.errors import InputError, first_line, quote_value
 
 TEXT_COLUMNS = (
     "text",
@@ -30,6 +30,7 @@ TEXT_COLUMNS = (
 )
 DEFAULT_LABELS = ("bully", "sexual", "religious", "threat", "spam")
 UNKNOWN = -1
+LONGEST_CELL = 40
 LABEL_CODES: dict[Any, int] = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": UNKNOWN, 0: 0, 1: 1, None: UNKNOWN}
 Row = dict[str, Any]
 Rows = Iterator[tuple[int, Row]]
@@ -53,7 +54,7 @@ def read_rows(path: str | Path) -> Rows:
             found_rows = True
             yield item
     except OSError as error:
-        reason = error.strerror or _one_line(error)
+        reason = error.strerror or first_line(error)
         raise InputError(f"{path}: cannot be read: {reason}. Check the path and its rights.") from None
     if not found_rows:
         raise InputError(f"{path}: holds no data rows. Give a table with a header and at least one row.")
@@ -185,7 +186,7 @@ def _read_parquet(path: Path) -> Rows:
     except InputError:
         raise
     except ValueError as error:
-        raise InputError(f"{path}: not a Parquet file ({_one_line(error)}). Write it again.") from None
+        raise InputError(f"{path}: not a Parquet file ({first_line(error)}). Write it again.") from None
 
 
 def _read_excel(path: Path) -> Rows:
@@ -208,7 +209,7 @@ def _read_excel(path: Path) -> Rows:
     except InputError:
         raise
     except (zipfile.BadZipFile, ParseError, KeyError, IndexError, ValueError) as error:
-        raise InputError(f"{path}: not an .xlsx workbook ({_one_line(error)}). Save it again.") from None
+        raise InputError(f"{path}: not an .xlsx workbook ({first_line(error)}). Save it again.") from None
 
 
 def _import_optional(module: str, package: str, path: Path) -> Any:
@@ -241,18 +242,9 @@ def _place(path: Path, line: int) -> str:
 
 
 def _listed(names: Iterable[str], limit: int = 20) -> str:
-    shown = [_shown(name) if not name.isprintable() or not name else name for name in names]
+    shown = [quote_value(name, LONGEST_CELL) if not name.isprintable() or not name else name for name in names]
     more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
     return ", ".join(shown[:limit]) + more
-
-
-def _shown(value: object, limit: int = 40) -> str:
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())[:120]
 
 
 @dataclass(frozen=True)
@@ -324,7 +316,7 @@ def find_binary_columns(path: Path, candidates: Sequence[str]) -> tuple[str, ...
             if code is None:
                 open_columns.remove(name)
                 if _is_fraction(row.get(name)):
-                    fractions.append(f"{name!r} is {_shown(row.get(name))} on line {line}")
+                    fractions.append(f"{name!r} is {quote_value(row.get(name), LONGEST_CELL)} on line {line}")
             elif code != UNKNOWN:
                 with_value.add(name)
         if not open_columns:
@@ -371,7 +363,7 @@ def read_label_codes(path: Path, line: int, row: Row, label_names: Sequence[str]
         if code is None:
             cell = row.get(name)
             remedy = "Binarise fractions first, say 1 from 0.5 up." if _is_fraction(cell) else "Write 0 or 1, or leave it empty."
-            raise InputError(f"{_place(path, line)}: label {name!r} is {_shown(cell)}, not 0 or 1. {remedy}")
+            raise InputError(f"{_place(path, line)}: label {name!r} is {quote_value(cell, LONGEST_CELL)}, not 0 or 1. {remedy}")
         codes.append(code)
     return codes
 

@@ -12,7 +12,7 @@ from support.comparison_runs import LABELS, make_truth, write_run
 import research_compare
 from research.compare import figures as plots
 from research.compare.scores import compare_runs
-from research.flags import format_flag
+from research.flags import format_value
 
 EFFICIENCY = {
     "teacher": {"parameters_total": 110_000_000, "latency_ms_batch1": 40.0},
@@ -420,7 +420,7 @@ def test_a_seed_is_no_swept_flag(tmp_path):
 
 
 def test_flags_are_written_as_they_are_typed():
-    assert [format_flag(value) for value in (2.0, 0.5, 5e-05, 3, True, None, ["a", "b"], "model-1.0")] == [
+    assert [format_value(value) for value in (2.0, 0.5, 5e-05, 3, True, None, ["a", "b"], "model-1.0")] == [
         "2", "0.5", "5e-05", "3", "on", "", "a b", "model-1.0",
     ]  # fmt: skip
 

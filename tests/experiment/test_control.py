@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.builders import build_model_folder, make_table, make_texts
+from support.builders import QUICK_EXTRAS, build_model_folder, make_table, make_texts
 from support.comparison_runs import LABELS, make_probs, make_truth
 
 import research_main
@@ -17,8 +17,8 @@ from research.errors import FlagErrors, InputError
 from research.evaluation.bootstrap import compare_predictions
 from research.evaluation.gain import describe_gain, measure_gain
 from research.evaluation.metrics import count_confusions, most_disagreeing
-from research.experiment.run import Experiment
-from research.kd.loop import _Fitting
+from research.experiment.saving import fetch_texts
+from research.kd.loop import EpochLoop
 from research.report.run_page import write_report
 from research.runs.directory import RunDirectory
 from research.runs.folds import aggregate_folds
@@ -115,20 +115,18 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Any:
     build_model_folder("distilbert", "unigram", folder / "models" / "student", texts, layers=2, width=16, seed=2)
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("research.experiment.run.EFFICIENCY_BUDGET_S", 0.01)
-        patch.setattr("research.report.run_page._draw_plots", lambda run: [])
         yield folder
 
 
 @pytest.fixture(scope="module")
 def controlled(lab: Path) -> Path:
     """A finished kd_only run with its control."""
-    assert research_main.main(f"{QUICK} --with_control --output_dir results/with".split()) == 0
+    assert research_main.main(f"{QUICK} --with_control --output_dir results/with".split(), QUICK_EXTRAS) == 0
     return lab / "results" / "with"
 
 
 def test_the_control_is_the_student_only_run(lab: Path, controlled: Path) -> None:
-    assert research_main.main(f"{QUICK} --pipeline student_only --output_dir results/alone".split()) == 0
+    assert research_main.main(f"{QUICK} --pipeline student_only --output_dir results/alone".split(), QUICK_EXTRAS) == 0
     run, alone = load_run(controlled), load_run(lab / "results" / "alone")
     np.testing.assert_array_equal(run.predictions.probs["control"], alone.predictions.probs["student"])
     assert run.metrics["control"]["test"]["tuned"] == alone.metrics["student"]["test"]["tuned"]
@@ -136,7 +134,7 @@ def test_the_control_is_the_student_only_run(lab: Path, controlled: Path) -> Non
 
 
 def test_the_control_leaves_the_student_as_it_is(lab: Path, controlled: Path) -> None:
-    assert research_main.main(f"{QUICK} --output_dir results/without".split()) == 0
+    assert research_main.main(f"{QUICK} --output_dir results/without".split(), QUICK_EXTRAS) == 0
     without = load_run(lab / "results" / "without")
     np.testing.assert_array_equal(load_run(controlled).predictions.probs["student"], without.predictions.probs["student"])
     assert "kd_gain" not in without.metrics and "control" not in without.metrics
@@ -202,8 +200,8 @@ def test_a_table_that_changed_meanwhile_costs_the_texts_alone(caplog: pytest.Log
         raise InputError("data/comments.csv no longer holds what it held")
 
     comments = SimpleNamespace(source_row=np.arange(3), iter_texts=changed)
-    experiment: Any = SimpleNamespace(split=SimpleNamespace(test=np.array([0, 2])), comments=comments)
-    assert Experiment.fetch_texts(experiment, [2]) == {}
+    inputs: Any = SimpleNamespace(split=SimpleNamespace(test=np.array([0, 2])), comments=comments)
+    assert fetch_texts([2], inputs) == {}
     assert "report.html goes without texts: data/comments.csv" in caplog.text
 
 
@@ -213,19 +211,19 @@ def test_a_run_stopped_in_either_training_resumes_both(
 ) -> None:
     """Of the four epochs, two are the student's and two the control's; none is trained twice."""
     command = f"{QUICK} --with_control --output_dir results/stopped_{epochs_before}".split()
-    train_epoch = _Fitting._train_epoch
+    train_epoch = EpochLoop._train_epoch
     epochs = iter(range(1, 100))
     trained = []
 
-    def train_or_stop(fitting: _Fitting) -> None:
+    def train_or_stop(loop: EpochLoop) -> None:
         if next(epochs) == epochs_before + 1:
             raise KeyboardInterrupt
-        train_epoch(fitting)
-        trained.append(fitting)
+        train_epoch(loop)
+        trained.append(loop)
 
-    monkeypatch.setattr(_Fitting, "_train_epoch", train_or_stop)
-    assert research_main.main(command) == 130
-    assert research_main.main(command) == 0
+    monkeypatch.setattr(EpochLoop, "_train_epoch", train_or_stop)
+    assert research_main.main(command, QUICK_EXTRAS) == 130
+    assert research_main.main(command, QUICK_EXTRAS) == 0
     assert len(trained) == 4
     for name in ("metrics.json", "predictions.csv", "history.csv", "history_control.csv"):
         assert (lab / "results" / f"stopped_{epochs_before}" / name).read_bytes() == (controlled / name).read_bytes(), name

@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from support.builders import LABELS, ROOT, build_model_folder, make_texts
+from support.builders import LABELS, QUICK_EXTRAS, ROOT, build_model_folder, make_texts
 from support.fault_injection import (
     DAMAGES,
     FLAGS,
@@ -38,7 +38,7 @@ from support.fault_injection import (
 import research_main
 from research.errors import InputError
 from research.experiment import inputs as inputs_room
-from research.experiment import run as run_room
+from research.experiment import runtime as runtime_room
 from research.models.encoders import load_encoder, load_tokenizer
 from research.models.saved import load_classifier
 from research.storage.cache import Cache
@@ -56,10 +56,10 @@ class Lab:
 
     def run(self, *more: str) -> tuple[int, str]:
         """Run the command; return its status and stderr."""
-        run_room.open_cache.cache_clear()
+        runtime_room.open_cache.cache_clear()
         inputs_room._load_data.cache_clear()
         self.capture()
-        status = research_main.main([*FLAGS, *more])
+        status = research_main.main([*FLAGS, *more], QUICK_EXTRAS)
         errors = self.capture()[1]
         assert "Traceback" not in errors
         assert "Logging error" not in errors
@@ -80,14 +80,6 @@ class Lab:
         assert read_results(self.folder / "run") == expected
         assert not find_litter(self.folder)
         return errors
-
-
-@pytest.fixture(scope="module", autouse=True)
-def quick_measurements() -> Iterator[None]:
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("research.experiment.run.EFFICIENCY_BUDGET_S", 0.01)
-        patch.setattr("research.report.run_page._draw_plots", lambda run: [])
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -177,12 +169,17 @@ def test_signal_leaves_a_checkpoint_of_that_step_and_the_run_goes_on_from_it(
 
 def test_signal_while_validating_loses_no_step_of_the_epoch(lab: Lab, expected: dict[str, bytes]) -> None:
     rarely = ("--checkpoint_minutes", "100")
-    interrupt(lab, "research.experiment.run.compute_metrics", 1, *rarely)
+    interrupt(lab, "research.experiment.training.compute_metrics", 1, *rarely)
     assert "resuming at step 3 of 3" in lab.ends_like(expected, *rarely)
 
 
 @pytest.mark.parametrize(
-    "target", ["research.experiment.run.tokenize", "research.experiment.run.fetch_logits", "research.kd.teacher.run_layers"]
+    "target",
+    [
+        "research.experiment.tokenised.tokenize",
+        "research.experiment.teacher_stage.fetch_logits",
+        "research.kd.teacher.run_layers",
+    ],
 )
 def test_signal_outside_training_stops_at_once_and_nothing_is_lost(lab: Lab, expected: dict[str, bytes], target: str) -> None:
     interrupt(lab, target, 1)
@@ -222,7 +219,7 @@ def test_damaged_cache_entries_and_checkpoints_are_noticed_and_made_again(
     parts = [path.relative_to(lab.folder).parts for path in files]
     # The last file of each cache entry, cache/<kind>/<hash>, and the newest checkpoint.
     chosen = {names[:3] if names[0] == "cache" else names[:2]: path for names, path in zip(parts, files, strict=True)}
-    assert {names[1] for names in chosen} == {"tokens", "words", "teachers", "logits", "layers", "efficiency", "checkpoint"}
+    assert {names[1] for names in chosen} == {"tokens", "words", "teachers", "logits", "layers", "checkpoint"}
     for path in chosen.values():
         DAMAGES[damage](path)
     errors = lab.ends_like(expected)
@@ -230,7 +227,7 @@ def test_damaged_cache_entries_and_checkpoints_are_noticed_and_made_again(
     assert ("cannot be used" in errors) == (damage != "delete")
 
 
-@pytest.mark.parametrize("kind", ["efficiency", "logits", "layers"])
+@pytest.mark.parametrize("kind", ["logits", "layers"])
 def test_missing_cache_entry_changes_no_number(lab: Lab, expected: dict[str, bytes], kind: str) -> None:
     """The teacher is then loaded at another moment, which once moved the random numbers of the projections."""
     half_finished(lab)
@@ -536,7 +533,7 @@ def test_hostile_model_folder_runs_no_code(inputs: Path, tmp_path: Path, plant: 
     else:
         with pytest.raises(InputError, match=reason):
             load_encoder(str(folder))
-    load_tokenizer("student_path", str(folder), 32)
+    load_tokenizer(str(folder))
     with pytest.raises(InputError):
         load_classifier(str(folder), LABELS)
     assert not witness.exists()

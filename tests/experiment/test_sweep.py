@@ -58,29 +58,31 @@ def test_values_get_the_type_of_their_flag() -> None:
 
 
 @pytest.mark.parametrize(
-    ("entry", "fault"),
+    ("entry", "problem"),
     [
         ("kd_alpha", "'kd_alpha' is not FLAG=V1,V2"),
         ("kd_alfa=0.1", "'kd_alfa=0.1' is not FLAG=V1,V2"),
-        ("output_dir=a,b", "'output_dir=a,b' is not FLAG=V1,V2"),
+        ("output_dir=a,b", "'output_dir=a,b' cannot be swept: the runs of a sweep share one --output_dir"),
+        ("demo=on,off", "'demo=on,off' cannot be swept"),
+        ("jobs=1,2", "'jobs=1,2' cannot be swept"),
         ("kd_alpha=0.1,x", "kd_alpha must be a number, got 'x'"),
         ("amp=yes", "amp must be on or off, got 'yes'"),
         ("seed=1.5", "seed must be a whole number, got '1.5'"),
     ],
 )
-def test_fault_in_an_entry_names_it(entry: str, fault: str) -> None:
+def test_problem_in_an_entry_names_it(entry: str, problem: str) -> None:
     with pytest.raises(FlagErrors) as caught:
         parse_sweep([entry])
-    assert [error.removeprefix("--sweep: ").startswith(fault) for error in caught.value.faults] == [True]
+    assert [error.removeprefix("--sweep: ").startswith(problem) for error in caught.value.problems] == [True]
 
 
-def test_every_fault_of_a_grid_is_reported_at_once_and_only_once(table: Path) -> None:
+def test_every_problem_of_a_grid_is_reported_at_once_and_only_once(table: Path) -> None:
     with pytest.raises(FlagErrors) as caught:
         parse_sweep(["kd_alpha=x", "nothing=1", "seed=1", "seed=2"])
-    assert len(caught.value.faults) == 3
+    assert len(caught.value.problems) == 3
     with pytest.raises(FlagErrors) as caught:
         expand_sweep(sweep_config("kd_alpha=0.5,1.5", "kd_temperature=0,1,2"))
-    assert [fault.split(":")[0] for fault in caught.value.faults] == ["--kd_temperature", "--kd_alpha"]
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["--kd_temperature", "--kd_alpha"]
 
 
 def test_names_are_single_folders_and_differ() -> None:
@@ -93,8 +95,11 @@ def test_names_are_single_folders_and_differ() -> None:
         name_run({"layer_mapping": "2:1,4:2"}),
         name_run({"label_alphas": ("threat=0.9", "bully=0.5")}),
         name_run({"label_alphas": ()}),
+        name_run({"kd_temperature": 1e6}),
+        name_run({"kd_temperature": 1e-6}),
     ]
     assert names[:4] == ["kd_alpha_0.3", "kd_alpha_0.30001", "kd_alpha_0.12345678", "lr_2e-05_amp_on"]
+    assert names[6:8] == ["label_alphas_threat-0.9-bully-0.5", "label_alphas_none"]
     assert len(set(names)) == len(names)
     assert all("/" not in name and name not in (".", "..") for name in names)
 
@@ -111,7 +116,7 @@ def test_runs_that_differ_never_share_a_folder_and_equal_ones_are_one(entry: str
 
 def test_command_line_of_a_run_gives_its_config_back(table: Path) -> None:
     config = dataclasses.replace(
-        sweep_config("label_alphas=spam=0.9 bully=0.1", "kd_alpha=0.25"), amp=False, demo=False, overwrite=True
+        sweep_config("label_alphas=spam=0.9 bully=0.1", "kd_alpha=0.25"), amp=False, text_column="--odd", overwrite=True
     )
     (run,) = expand_sweep(config)
     assert parse_arguments(command_line(run)).config == dataclasses.replace(run, overwrite=False)

@@ -13,7 +13,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from research.errors import InputError
 from research.kd.losses import (
     MultiLabelDistillationLoss,
     attention_distance,
@@ -369,14 +368,14 @@ def test_picked_layers_are_rounded_halves_up(total: int, wanted: int) -> None:
 
 @pytest.mark.parametrize("mapping", ["13:1", "12:7"])
 def test_pair_out_of_range_is_refused(mapping: str) -> None:
-    with pytest.raises(InputError, match=f"--layer_mapping: {mapping} is out of range"):
+    with pytest.raises(ValueError, match=f"^{mapping} is out of range"):
         map_layers(mapping, 12, 6)
 
 
 @pytest.mark.parametrize("mapping", [{13: 1}, {12: 7}, {-1: 1}])
 def test_mapping_of_a_layer_that_is_not_there_is_refused(mapping: dict[int, int]) -> None:
     (pair,) = mapping.items()
-    message = f"layer_mapping: {pair[0]}:{pair[1]} is out of range"
+    message = f"^{pair[0]}:{pair[1]} is out of range"
     with pytest.raises(ValueError, match=message):
         compute_hidden_state_loss([torch.zeros(1, 2, 3)] * 13, [torch.zeros(1, 2, 3)] * 7, mapping)
     with pytest.raises(ValueError, match=message):
@@ -389,7 +388,7 @@ def test_embeddings_have_states_but_no_map() -> None:
     with pytest.raises(ValueError, match="0:0 is out of range; the teacher has layers 1 to 1"):
         compute_attention_loss([torch.zeros(1, 2, 2)], [torch.zeros(1, 2, 2)], {0: 0})
     assert attention_pairs(((0, 0), (2, 1))) == ((2, 1),)
-    with pytest.raises(InputError, match="layer 0 is the embeddings"):
+    with pytest.raises(ValueError, match="^layer 0 is the embeddings"):
         attention_pairs(((0, 0),))
 
 

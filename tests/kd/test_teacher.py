@@ -12,11 +12,12 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.builders import TOKENIZERS, build_encoder, build_model_folder, make_table, make_texts
+from support.builders import QUICK_EXTRAS, TOKENIZERS, build_encoder, build_model_folder, make_table, make_texts
 
 import research_main
 from research.kd import teacher as teacher_room
-from research.kd.layers import LayerComparison, read_layer_outputs
+from research.kd.layers import ComparedLayers, LayerComparison
+from research.kd.targets import KeptTeacher, LiveTeacher
 from research.kd.teacher import LayerStore, Teacher, estimate_bytes, fetch_layers, fetch_logits, run_layers
 from research.models.classifiers import ModelShape, TeacherModel
 from research.models.encoders import load_encoder, load_tokenizer
@@ -74,7 +75,7 @@ def build_teacher(folder: Path, identity: dict[str, Any] | None = None, scale: f
             model.encoder.encoder.layer[0].output.LayerNorm.weight.mul_(scale)  # type: ignore[union-attr, index]
         return model
 
-    return Teacher(identity or {"scale": scale}, ModelShape(3, 16, 2, 50), load, lambda folder: None, {})
+    return Teacher(identity or {"scale": scale}, ModelShape(3, 16, 2, 50), load, lambda folder: None, {}, 0)
 
 
 @pytest.fixture(scope="module")
@@ -91,45 +92,40 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 def setup(request: pytest.FixtureRequest, folders: dict[str, Path], tmp_path: Path) -> Setup:
     two = request.param == "two tokenizers"
     cache = Cache(tmp_path)
-    tokenizer = load_tokenizer("teacher_path", str(folders["teacher"]), 24)
+    tokenizer = load_tokenizer(str(folders["teacher"]))
     tokens = tokenize(Corpus(), tokenizer, 24, cache, with_words=two)
     teacher = build_teacher(folders["teacher"])
     if not two:
         return Setup(teacher, tokens, tokens, {}, cache)
-    other = tokenize(Corpus(), load_tokenizer("student_path", str(folders["other"]), 24), 24, cache, with_words=True)
+    other = tokenize(Corpus(), load_tokenizer(str(folders["other"])), 24, cache, with_words=True)
     assert not other.same_ids(tokens)
     extras = {"teacher_tokens": tokens, "words": pair_words(other, tokens, cache)}
     return Setup(teacher, other, tokens, extras, cache)
 
 
-def compare_layers(objective: str = "mse") -> LayerComparison:
+def compared_layers(objective: str = "mse") -> ComparedLayers:
     config = ExperimentConfig(kd_method="multi_level", attention_objective=objective, layer_mapping="0:0,2:1,3:2")
-    return LayerComparison(config, ModelShape(3, 16, 2, 50), ModelShape(2, 12, 2, 50))
+    return LayerComparison(config, ModelShape(3, 16, 2, 50), ModelShape(2, 12, 2, 50)).teacher
 
 
 def test_cached_logits_are_those_of_the_live_teacher_whatever_the_order(setup: Setup) -> None:
     everything = np.arange(len(TEXTS))
     logits = fetch_logits(setup.teacher, setup.teacher_loader(), CPU, setup.cache)
     assert logits.dtype == np.float32 and logits.shape == (len(TEXTS), 3)
-    for batch in setup.loader(everything, seed=3, teacher_logits=logits):
-        ids = batch.get("teacher_input_ids", batch["input_ids"])
-        mask = batch.get("teacher_attention_mask", batch["attention_mask"])
-        with torch.inference_mode():
-            live = setup.teacher.model(ids, mask)["logits"]
-        torch.testing.assert_close(batch["teacher_logits"], live, rtol=0, atol=1e-6)
+    kept, live = KeptTeacher(setup.teacher.shape, logits), LiveTeacher(setup.teacher.model, CPU)
+    for batch in setup.loader(everything, seed=3):
+        torch.testing.assert_close(kept.targets(batch).logits, live.targets(batch).logits, rtol=0, atol=1e-6)
 
 
 @pytest.mark.parametrize("objective", METHODS)
 def test_cached_layers_are_those_of_the_live_teacher_after_shuffling(objective: str, setup: Setup) -> None:
-    comparison = compare_layers(objective)
+    layers = compared_layers(objective)
     rows = np.array([3, 1, 20, 7, 8, 15, 0, 12, 11])
-    store = fetch_layers(setup.teacher, comparison, setup.loader(rows), CPU, setup.cache)
+    store = fetch_layers(setup.teacher, layers, setup.loader(rows), CPU, setup.cache)
     seen = 0
     for batch in setup.loader(np.sort(rows), seed=9):
-        live, mask = run_layers(setup.teacher.model, comparison, batch)
-        arrays = store.collate(batch["row"].numpy())
-        stored = read_layer_outputs({name: torch.from_numpy(array).float() for name, array in arrays.items()})
-        assert stored is not None
+        live, mask = run_layers(setup.teacher.model, layers, batch)
+        stored = store.read(batch["row"].numpy()).map(lambda tensor: tensor.float())
         assert (stored.hidden.keys(), stored.maps.keys(), stored.relations.keys()) == (
             live.hidden.keys(), live.maps.keys(), live.relations.keys()
         )  # fmt: skip
@@ -147,30 +143,28 @@ def test_cached_layers_are_those_of_the_live_teacher_after_shuffling(objective: 
 
 def test_layers_are_kept_in_float16_and_take_the_bytes_that_were_estimated(folders: dict[str, Path], tmp_path: Path) -> None:
     cache = Cache(tmp_path)
-    tokens = tokenize(Corpus(), load_tokenizer("teacher_path", str(folders["teacher"]), 24), 24, cache, with_words=False)
+    tokens = tokenize(Corpus(), load_tokenizer(str(folders["teacher"])), 24, cache, with_words=False)
     setup = Setup(build_teacher(folders["teacher"]), tokens, tokens, {}, cache)
     rows = np.arange(len(TEXTS))
     for objective in METHODS:
-        comparison = compare_layers(objective)
-        store = fetch_layers(setup.teacher, comparison, setup.loader(rows), CPU, cache)
+        layers = compared_layers(objective)
+        store = fetch_layers(setup.teacher, layers, setup.loader(rows), CPU, cache)
         arrays = [*store.states.values(), *store.maps.values()]
         assert {array.dtype for array in arrays} == {np.dtype(np.float16)}
-        assert sum(array.nbytes for array in arrays) == estimate_bytes(comparison, tokens.lengths[rows], 16)
+        assert sum(array.nbytes for array in arrays) == estimate_bytes(layers, tokens.lengths[rows], 16)
 
 
 def test_states_too_large_for_float16_are_kept_in_float32(
     setup: Setup, folders: dict[str, Path], caplog: pytest.LogCaptureFixture
 ) -> None:
     teacher = build_teacher(folders["teacher"], scale=1e6)
-    comparison = LayerComparison(
-        ExperimentConfig(kd_method="hidden", layer_mapping="1:1"), ModelShape(3, 16, 2, 50), ModelShape(2, 12, 2, 50)
-    )
+    layers = ComparedLayers(hidden=(1,))
     rows = np.arange(len(TEXTS))
-    store = fetch_layers(teacher, comparison, setup.loader(rows), CPU, setup.cache)
+    store = fetch_layers(teacher, layers, setup.loader(rows), CPU, setup.cache)
     assert "too large for float16" in caplog.text
     for batch in setup.loader(rows, seed=4):
-        live, mask = run_layers(teacher.model, comparison, batch)
-        stored = torch.from_numpy(store.collate(batch["row"].numpy())["teacher_hidden.1"])
+        live, mask = run_layers(teacher.model, layers, batch)
+        stored = store.read(batch["row"].numpy()).hidden[1]
         assert stored.dtype == torch.float32 and stored.abs().max() > teacher_room.FLOAT16_LARGEST
         torch.testing.assert_close(stored[mask], live.hidden[1][mask], rtol=1e-4, atol=1e-2)
 
@@ -178,14 +172,14 @@ def test_states_too_large_for_float16_are_kept_in_float32(
 def test_teacher_is_run_once_and_not_even_loaded_for_what_the_cache_holds(setup: Setup, folders: dict[str, Path]) -> None:
     loader = setup.loader(np.arange(len(TEXTS)))
     first = fetch_logits(setup.teacher, setup.teacher_loader(), CPU, setup.cache)
-    fetch_layers(setup.teacher, compare_layers(), loader, CPU, setup.cache)
+    fetch_layers(setup.teacher, compared_layers(), loader, CPU, setup.cache)
 
     def refuse() -> TeacherModel:
         raise AssertionError("the teacher was loaded")
 
-    unloaded = Teacher(setup.teacher.identity, setup.teacher.shape, refuse, lambda folder: None, {})
+    unloaded = Teacher(setup.teacher.identity, setup.teacher.shape, refuse, lambda folder: None, {}, 0)
     np.testing.assert_array_equal(fetch_logits(unloaded, setup.teacher_loader(), CPU, Cache(setup.cache.root)), first)
-    assert isinstance(fetch_layers(unloaded, compare_layers(), loader, CPU, Cache(setup.cache.root)), LayerStore)
+    assert isinstance(fetch_layers(unloaded, compared_layers(), loader, CPU, Cache(setup.cache.root)), LayerStore)
 
 
 def test_another_teacher_tokenizer_text_or_layer_is_another_entry(folders: dict[str, Path], tmp_path: Path) -> None:
@@ -193,12 +187,12 @@ def test_another_teacher_tokenizer_text_or_layer_is_another_entry(folders: dict[
     edited = Corpus((*TEXTS[:-1], TEXTS[-1] + " আরও"))
 
     def fetch(identity: str, tokenizer_of: str, corpus: Corpus, max_length: int, objective: str) -> None:
-        tokenizer = load_tokenizer("teacher_path", str(folders[tokenizer_of]), 24)
+        tokenizer = load_tokenizer(str(folders[tokenizer_of]))
         tokens = tokenize(corpus, tokenizer, max_length, cache, with_words=False)
         setup = Setup(build_teacher(folders["teacher"], {"name": identity}), tokens, tokens, {}, cache)
         loader = setup.loader(np.arange(len(TEXTS)))
         fetch_logits(setup.teacher, loader, CPU, cache)
-        fetch_layers(setup.teacher, compare_layers(objective), loader, CPU, cache)
+        fetch_layers(setup.teacher, compared_layers(objective), loader, CPU, cache)
 
     counts = []
     for case in (
@@ -224,8 +218,6 @@ def test_live_teacher_past_the_budget_trains_nearly_as_the_cache_does(
     tokenizer: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("research.experiment.run.EFFICIENCY_BUDGET_S", 0.01)
-    monkeypatch.setattr("research.report.run_page._draw_plots", lambda run: [])
     make_table(tmp_path / "data" / "comments.csv", rows=60)
     texts = make_texts(60)
     teacher = build_model_folder("electra", "wordpiece", tmp_path / "teacher", texts, layers=4, width=24, seed=1)
@@ -233,7 +225,7 @@ def test_live_teacher_past_the_budget_trains_nearly_as_the_cache_does(
     if tokenizer == "unigram":
         build_model_folder("distilbert", "unigram", student, texts, layers=2, width=16, seed=2)
     else:
-        built = load_tokenizer("teacher_path", str(teacher), 32)
+        built = load_tokenizer(str(teacher))
         build_encoder("distilbert", student, len(built), width=16, pad_token_id=built.pad_token_id, seed=2)
         built.save_pretrained(student)
     flags = (
@@ -243,7 +235,7 @@ def test_live_teacher_past_the_budget_trains_nearly_as_the_cache_does(
     histories = []
     for name, budget in (("cached", "20"), ("live", "0")):
         argv = [*flags.split(), "--cache_budget_gb", budget, "--output_dir", name, "--cache_dir", f"cache_{name}"]
-        assert research_main.main(argv) == 0
+        assert research_main.main(argv, QUICK_EXTRAS) == 0
         with (tmp_path / name / "history.csv").open(encoding="utf-8") as file:
             histories.append([{key: float(cell) for key, cell in row.items() if cell} for row in csv.DictReader(file)])
         assert ("the teacher runs live" in capsys.readouterr().err) == (name == "live")

@@ -84,7 +84,7 @@ def build_student(folder: Path, num_labels: int = 3, **options: Any) -> StudentM
 
 
 def save_student(model: TextClassifier, bert: Path, folder: Path, labels: Sequence[str] = LABELS) -> Path:
-    save_classifier(model, load_tokenizer("student_path", str(bert), 64), folder, {"labels": list(labels)})
+    save_classifier(model, load_tokenizer(str(bert)), folder, {"labels": list(labels)})
     return folder
 
 
@@ -183,7 +183,7 @@ def test_padding_never_changes_logits(kind: str, pooling: str, encoders: dict[st
 
 def test_mean_pooling_averages_real_tokens_only(bert: Path) -> None:
     model = build_student(bert, pooling="mean").eval()
-    ids, mask = text_batch(load_tokenizer("student_path", str(bert), 64))
+    ids, mask = text_batch(load_tokenizer(str(bert)))
     with torch.no_grad():
         states = model.encoder(ids, mask).last_hidden_state
         vectors = torch.stack([row[: int(length)].mean(dim=0) for row, length in zip(states, mask.sum(dim=1), strict=True)])
@@ -235,7 +235,7 @@ def test_cut_student_gives_the_same_logits_after_saving(kind: str, encoders: dic
 
 
 def test_more_layers_than_there_are_is_an_error_naming_both(encoders: dict[str, Path]) -> None:
-    with pytest.raises(InputError, match=r"^--student_layers: bert has 3 layers, got 4$"):
+    with pytest.raises(InputError, match=r"^bert has 3 layers, got 4$"):
         cut_layers(load_encoder(str(encoders["bert"])), 4)
 
 
@@ -249,7 +249,7 @@ def test_shared_layers_cannot_be_cut(encoders: dict[str, Path]) -> None:
 
 def test_saved_student_gives_equal_logits_and_keeps_its_settings(bert: Path, tmp_path: Path) -> None:
     student = build_student(bert, pooling="mean")
-    tokenizer = load_tokenizer("student_path", str(bert), 64)
+    tokenizer = load_tokenizer(str(bert))
     settings = {"labels": list(LABELS), "max_length": 64, "thresholds": {"bully": 0.3}}
     save_classifier(student, tokenizer, tmp_path / "student", settings)
     loaded = load_classifier(str(tmp_path / "student"), LABELS)
@@ -371,7 +371,7 @@ def save_encoder_and_head(bert: Path, folder: Path, head: Any) -> StudentModel:
     """Save an encoder with its tokenizer and a head as a separate .pt file, without classifier.json."""
     student = build_student(bert)
     student.encoder.save_pretrained(folder / "encoder")  # type: ignore[operator]
-    load_tokenizer("student_path", str(bert), 64).save_pretrained(folder / "encoder")
+    load_tokenizer(str(bert)).save_pretrained(folder / "encoder")
     torch.save(head(student) if callable(head) else head, folder / "head.pt")
     return student
 
@@ -487,19 +487,14 @@ def test_model_that_does_not_exist_is_an_error_of_one_line_naming_it(name: str) 
     for load in (
         lambda: load_encoder(name),
         lambda: load_encoder(name, random_init=True),
-        lambda: load_model_config("student_path", name),
-        lambda: load_tokenizer("student_path", name, 64),
+        lambda: load_model_config(name),
+        lambda: load_tokenizer(name),
         lambda: load_classifier(name, LABELS),
         lambda: resolve_model_folder(name),
     ):
         with pytest.raises(InputError) as caught:
             load()
         assert name in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_fewer_tokens_than_max_length_is_an_error_naming_both(bert: Path) -> None:
-    with pytest.raises(InputError, match=r"^--max_length: .* takes at most 512 tokens, got 1024$"):
-        load_tokenizer("student_path", str(bert), 1024)
 
 
 def test_fingerprint_changes_with_the_weights_and_not_with_the_readme(tmp_path: Path) -> None:

@@ -20,6 +20,10 @@ from research.experiment.demo import (
     save_random_encoder,
     wrap_tokenizer,
 )
+from research.experiment.runtime import Extras
+
+QUICK_EXTRAS = Extras(measure_s=0.01, plots=False)
+"""Measurements are no part of what a test asks for, and drawing would take most of its time."""
 
 LABELS = ("bully", "sexual", "religious", "threat", "spam")
 KEYWORDS = ("বোকা", "লাজুক", "মন্দির", "মারব", "টাকা")

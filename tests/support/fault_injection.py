@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from research.runs.directory import RunDirectory
-from support.builders import ROOT, build_model_folder, make_table, make_texts
+from support.builders import QUICK_EXTRAS, ROOT, build_model_folder, make_table, make_texts
 
 PHASES = ("start", "tokenize", "teacher", "teacher_outputs", "student", "control", "save")
 RESULTS = (
@@ -148,18 +148,14 @@ def attempt(
 def _run(folder: Path, flags: list[str], kill_at_write: int | None, shared: Any) -> None:
     """The child: the real command, with its output in files."""
     import research_main
-    from research.experiment import run
-    from research.report import run_page
+    from research.experiment.runtime import Runtime
 
     os.chdir(folder)
     for descriptor, name in ((1, "stdout.txt"), (2, "stderr.txt")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
-    # Measurements are no part of what has to repeat, and drawing would take most of the time.
-    run.EFFICIENCY_BUDGET_S = 0.01
-    run_page._draw_plots = lambda run: []
-    _watch_phases(run.Runtime, shared)
+    _watch_phases(Runtime, shared)
     _count_writes(folder, kill_at_write, shared)
-    sys.exit(research_main.main(flags))
+    sys.exit(research_main.main(flags, QUICK_EXTRAS))
 
 
 def _watch_phases(runtime: Any, shared: Any) -> None:

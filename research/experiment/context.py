@@ -1,0 +1,43 @@
+"""What every stage of a run reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from research.experiment.inputs import Inputs
+from research.experiment.runtime import Runtime
+from research.experiment.tokenised import Tokenised
+from research.runs.directory import RunDirectory
+from research.text.batches import BatchLoader
+from research.text.tokens import Tokens
+
+EVAL_BATCH = 1024
+# Padded tokens of an evaluation batch: what stays in a CPU's cache, what fills a GPU.
+EVAL_TOKENS = {"cpu": 1024, "cuda": 32768}
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """A run's checked inputs, their tokens, where it computes, and the directory it writes."""
+
+    inputs: Inputs
+    tokens: Tokenised
+    runtime: Runtime
+    run_dir: RunDirectory
+
+    def evaluation_batches(self, rows: NDArray[np.int64], tokens: Tokens, **carried: Any) -> BatchLoader:
+        """Return batches that pad little and fill the device, longest rows first.
+
+        Args:
+            carried: What `BatchLoader` can add to its batches for a teacher with another tokenizer.
+        """
+        budget = EVAL_TOKENS[self.runtime.device.type]
+        return BatchLoader(rows, tokens, self.inputs.comments.labels, EVAL_BATCH, token_budget=budget, **carried)
+
+    def training_batches(self, rows: NDArray[np.int64], tokens: Tokens, seed: int, **carried: Any) -> BatchLoader:
+        """Return batches of --batch rows of similar length, shuffled by a seed anew each epoch."""
+        return BatchLoader(rows, tokens, self.inputs.comments.labels, self.inputs.config.batch, seed=seed, **carried)

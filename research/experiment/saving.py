@@ -1,0 +1,129 @@
+"""What a run leaves in its directory: predictions, costs, models, the environment, the report; metrics.json last."""
+
+from __future__ import annotations
+
+import logging
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from research.errors import InputError
+from research.evaluation.efficiency import compare_efficiency, measure_efficiency
+from research.experiment.context import RunContext
+from research.experiment.inputs import Inputs, hash_rows
+from research.experiment.runtime import machine_name
+from research.kd.teacher import Teacher
+from research.models.classifiers import StudentModel, TextClassifier
+from research.models.saved import save_classifier
+from research.report.run_page import write_report
+from research.report.trackers import track_run
+from research.runs.formats import PARTS
+from research.runs.run import load_run
+from research.storage.files import publish_folder, remove
+from research.text.batches import BatchLoader
+from research.text.tokens import Tokens
+from research_data import summarize_data
+
+log = logging.getLogger(__name__)
+TIMED_BATCHES = 8
+LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "iterative-stratification")
+
+
+def save_run(
+    metrics: Mapping[str, Any],
+    labels: Mapping[str, NDArray[np.float32]],
+    probs: Mapping[str, Mapping[str, NDArray[np.float64]]],
+    teacher: Teacher | None,
+    student: StudentModel | None,
+    context: RunContext,
+) -> None:
+    """Write the run directory; metrics.json comes last and means finished.
+
+    Args:
+        labels: (N, C) by part.
+        probs: {model: {part: (N, C)}}.
+    """
+    inputs, run_dir = context.inputs, context.run_dir
+    for part in PARTS:
+        index = inputs.comments.source_row[getattr(inputs.split, part)]
+        of_part = {model: parts[part] for model, parts in probs.items()}
+        run_dir.write_predictions(part, index, inputs.comments.label_names, labels[part], of_part)
+    run_dir.write_efficiency(measure_costs(teacher, student, context))
+    if teacher is not None:
+        publish_model(teacher.store, run_dir.path / "teacher")
+    if student is not None:
+        settings = inputs.model_settings | {"thresholds": metrics["thresholds"]["student"]}
+        publish_model(
+            lambda folder: save_classifier(student.cpu(), inputs.student_tokenizer, folder, settings), run_dir.path / "student"
+        )
+    run_dir.write_environment(describe_environment(context))
+    write_report(run_dir.path, metrics, lambda index: fetch_texts(index, inputs), plots=context.runtime.extras.plots)
+    run_dir.write_metrics(metrics)
+    # Only now: a run killed before this line resumes from its last checkpoint.
+    run_dir.drop_checkpoints()
+    if inputs.config.track != "none":
+        track_run(inputs.config.track, load_run(run_dir.path))
+
+
+def publish_model(store: Callable[[Path], None], folder: Path) -> None:
+    """Let a model be written beside its folder, then put it into place whole."""
+    temporary = folder.with_name(f".{folder.name}.tmp")
+    remove(temporary)
+    store(temporary)
+    publish_folder(temporary, folder)
+
+
+def measure_costs(teacher: Teacher | None, student: StudentModel | None, context: RunContext) -> dict[str, Any]:
+    """Measure each model's size and speed on test rows, and set them against each other."""
+    result: dict[str, Any] = {}
+    if teacher is not None:
+        result["teacher"] = measure_model(teacher.model, context.tokens.teacher, context)
+    if student is not None:
+        result["student"] = measure_model(student, context.tokens.student, context)
+    if teacher is not None and student is not None:
+        result |= compare_efficiency(result["teacher"], result["student"])
+    return result
+
+
+def measure_model(model: TextClassifier, tokens: Tokens | None, context: RunContext) -> dict[str, float]:
+    assert tokens is not None
+    inputs, runtime = context.inputs, context.runtime
+    loader = BatchLoader(inputs.split.test, tokens, inputs.comments.labels, 32, seed=0)
+    batches = [loader.collate(index) for index in loader.plan(0)[:TIMED_BATCHES]]
+    model.to(runtime.device)
+    return measure_efficiency(model, batches, runtime.device, time_budget_s=runtime.extras.measure_s)
+
+
+def fetch_texts(index: Sequence[int], inputs: Inputs) -> dict[int, str]:
+    """Return the texts of some test rows by their `index` in predictions.csv; none if the table has changed."""
+    wanted, comments = set(index), inputs.comments
+    rows = {int(row): int(place) for row in inputs.split.test if (place := comments.source_row[row]) in wanted}
+    try:
+        return {rows[row]: text for row, text in enumerate(comments.iter_texts()) if row in rows}
+    except InputError as error:
+        log.warning("report.html goes without texts: %s", error)
+        return {}
+
+
+def describe_environment(context: RunContext) -> dict[str, Any]:
+    """Return the content of environment.json."""
+    inputs, runtime = context.inputs, context.runtime
+    return {
+        "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
+        "device": machine_name(runtime.device),
+        "num_threads": torch.get_num_threads(),
+        "command_line": runtime.command_line,
+        "dataset": summarize_data(inputs.comments, inputs.split),
+        "data": {
+            "dataset_sha256": inputs.comments.file_sha256["main"],
+            "file_sha256": inputs.comments.file_sha256,
+            "test_sha256": hash_rows(inputs.comments, inputs.split.test),
+        },
+        "timing_s": {phase: round(seconds, 2) for phase, seconds in runtime.timing_s.items()},
+    }

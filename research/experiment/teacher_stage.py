@@ -1,0 +1,163 @@
+"""The teacher of a run: taken from a checkpoint or fine-tuned once, judged, and asked about every row."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from research.errors import WeakTeacher
+from research.experiment.context import RunContext
+from research.experiment.inputs import Inputs, hash_rows
+from research.experiment.runtime import Runtime
+from research.experiment.training import summarize, train
+from research.kd.layers import compare_layers
+from research.kd.targets import KeptTeacher, LiveTeacher, TeacherTargets
+from research.kd.teacher import Teacher, estimate_bytes, fetch_layers, fetch_logits
+from research.models.classifiers import TeacherModel
+from research.models.encoders import fingerprint_model, load_encoder
+from research.models.saved import load_classifier, save_classifier
+from research.storage.cache import MANIFEST
+from research.storage.checkpoints import CheckpointFolder
+from research.storage.files import link_folder
+from research.text.tokens import fingerprint_tokenizer
+from research_config import settings_that_decide
+from research_distillation import DistillationTrainer, judge_teacher
+
+log = logging.getLogger(__name__)
+# Part of the cache keys: raise it when the files of an entry change.
+TEACHERS_FORMAT = 2
+
+
+def get_teacher(context: RunContext) -> Teacher:
+    """Return the teacher of --teacher_checkpoint, or the fine-tuned one, from the cache when it is there."""
+    inputs = context.inputs
+    checkpoint, shape = inputs.checkpoint, inputs.shapes["teacher"]
+    if checkpoint is not None:
+        assert inputs.config.teacher_checkpoint is not None
+        identity = {
+            "files": fingerprint_model(inputs.config.teacher_checkpoint),
+            "labels": list(inputs.comments.label_names),
+            # That of the flag, where the files do not say.
+            "pooling": getattr(checkpoint.model, "pooling", None),
+        }
+        return Teacher(
+            identity,
+            shape,
+            lambda: checkpoint.model,
+            lambda folder: save_classifier(checkpoint.model.cpu(), checkpoint.tokenizer, folder, inputs.model_settings),
+            {"source": "checkpoint"},
+            sum(parameter.numel() for parameter in checkpoint.model.parameters()),
+        )
+
+    def build(folder: Path, scratch: Path) -> None:
+        fine_tune(context, folder, scratch)
+
+    folder = context.runtime.cache.fetch("teachers", teacher_key(inputs, context.runtime), build)
+    facts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
+    return Teacher(
+        {"files": json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]},
+        shape,
+        lambda: load_classifier(str(folder / "model"), inputs.comments.label_names).model,
+        lambda target: link_folder(folder / "model", target),
+        facts["training"],
+        facts["parameters"],
+    )
+
+
+def teacher_key(inputs: Inputs, runtime: Runtime) -> dict[str, Any]:
+    """Return everything the fine-tuned teacher's bytes depend on."""
+    comments, split = inputs.comments, inputs.split
+    return {
+        "model": fingerprint_model(inputs.config.teacher_path),
+        "tokenizer": fingerprint_tokenizer(inputs.teacher_tokenizer),
+        "settings": inputs.model_settings,
+        "rows": {part: hash_rows(comments, getattr(split, part)) for part in ("train", "validation")},
+        "training": settings_that_decide(inputs.config, "teacher"),
+        "device": runtime.device.type,
+        "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "transformers")},
+        "format": TEACHERS_FORMAT,
+    }
+
+
+def fine_tune(context: RunContext, folder: Path, scratch: Path) -> None:
+    """Fine-tune the teacher on the labels and leave its best epoch in `folder`."""
+    inputs, tokens = context.inputs, context.tokens.teacher
+    assert tokens is not None
+    config = dataclasses.replace(
+        inputs.config, epochs=inputs.config.teacher_epochs, seed=inputs.config.split_seed, freeze_student_encoder=False
+    )
+    log.info("fine-tuning the teacher %s on %d rows", config.teacher_path, len(inputs.split.train))
+    encoder = load_encoder(config.teacher_path)
+    torch.manual_seed(config.seed)
+    num_labels = len(inputs.comments.label_names)
+    model = TeacherModel(num_labels=num_labels, dropout=config.dropout, pooling=config.pooling, encoder=encoder)
+    trainer = DistillationTrainer(None, model, config, context.runtime.device)
+    loader = context.training_batches(inputs.split.train, tokens, config.seed)
+    result = train("teacher", trainer, loader, CheckpointFolder(scratch), context)
+    save_classifier(model.cpu(), inputs.teacher_tokenizer, folder / "model", inputs.model_settings)
+    facts = {"training": summarize(result), "parameters": sum(parameter.numel() for parameter in model.parameters())}
+    (folder / "training.json").write_text(json.dumps(facts, sort_keys=True), encoding="utf-8")
+
+
+def compute_logits(teacher: Teacher, context: RunContext) -> NDArray[np.float32]:
+    """Return the teacher's logits of every row, (N, C)."""
+    assert context.tokens.teacher is not None
+    loader = context.evaluation_batches(np.arange(len(context.inputs.comments)), context.tokens.teacher)
+    return fetch_logits(teacher, loader, context.runtime.device, context.runtime.cache)
+
+
+def verify_teacher(probs: NDArray[np.float64], inputs: Inputs) -> None:
+    """Stop before any distillation when the teacher is too weak to learn from.
+
+    Args:
+        probs: (N, C) of the validation part.
+
+    Raises:
+        WeakTeacher: macro-F1 at 0.5 is under --min_teacher_f1 and --allow_weak_teacher was not given.
+    """
+    config = inputs.config
+    strong_enough, scores = judge_teacher(inputs.comments.labels[inputs.split.validation], probs, config.min_teacher_f1)
+    log.info("teacher: validation macro-F1 %.4f", scores["f1"])
+    if not strong_enough and not config.allow_weak_teacher and "student" in inputs.shapes:
+        raise WeakTeacher(
+            f"the teacher is too weak to distil: validation macro-F1 {scores['f1']:.4f} is under --min_teacher_f1 "
+            f"{config.min_teacher_f1:g}. Train it longer (--teacher_epochs, --lr), or go on with --allow_weak_teacher."
+        )
+
+
+def prepare_targets(
+    teacher: Teacher, logits: NDArray[np.float32], rows: NDArray[np.int64], context: RunContext
+) -> tuple[TeacherTargets, dict[str, Any]]:
+    """Return what answers for the teacher while the student trains on some rows, and what its batches must carry.
+
+    Layers are read from the cache while they fit --cache_budget_gb; past it the teacher runs live.
+    """
+    config, shapes, tokens, runtime = context.inputs.config, context.inputs.shapes, context.tokens, context.runtime
+    assert tokens.teacher is not None and tokens.student is not None
+    comparison = compare_layers(config, shapes["teacher"], shapes["student"])
+    if comparison is None:
+        return KeptTeacher(teacher.shape, logits, device=runtime.device), {}
+    layers = comparison.teacher
+    carried = {"words": tokens.words}
+    for_teacher = carried | {"teacher_tokens": None if tokens.words is None else tokens.teacher}
+    # A word has at least one token, so the tokens bound the positions of both paths from above.
+    size_gb = estimate_bytes(layers, tokens.teacher.lengths[rows], teacher.shape.hidden_size) / 1e9
+    if size_gb > config.cache_budget_gb:
+        log.info(
+            "the teacher runs live: its layers would take %.2f GB of cache, over --cache_budget_gb %g",
+            size_gb,
+            config.cache_budget_gb,
+        )
+        return LiveTeacher(teacher.model, runtime.device, layers, logits), for_teacher
+    loader = context.evaluation_batches(rows, tokens.student, **for_teacher)
+    store = fetch_layers(teacher, layers, loader, runtime.device, runtime.cache)
+    return KeptTeacher(teacher.shape, logits, store, runtime.device), carried

@@ -1,0 +1,3 @@
+"""The suite's version; CHANGELOG.md says which versions change numbers."""
+
+VERSION = "0.2.0"
