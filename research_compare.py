@@ -11,35 +11,30 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
+from research.compare.figures import plot_comparison
 from research.compare.scores import Comparison, compare_runs
-from research.compare.tables import FORMATS, build_cells, explain_columns
+from research.compare.tables import FORMATS, build_page
 from research.errors import InputError
-from research.evaluation import bootstrap as statistics
-from research.runs.formats import MODELS, PARTS, write_text_atomic
+from research.evaluation.bootstrap import COMPARED_METRICS, RESAMPLES
+from research.names import HEADLINE_METRIC, MODELS, PARTS
+from research.report.document import render_html
+from research.runs.directory import RunDirectory
+from research.runs.formats import write_text_atomic
 
 OUTPUT_FILES = {"table.csv": "csv", "table.md": "markdown", "table.tex": "latex", "comparison.json": "json"}
 
 
-def render_page(comparison: Comparison, figures: Mapping[Path, str]) -> str:
-    """Return report.html: the sortable table, what its columns mean, and the figures, in one file."""
-    from research.compare.figures import METRIC_NAMES
-    from research.report.document import Block, Bullets, Document, Figure, Heading, Paragraph, Table
-    from research.report.html import render_html
+def check_output(folder: Path) -> None:
+    """Refuse to write a comparison over a run's own report.
 
-    header, rows = build_cells(comparison)
-    note = comparison.baseline_note
-    blocks: list[Block] = [Paragraph(f"{note[:1].upper()}{note[1:]}.")]
-    blocks.append(Table("Every row against the baseline", header, rows, text_columns=1 + len(comparison.flags)))
-    blocks += map(Paragraph, explain_columns(comparison))
-    if comparison.unfinished:
-        blocks += [Heading("Unfinished, left out"), Bullets([str(path) for path in comparison.unfinished])]
-    if figures:
-        blocks += [Heading("Figures"), *(Figure(path.name, caption) for path, caption in figures.items())]
-    title = f"{len(rows)} rows compared by {METRIC_NAMES[comparison.metric]} on the {comparison.part} part"
-    return render_html(Document(title, blocks), {path.name: path.read_bytes() for path in figures})
+    Raises:
+        InputError: the folder holds a run.
+    """
+    if RunDirectory(folder).status() in ("finished", "unfinished"):
+        raise InputError(f"--output {folder} holds a run, whose report.html would be overwritten. Give another folder.")
 
 
 def write_comparison(comparison: Comparison, folder: Path) -> None:
@@ -48,19 +43,19 @@ def write_comparison(comparison: Comparison, folder: Path) -> None:
     Raises:
         InputError: the folder cannot be written.
     """
-    from research.compare.figures import plot_comparison
-
     try:
         folder.mkdir(parents=True, exist_ok=True)
         for name, style in OUTPUT_FILES.items():
             write_text_atomic(folder / name, FORMATS[style](comparison))
         figures = plot_comparison(comparison, folder)
-        write_text_atomic(folder / "report.html", render_page(comparison, figures))
+        page = render_html(build_page(comparison, figures), {path.name: path.read_bytes() for path in figures})
+        write_text_atomic(folder / "report.html", page)
     except OSError as error:
         raise InputError(f"--output {folder} cannot be written: {error.strerror}.") from None
 
 
 def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of the command's flags."""
     parser = argparse.ArgumentParser(
         prog="research_compare.py",
         description=__doc__,
@@ -74,7 +69,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="what the others are compared with (default: a student_only run with the same data, seed and student "
         "flags, given or beside the runs; else the first run)",
     )
-    parser.add_argument("--metric", choices=tuple(statistics.METRICS), default="f1_macro", help="default: f1_macro")
+    parser.add_argument("--metric", choices=COMPARED_METRICS, default=HEADLINE_METRIC.name, help="default: f1_macro")
     parser.add_argument(
         "--group_by",
         choices=("seed", "fold"),
@@ -90,9 +85,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--resamples",
         type=resample_count,
-        default=statistics.RESAMPLES,
+        default=RESAMPLES,
         metavar="N",
-        help=f"bootstrap resamples of the rows, 100 or more (default: {statistics.RESAMPLES})",
+        help=f"bootstrap resamples of the rows, 100 or more (default: {RESAMPLES})",
     )
     parser.add_argument("--part", choices=PARTS[::-1], default="test", help="rows to score on (default: test)")
     parser.add_argument(
@@ -102,6 +97,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def resample_count(text: str) -> int:
+    """Read a number of resamples, 100 or more."""
     value = int(text)
     if value < 100:
         raise argparse.ArgumentTypeError(f"must be 100 or more, got {value}")
@@ -112,6 +108,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print a comparison; returns the exit status, 0 or 2 (a user's mistake, named in one line)."""
     arguments = build_parser().parse_args(argv)
     try:
+        if arguments.output is not None:
+            check_output(Path(arguments.output))
         comparison = compare_runs(
             arguments.runs,
             baseline=arguments.baseline,

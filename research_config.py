@@ -208,6 +208,12 @@ class ExperimentConfig:
         decides="teacher",
         kind="model",
     )
+    drop_seen_rows: bool = setting(
+        False,
+        "teacher",
+        "leave rows whose text --teacher_checkpoint was trained on out of validation and test, instead of refusing it",
+        decides="data",
+    )
     teacher_epochs: int = setting(10, "teacher", "most epochs of the teacher's fine-tuning", check=between(1), decides="teacher")
     min_teacher_f1: float = setting(
         0.4, "teacher", "validation macro-F1 under which the teacher is too weak, 0 to 1", check=between(0, 1), decides="place"
@@ -387,6 +393,7 @@ class ExperimentConfig:
 
     @property
     def method(self) -> KDMethod:
+        """What `--kd_method` compares."""
         return KD_METHODS[self.kd_method]
 
     @property
@@ -396,6 +403,7 @@ class ExperimentConfig:
 
     @property
     def fingerprint(self) -> str:
+        """Ten hex digits of a hash over every flag that decides results."""
         text = json.dumps(saved_settings(self), sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:10]
 
@@ -476,6 +484,7 @@ def check_config(config: ExperimentConfig) -> list[str]:
 
 
 def check_distillation(config: ExperimentConfig) -> list[str]:
+    """Return the problems with the distillation flags, by themselves and together."""
     problems = []
     labels = [entry.rpartition("=")[0] for entry in config.label_alphas]
     for entry in config.label_alphas:
@@ -488,8 +497,8 @@ def check_distillation(config: ExperimentConfig) -> list[str]:
             problems.append(
                 f"--label_alphas: {quote_value(entry)} is not LABEL=ALPHA with an alpha from 0 to 1, as in threat=0.9"
             )
-    for label in sorted({label for label in labels if label and labels.count(label) > 1}):
-        problems.append(f"--label_alphas: {quote_value(label)} is given twice")
+    repeated = sorted({label for label in labels if label and labels.count(label) > 1})
+    problems += [f"--label_alphas: {quote_value(label)} is given twice" for label in repeated]
     try:
         parse_layer_mapping(config.layer_mapping)
     except ValueError as error:
@@ -502,6 +511,7 @@ def check_distillation(config: ExperimentConfig) -> list[str]:
 
 
 def check_data_flags(config: ExperimentConfig) -> list[str]:
+    """Return the problems with the data flags that show without reading a table."""
     problems = []
     columns = config.label_columns
     if columns == ():
@@ -519,6 +529,7 @@ def check_data_flags(config: ExperimentConfig) -> list[str]:
 
 
 def check_device(config: ExperimentConfig) -> list[str]:
+    """Return the problem with a device that torch could not read."""
     if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", config.device):
         return []
     return [f"--device: must be auto, cpu, cuda or cuda:N, got {quote_value(config.device)}"]

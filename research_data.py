@@ -67,7 +67,7 @@ class Comments:
 
     tables: tuple[Table, ...]
     text_normalization: str
-    label_names: tuple[str, ...]
+    columns: Columns
     labels: NDArray[np.float32]
     source: NDArray[np.int8]
     source_row: NDArray[np.int64]
@@ -82,7 +82,13 @@ class Comments:
 
     @property
     def text_column(self) -> str:
-        return self.tables[0].text_column
+        """The text column of the main table."""
+        return self.columns.text
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The label columns of the main table."""
+        return self.columns.labels
 
     @property
     def dropped(self) -> int:
@@ -149,7 +155,7 @@ def load_comments(
     return Comments(
         tables=tuple(tables),
         text_normalization=text_normalization,
-        label_names=columns.labels,
+        columns=columns,
         labels=np.where(codes == UNKNOWN, np.float32(np.nan), codes.astype(np.float32)),
         source=source_of_row,
         source_row=np.frombuffer(store.source_row, np.int64),
@@ -319,6 +325,7 @@ class Texts:
         return len(self.row_counts)
 
     def take(self, texts: NDArray[np.int64]) -> Texts:
+        """Return some of the texts."""
         return Texts(self.positives[texts], self.row_positives[texts], self.row_counts[texts])
 
 

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from research.errors import InputError
-from research.experiment.command import report_bad_input, report_interrupt, run_one
+from research.experiment.command import RunFailed, explaining_failures, report_bad_input, report_interrupt, run_one
+from research.experiment.demo import DEMO_SETTINGS, build_demo
 from research.logs import quiet_libraries, start_logging
 from research.runs.run import result_line
 from research_config import Arguments, ExperimentConfig, parse_arguments
@@ -34,11 +35,13 @@ def main(argv: Sequence[str] | None = None, extras: Extras | None = None) -> int
         arguments = parse_arguments(argv)
         config = apply_demo(arguments) if arguments.config.demo else arguments.config
         if config.sweep:
-            from research.experiment.sweep import run_sweep
+            from research.experiment.sweep import run_sweep  # with multiprocessing and tqdm, for --sweep alone
 
             return run_sweep(config, extras)
     except InputError as error:
         return report_bad_input(error)
+    except RunFailed as error:
+        return error.status
     except KeyboardInterrupt:
         return report_interrupt()
     status, metrics = run_one(config, argv, extras)
@@ -49,11 +52,13 @@ def main(argv: Sequence[str] | None = None, extras: Extras | None = None) -> int
 
 def apply_demo(arguments: Arguments) -> ExperimentConfig:
     """Fill the flags the user did not give with the demo's, and build its corpus and models."""
-    from research.experiment.demo import DEMO_SETTINGS, build_demo
+    from research.models.saved import raising_os_errors  # which loads torch
 
     config = arguments.config
     quiet_libraries()
-    files = build_demo(Path(config.cache_dir) / "demo", config.split_seed)
+    folder = Path(config.cache_dir) / "demo"
+    with explaining_failures(config), raising_os_errors(folder):
+        files = build_demo(folder, config.split_seed)
     settings = {name: value for name, value in DEMO_SETTINGS.items() if name not in arguments.explicit}
     paths = {field.name: str(getattr(files, field.name)) for field in dataclasses.fields(files)}
     return dataclasses.replace(config, **(settings | paths))  # type: ignore[arg-type]

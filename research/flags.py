@@ -100,6 +100,7 @@ def field_types(settings_class: type[Any]) -> dict[str, tuple[Any, ...]]:
 
 
 def accepts(settings_class: type[Any], name: str, kind: type) -> bool:
+    """Say whether a field takes values of a type."""
     # mypy takes an unknown class for one that may not be hashable.
     return kind in field_types(settings_class)[name]  # type: ignore[arg-type]
 
@@ -108,6 +109,7 @@ class RaisingParser(argparse.ArgumentParser):
     """An argparse parser that raises its complaint, so it can be reported together with the others."""
 
     def error(self, message: str) -> NoReturn:
+        """Raise the complaint, where argparse would print it and leave."""
         raise FlagErrors([message.removeprefix("argument ")])
 
 
@@ -213,10 +215,12 @@ def split_at_flags(argv: Sequence[str]) -> Iterator[list[str]]:
 
 
 def is_flag(word: str) -> bool:
+    """Say whether a word of the command line is a flag's name."""
     return word.startswith("--") or word == "-h"
 
 
 def explain_unknown(settings_class: type[Any], word: str) -> str:
+    """Return the problem with a word that is no flag, with the nearest flag."""
     if not word.startswith("--"):
         return f"{quote_value(word)}: a value without a flag"
     from difflib import get_close_matches  # only a mistake pays for importing it
@@ -289,6 +293,7 @@ def is_plain_text(value: Any) -> bool:
 
 
 def convert_number(value: Any, kind: type[int] | type[float]) -> int | float:
+    """Return a finite number of the wanted kind, and no whole number that numpy could not hold."""
     word = "a whole number" if kind is int else "a number"
     try:
         if isinstance(value, bool) or not isinstance(value, str | int | float):

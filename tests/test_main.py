@@ -5,8 +5,10 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
+import unicodedata
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,7 @@ from support.builders import (
 
 import research_main
 from research.models.saved import load_classifier
+from research_data import hash_text
 
 KD_METHODS = ("logit", "hidden", "attention", "multi_level")
 # The commands that the people the suite is for wrote down, to be run exactly as they stand.
@@ -365,6 +368,41 @@ def test_weak_teacher_stops_with_status_3_and_the_way_on_that_is_named_works(lab
     assert lab.run(f"{flags} --allow_weak_teacher")[0] == 0
 
 
+def rows_asked(lab: Lab) -> list[int]:
+    """Return how many rows each entry of the teacher's logits in the lab's cache holds."""
+    return sorted(len(np.load(path)) for path in (lab.folder / "own_cache" / "logits").glob("*/logits.npy"))
+
+
+def test_weak_teacher_is_asked_about_the_validation_rows_alone(lab: Lab) -> None:
+    flags = QUICK.replace("--allow_weak_teacher", "--min_teacher_f1 1") + " --output_dir results/run --cache_dir own_cache"
+    assert lab.run(flags)[0] == 3
+    whole = lab.done("whole")
+    assert rows_asked(lab) == [read_json(whole / "metrics.json")["rows"]["validation"]]
+
+
+def test_rows_left_out_of_training_are_not_asked_about(lab: Lab) -> None:
+    run_dir = lab.done("run", "--data_fraction 0.3 --cache_dir own_cache")
+    rows = read_json(run_dir / "metrics.json")["rows"]
+    assert rows["train"] < 30 and rows_asked(lab) == sorted(rows.values())
+
+
+def test_every_phase_says_how_far_it_is_on_stderr_and_in_the_log_file(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("research.logs.SECONDS_BETWEEN_LINES", 0.0)
+    flags = f"{QUICK} --kd_method hidden --layer_mapping 2:2 --with_control --cache_dir other --output_dir results/run"
+    status, _, errors = lab.run(flags)
+    assert status == 0
+    found = re.findall(r"^(.+): (\d+) % \(.+ of .+\), .+ left$", errors, re.MULTILINE)
+    phases = {
+        "tokenising", "teacher outputs", "teacher layers",
+        *(f"{name} {phase}" for name in ("teacher", "student", "control") for phase in ("training", "validation")),
+        *(f"{name} evaluation on {part}" for name in ("student", "control") for part in ("validation", "test")),
+    }  # fmt: skip
+    assert {name for name, _ in found} == phases
+    assert {name for name, share in found if share == "100"} == phases
+    in_file = (lab.folder / "results/run/run.log").read_text(encoding="utf-8")
+    assert all(f"{name}: 100 % (" in in_file for name in phases)
+
+
 # Pipelines and flags
 
 
@@ -411,6 +449,47 @@ def test_teacher_of_a_run_is_a_teacher_checkpoint(lab: Lab) -> None:
     np.testing.assert_array_equal(
         columns_of(first / "predictions.csv", "teacher_"), columns_of(third / "predictions.csv", "teacher_")
     )
+
+
+def test_teacher_that_was_trained_on_test_rows_is_refused_with_the_ways_out(lab: Lab) -> None:
+    first = lab.done("first")
+    flags = f"{QUICK} --teacher_checkpoint results/first/teacher --split_seed 7"
+    error = lab.refused(f"{flags} --output_dir results/second")
+    assert "results/first/teacher was trained on the texts of" in error and "of 8 test rows" in error
+    assert "--split_seed" in error and "--drop_seen_rows" in error
+    folds = f"{QUICK} --teacher_checkpoint results/first/teacher --num_folds 2 --output_dir results/folds"
+    assert "was trained on the texts of" in lab.refused(folds)
+    status, _, errors = lab.run(f"{flags} --drop_seen_rows --output_dir results/third --test_fraction 0.5 --val_fraction 0.3")
+    assert status == 0, errors
+    assert "they are left out" in errors
+    table = table_rows(lab)[1:]
+    tested = {table[int(row["index"])][0] for row in read_rows(lab.folder / "results/third/predictions.csv")}
+    learned = {hash_text(unicodedata.normalize("NFC", text).encode()) for text in tested}
+    assert tested and not learned & set(np.load(first / "teacher" / "training_texts.npy").tolist())
+
+
+def test_student_as_teacher_knows_its_own_and_its_teachers_texts(lab: Lab) -> None:
+    lab.done("first", "--data_fraction 0.5")
+    taught = np.load(lab.folder / "results/first/student/training_texts.npy")
+    assert set(np.load(lab.folder / "results/first/teacher/training_texts.npy").tolist()) <= set(taught.tolist())
+    second = lab.done("second", "--teacher_checkpoint results/first/student --data_fraction 0.5")
+    assert read_json(second / "metrics.json")["training"]["teacher"]["training_texts"] == "known"
+
+
+def test_checkpoint_that_does_not_say_its_texts_is_warned_about_and_marked(lab: Lab) -> None:
+    lab.done("first")
+    (lab.folder / "results/first/teacher/training_texts.npy").unlink()
+    status, _, errors = lab.run(f"{QUICK} --teacher_checkpoint results/first/teacher --split_seed 7 --output_dir results/second")
+    assert status == 0, errors
+    assert "results/first/teacher does not say which texts it was trained on" in errors
+    assert "The teacher may have seen test rows." in (lab.folder / "results/second/report.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("content", [b"", b"nonsense", b"\x93NUMPY\x01\x00"])
+def test_damaged_list_of_training_texts_is_one_line(lab: Lab, content: bytes) -> None:
+    lab.done("first")
+    (lab.folder / "results/first/teacher/training_texts.npy").write_bytes(content)
+    assert "training_texts.npy" in lab.refused(f"{QUICK} --teacher_checkpoint results/first/teacher --output_dir results/second")
 
 
 def test_sequence_classifier_with_labels_in_another_order_is_a_teacher_checkpoint(lab: Lab) -> None:

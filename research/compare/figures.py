@@ -21,18 +21,11 @@ from research.compare.rows import MACHINE_FLAGS
 from research.compare.scores import Comparison, Result
 from research.evaluation.bootstrap import Estimate
 from research.flags import format_value
-from research.report.figures import COLUMN_WIDTH_IN, STYLES, SeriesStyle, Target, figure_style
+from research.names import METRIC_OF
+from research.report.figures import STYLES, SeriesStyle, Target, figure_style, new_figure, save_figure
 from research.runs.formats import dig
 from research.storage.files import write_atomic
 
-METRIC_NAMES = {
-    "f1_macro": "macro-F1",
-    "f1_micro": "micro-F1",
-    "f1_macro_tuned": "macro-F1, tuned thresholds",
-    "average_precision_macro": "mean average precision",
-    "subset_accuracy": "subset accuracy",
-    "hamming_loss": "Hamming loss (lower is better)",
-}
 LOG_AXIS_RATIO = 50  # a sweep whose largest value is that many times its smallest reads better in decades
 SIGNIFICANT = 0.05
 TEACHER_STYLE = SeriesStyle("#000000", "-", "*", "")
@@ -61,7 +54,7 @@ class FrontierPoint:
 
 def plot_comparison(comparison: Comparison, folder: Path) -> dict[Path, str]:
     """Draw every figure the comparison has data for; returns the files written, each with what it shows."""
-    metric = METRIC_NAMES[comparison.metric]
+    metric = METRIC_OF[comparison.metric].axis_label
     swept = swept_flags(comparison)
     figures: dict[str, BytesIO] = {}
     captions: dict[str, str] = {}
@@ -91,7 +84,7 @@ def plot_comparison(comparison: Comparison, folder: Path) -> dict[Path, str]:
 
 
 def swept_flags(comparison: Comparison) -> list[str]:
-    """Return the differing flags whose values are numbers; the seed and the machine are swept by nobody."""
+    """Return the differing flags whose values are numbers, the seed and those of the machine left out."""
     return [
         name
         for name in comparison.flags
@@ -108,7 +101,7 @@ def _sweep_values(comparison: Comparison, flag: str) -> set[str]:
     return {json.dumps(result.row.settings[flag]) for result in comparison.results if flag in result.row.settings}
 
 
-def _others(result: Result, comparison: Comparison, swept: Sequence[str]) -> str:
+def _name_series(result: Result, comparison: Comparison, swept: Sequence[str]) -> str:
     """Name what else sets a row apart, as in "kd_method=hidden": rows of one name belong on one line."""
     settings = result.row.settings
     names = [name for name in comparison.flags if name not in swept and name != "pipeline" and name in settings]
@@ -121,7 +114,7 @@ def collect_series(comparison: Comparison, flag: str) -> dict[str, list[SweepPoi
     for result in comparison.results:
         if flag in result.row.settings:
             point = SweepPoint(float(result.row.settings[flag]), result.estimate, result.values)
-            series.setdefault(_others(result, comparison, [flag]), []).append(point)
+            series.setdefault(_name_series(result, comparison, [flag]), []).append(point)
     return {name: sorted(points, key=lambda point: point.setting) for name, points in series.items()}
 
 
@@ -131,7 +124,7 @@ def collect_grids(comparison: Comparison, across: str, down: str) -> dict[str, d
     for result in comparison.results:
         settings = result.row.settings
         if across in settings and down in settings:
-            others = _others(result, comparison, [across, down])
+            others = _name_series(result, comparison, [across, down])
             name = f"heatmap_{across}_{down}" + (f"_{others}" if others else "")
             grids.setdefault(name, {})[float(settings[across]), float(settings[down])] = result.estimate.value
     return {name: grid for name, grid in grids.items() if min(map(len, map(set, zip(*grid, strict=True)))) > 1}
@@ -155,7 +148,7 @@ def collect_frontier(comparison: Comparison) -> list[FrontierPoint]:
         if teacher is not None:
             # Runs of a sweep share a teacher but time it each anew: the first timing stands for all.
             teachers.setdefault((teacher.value, teacher.parameters), teacher)
-    sign = -1 if comparison.metric == "hamming_loss" else 1
+    sign = -1 if METRIC_OF[comparison.metric].lower_is_better else 1
     points = []
     for group in rows.values():
         best = max((point for _, point in group), key=lambda point: sign * point.value)
@@ -171,8 +164,7 @@ def collect_frontier(comparison: Comparison) -> list[FrontierPoint]:
 def _teacher_point(result: Result, comparison: Comparison) -> FrontierPoint | None:
     """Return the point of the teacher a row learned from, by the scores in its metrics.json."""
     first = result.row.members[0]
-    cut = "tuned" if comparison.metric == "f1_macro_tuned" else "at_0.5"
-    value = dig(first.run.metrics, "teacher", comparison.part, cut, comparison.metric.removesuffix("_tuned"))
+    value = dig(first.run.metrics, "teacher", comparison.part, *METRIC_OF[comparison.metric].path)
     costs = _read_costs(first.run, "teacher")
     if first.model == "teacher" or value is None or costs is None:
         return None
@@ -197,7 +189,7 @@ def plot_sweep(
     settings = sorted({point.setting for points in series.values() for point in points})
     log_axis = settings[0] > 0 and settings[-1] / settings[0] >= LOG_AXIS_RATIO
     with figure_style([flag, *series]):
-        figure = _new_figure(2.5 + 0.13 * len(series))
+        figure = new_figure(2.5 + 0.13 * len(series))
         axes = figure.subplots()
         if log_axis:
             axes.set_xscale("log")
@@ -214,7 +206,7 @@ def plot_sweep(
         axes.grid(visible=False, axis="x")
         if len(series) > 1 or baseline is not None:
             axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2 if len(series) < 3 or _are_short(series) else 1)
-        _save(figure, target)
+        save_figure(figure, target)
 
 
 def _are_short(series: Mapping[str, Any]) -> bool:
@@ -256,12 +248,12 @@ def _draw_series(axes: Any, places: npt.NDArray[np.float64], points: Sequence[Sw
 def plot_differences(results: Sequence[Result], baseline: str, metric: str, target: Target) -> None:
     """Draw each row's difference to the baseline with its paired 95 % interval, the first row on top.
 
-    A score's own interval is mostly the luck of the test rows, which all rows share; this one leaves that
-    out. A filled marker stands for a p value under 0.05 after Holm's correction.
+    A score's own interval mostly says which test rows were drawn, which is the same for every run and cancels
+    in a difference. A filled marker stands for a p value under 0.05 after Holm's correction.
     """
     names = [result.row.name for result in results]
     with figure_style([baseline, *names]):
-        figure = _new_figure(0.75 + 0.17 * len(results))
+        figure = new_figure(0.75 + 0.17 * len(results))
         axes = figure.subplots()
         axes.axvline(0, color="0.35", linestyle=(0, (4, 2)), linewidth=1)
         style = STYLES[0]
@@ -286,7 +278,7 @@ def plot_differences(results: Sequence[Result], baseline: str, metric: str, targ
         axes.locator_params(axis="x", nbins=4)
         # Under the names too: the panel alone is too narrow for it.
         figure.supxlabel(f"{metric}, difference to {baseline}", fontsize=8)
-        _save(figure, target)
+        save_figure(figure, target)
 
 
 def plot_heat_map(across: str, down: str, grid: Mapping[tuple[float, float], float], metric: str, target: Target) -> None:
@@ -297,7 +289,7 @@ def plot_heat_map(across: str, down: str, grid: Mapping[tuple[float, float], flo
     columns, rows = (sorted(set(values)) for values in zip(*grid, strict=True))
     table = np.array([[grid.get((column, row), np.nan) for column in columns] for row in rows])
     with figure_style([across, down]):
-        figure = _new_figure(0.9 + 0.36 * len(rows))
+        figure = new_figure(0.9 + 0.36 * len(rows))
         axes = figure.subplots()
         image = axes.imshow(table, cmap="cividis", aspect="auto", origin="lower")
         middle = (np.nanmin(table) + np.nanmax(table)) / 2
@@ -312,9 +304,9 @@ def plot_heat_map(across: str, down: str, grid: Mapping[tuple[float, float], flo
         axes.grid(visible=False)
         axes.spines[:].set_visible(False)
         axes.tick_params(length=0)
-        bar = figure.colorbar(image, label=metric)
-        bar.outline.set_visible(False)
-        _save(figure, target)
+        axes.set_title(metric)  # beside the bar it would be longer than a map of few rows is high
+        figure.colorbar(image).outline.set_visible(False)
+        save_figure(figure, target)
 
 
 def plot_frontier(points: Sequence[FrontierPoint], metric: str, target: Target) -> None:
@@ -324,7 +316,7 @@ def plot_frontier(points: Sequence[FrontierPoint], metric: str, target: Target) 
     """
     names = [point.name for point in points if point.name is not None]
     with figure_style(names):
-        figure = _new_figure(2.2 + 0.14 * -(-len(names) // 2))
+        figure = new_figure(2.2 + 0.14 * -(-len(names) // 2))
         size_axes, latency_axes = figure.subplots(1, 2, sharey=True)
         for axes in (size_axes, latency_axes):
             styles = itertools.cycle(STYLES)
@@ -338,7 +330,7 @@ def plot_frontier(points: Sequence[FrontierPoint], metric: str, target: Target) 
         handles, labels = size_axes.get_legend_handles_labels()
         columns = 2 if max(map(len, labels)) < 24 else 1
         figure.legend(handles, labels, loc="outside upper center", ncols=columns, columnspacing=1.0)
-        _save(figure, target)
+        save_figure(figure, target)
 
 
 def _draw_frontier_point(axes: Any, place: float, point: FrontierPoint, styles: Iterator[SeriesStyle]) -> None:
@@ -359,13 +351,3 @@ def _draw_frontier_point(axes: Any, place: float, point: FrontierPoint, styles: 
         capsize=2,
         label=point.name,
     )
-
-
-def _new_figure(height_in: float) -> Any:
-    from matplotlib.figure import Figure
-
-    return Figure(figsize=(COLUMN_WIDTH_IN, height_in), layout="constrained")
-
-
-def _save(figure: Any, target: Target) -> None:
-    figure.savefig(target, format="png", metadata={"Software": None})

@@ -44,6 +44,7 @@ class Member:
 
     @property
     def probs(self) -> FloatArray:
+        """The (N, C) probabilities of the member's own model."""
         return self.predictions.probs[self.model]
 
     @property
@@ -63,6 +64,7 @@ class Row:
 
     @property
     def config(self) -> dict[str, Any]:
+        """The flags of the run that the row stands for."""
         return self.members[0].run.config
 
 

@@ -14,7 +14,21 @@ import numpy.typing as npt
 
 from research.compare.rows import MAX_NAMED_RUNS, Key, Member, Row, differing_flags, find_runs, gather_rows
 from research.errors import InputError
-from research.evaluation import bootstrap as statistics
+from research.evaluation.bootstrap import (
+    RESAMPLES,
+    Difference,
+    Estimate,
+    Metric,
+    bootstrap,
+    build_metric,
+    estimate,
+    holm,
+    mean_and_std,
+    paired_difference,
+    paired_t_test,
+    score_rows,
+)
+from research.names import HEADLINE_METRIC, METRIC_OF
 from research.runs.formats import dig
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -26,14 +40,13 @@ class Result:
     """A row's figures; `difference` is None for the baseline. p values are nan where nothing could be tested."""
 
     row: Row
-    estimate: statistics.Estimate
+    estimate: Estimate
     values: tuple[float, ...]
     std: float
-    difference: statistics.Difference | None
+    difference: Difference | None
     p_holm: float = math.nan
     p_members: float = math.nan
     p_members_holm: float = math.nan
-    p_sign_flip: float = math.nan
 
 
 @dataclass(frozen=True)
@@ -51,6 +64,7 @@ class Comparison:
 
     @property
     def baseline(self) -> Result:
+        """The row that every other is compared with."""
         return next(result for result in self.results if result.difference is None)
 
     @property
@@ -122,6 +136,7 @@ class Scores:
     resampled: dict[tuple[Path, str], FloatArray]
 
     def of(self, members: Sequence[Member]) -> list[float]:
+        """Return the members' plain scores."""
         return [self.plain[member.run.path, member.model] for member in members]
 
     def mean(self, members: Sequence[Member]) -> tuple[float, FloatArray]:
@@ -139,12 +154,12 @@ def score_members(members: Sequence[Member], metric: str, resamples: int) -> Sco
     table = np.unique(np.concatenate([member.predictions.index for member in members]))
     metrics = [_restrict(_build_metric(member, metric), member.predictions.index, table) for member in members]
     keys = [(member.run.path, member.model) for member in members]
-    plain = statistics.score_rows(metrics, len(table)).tolist()
-    replicates = statistics.bootstrap(metrics, len(table), resamples, BOOTSTRAP_SEED)
+    plain = score_rows(metrics, len(table)).tolist()
+    replicates = bootstrap(metrics, len(table), resamples, BOOTSTRAP_SEED)
     return Scores(dict(zip(keys, plain, strict=True)), dict(zip(keys, replicates, strict=True)))
 
 
-def _restrict(metric: statistics.Metric, index: npt.NDArray[np.int64], table: npt.NDArray[np.int64]) -> statistics.Metric:
+def _restrict(metric: Metric, index: npt.NDArray[np.int64], table: npt.NDArray[np.int64]) -> Metric:
     """Let a metric of one part's rows take the weights of the whole table's."""
     if np.array_equal(index, table):
         return metric
@@ -152,14 +167,14 @@ def _restrict(metric: statistics.Metric, index: npt.NDArray[np.int64], table: np
     return lambda weights: metric(weights[places])
 
 
-def _build_metric(member: Member, metric: str) -> statistics.Metric:
+def _build_metric(member: Member, metric: str) -> Metric:
     thresholds = None
-    if metric == "f1_macro_tuned":
+    if METRIC_OF[metric].tuned:
         tuned = dig(member.run.metrics, "thresholds", member.model) or {}
         if any(tuned.get(label) is None for label in member.predictions.label_names):
             raise InputError(f"{member.run.path}/metrics.json has no tuned thresholds of the {member.model}.")
         thresholds = [float(tuned[label]) for label in member.predictions.label_names]
-    return statistics.build_metric(metric, member.predictions.labels, member.probs, thresholds)
+    return build_metric(metric, member.predictions.labels, member.probs, thresholds)
 
 
 def compare_rows(rows: Sequence[Row], metric: str, resamples: int) -> list[Result]:
@@ -174,12 +189,12 @@ def compare_rows(rows: Sequence[Row], metric: str, resamples: int) -> list[Resul
     for row in rows:
         values = scores.of(row.members)
         value, replicates = scores.mean(row.members)
-        result = Result(row, statistics.estimate(value, replicates), tuple(values), statistics.mean_and_std(values)[1], None)
+        result = Result(row, estimate(value, replicates), tuple(values), mean_and_std(values)[1], None)
         results.append(result if row is rows[0] else _add_difference(result, rows[0], scores))
     corrected = zip(
         results,
-        statistics.holm([result.difference.p_value if result.difference else math.nan for result in results]),
-        statistics.holm([result.p_members for result in results]),
+        holm([result.difference.p_value if result.difference else math.nan for result in results]),
+        holm([result.p_members for result in results]),
         strict=True,
     )
     return [
@@ -192,15 +207,14 @@ def _add_difference(result: Result, baseline: Row, scores: Scores) -> Result:
     paired = [member for member in result.row.members if member.key in theirs]
     partners = [theirs[member.key] for member in paired]
     ours, others = (paired, partners) if paired else (result.row.members, baseline.members)
-    difference = statistics.paired_difference(*scores.mean(ours), *scores.mean(others))
+    difference = paired_difference(*scores.mean(ours), *scores.mean(others))
     if len(paired) < 2:
         return dataclasses.replace(result, difference=difference)
     differences = np.subtract(scores.of(paired), scores.of(partners)).tolist()
     return dataclasses.replace(
         result,
         difference=difference,
-        p_members=statistics.paired_t_test(differences, _training_overlap(paired)),
-        p_sign_flip=statistics.sign_flip_test(differences),
+        p_members=paired_t_test(differences, _training_overlap(paired)),
     )
 
 
@@ -221,11 +235,11 @@ def _training_overlap(members: Sequence[Member]) -> float:
 def compare_runs(
     paths: Sequence[str | Path],
     baseline: str | None = None,
-    metric: str = "f1_macro",
+    metric: str = HEADLINE_METRIC.name,
     part: str = "test",
     model: str | None = None,
     group_by: str | None = None,
-    resamples: int = statistics.RESAMPLES,
+    resamples: int = RESAMPLES,
 ) -> Comparison:
     """Compare the runs at or below `paths`.
 

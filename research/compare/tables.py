@@ -1,4 +1,4 @@
-"""A comparison as text, CSV, Markdown, LaTeX and JSON."""
+"""A comparison as text, CSV, Markdown, LaTeX and JSON, and as the page that holds its figures too."""
 
 from __future__ import annotations
 
@@ -7,12 +7,26 @@ import io
 import json
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any
 
 from research.compare.scores import Comparison, Result
-from research.evaluation import bootstrap as statistics
+from research.evaluation.bootstrap import LEVEL
 from research.flags import format_value
+from research.names import METRIC_OF
+from research.report.document import (
+    Block,
+    Bullets,
+    Document,
+    Figure,
+    Figures,
+    Heading,
+    Paragraph,
+    Table,
+    render_markdown,
+)
+from research.report.numbers import format_interval, format_number, format_p_value
 from research.runs.formats import to_plain
 
 LATEX_ESCAPES = {
@@ -26,7 +40,6 @@ LATEX_ESCAPES = {
     "]": "{]}",
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
-MARKDOWN_SPECIAL = re.compile(r"([\\`*_{}\[\]<>|~$#])")
 
 
 def build_records(comparison: Comparison) -> list[dict[str, Any]]:
@@ -57,7 +70,6 @@ def _build_record(result: Result, comparison: Comparison) -> dict[str, Any]:
     if comparison.grouped:
         unit = comparison.unit
         record |= {f"p_{unit}s": result.p_members, f"p_{unit}s_holm": result.p_members_holm}
-        record[f"p_{unit}s_sign_flip"] = result.p_sign_flip
     return {name: _round(value) for name, value in record.items()}
 
 
@@ -67,7 +79,12 @@ def _round(value: Any) -> Any:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
-def build_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
+def build_table(comparison: Comparison) -> Table:
+    """Return the table of a document; its columns past the flags hold numbers."""
+    return Table("Every row against the baseline", *_build_cells(comparison), text_columns=1 + len(comparison.flags))
+
+
+def _build_cells(comparison: Comparison) -> tuple[list[str], list[list[str]]]:
     """Return the header and the rows of the table for readers, as plain text."""
     grouped, unit = comparison.grouped, comparison.unit
     header = ["run", *comparison.flags, *(["runs"] if grouped else []), comparison.metric, "95 % interval"]
@@ -82,33 +99,19 @@ def _build_row(result: Result, comparison: Comparison) -> list[str]:
     cells = [result.row.name]
     cells += [format_value(settings[name]) if name in settings else "" for name in comparison.flags]
     cells += [str(len(result.values))] if grouped else []
-    cells += [_number(result.estimate.value), _interval(result.estimate.low, result.estimate.high)]
-    cells += [_number(result.std)] if grouped else []
+    cells += [format_number(result.estimate.value), format_interval(result.estimate.low, result.estimate.high)]
+    cells += [format_number(result.std)] if grouped else []
     if difference is None:
         cells += ["baseline", "", "", ""]
     else:
-        cells += [_number(difference.value, "+"), _interval(difference.low, difference.high, "+")]
-        cells += [_p_value(difference.p_value), _p_value(result.p_holm)]
-    return cells + ([_p_value(result.p_members), _p_value(result.p_members_holm)] if grouped else [])
-
-
-def _number(value: float, sign: str = "") -> str:
-    return "" if math.isnan(value) else f"{value:{sign}.4f}"
-
-
-def _interval(low: float, high: float, sign: str = "") -> str:
-    return "" if math.isnan(low) else f"[{low:{sign}.4f}, {high:{sign}.4f}]"
-
-
-def _p_value(value: float) -> str:
-    if math.isnan(value):
-        return ""
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
+        cells += [format_number(difference.value, sign="+"), format_interval(difference.low, difference.high, sign="+")]
+        cells += [format_p_value(difference.p_value), format_p_value(result.p_holm)]
+    return cells + ([format_p_value(result.p_members), format_p_value(result.p_members_holm)] if grouped else [])
 
 
 def explain_columns(comparison: Comparison) -> list[str]:
     """Return the sentences that belong under the table: what was measured, and what the columns mean."""
-    metric = comparison.metric + (" (lower is better)" if comparison.metric == "hamming_loss" else "")
+    metric = comparison.metric + (" (lower is better)" if METRIC_OF[comparison.metric].lower_is_better else "")
     lines = [
         f"{metric} on the {comparison.part} part. Intervals and p: bootstrap over its rows, {comparison.resamples} "
         "resamples shared by all runs; differences are paired; Holm: corrected for the number of rows.",
@@ -123,8 +126,22 @@ def explain_columns(comparison: Comparison) -> list[str]:
     return lines
 
 
-def render_table(comparison: Comparison) -> str:
-    header, rows = build_cells(comparison)
+def build_page(comparison: Comparison, figures: Mapping[Path, str]) -> Document:
+    """Return the page of a comparison: the baseline, the table with what its columns mean, and the figures."""
+    table = build_table(comparison)
+    note = comparison.baseline_note
+    blocks: list[Block] = [Paragraph(f"{note[:1].upper()}{note[1:]}."), table, *map(Paragraph, explain_columns(comparison))]
+    if comparison.unfinished:
+        blocks += [Heading("Unfinished, left out"), Bullets([str(path) for path in comparison.unfinished])]
+    if figures:
+        blocks += [Heading("Figures"), Figures([Figure(path.name, caption) for path, caption in figures.items()])]
+    metric = METRIC_OF[comparison.metric].full_label
+    return Document(f"{len(table.rows)} rows compared by {metric} on the {comparison.part} part", blocks)
+
+
+def render_text(comparison: Comparison) -> str:
+    """Return the table in columns of equal width, for a terminal."""
+    header, rows = _build_cells(comparison)
     widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in (header, *rows)]
     lines.insert(1, "  ".join("-" * width for width in widths))
@@ -142,23 +159,14 @@ def render_csv(comparison: Comparison) -> str:
     return buffer.getvalue()
 
 
-def render_markdown(comparison: Comparison) -> str:
-    header, rows = build_cells(comparison)
-    texts = 1 + len(comparison.flags)  # the columns of names; numbers hold nothing to escape but brackets
-    lines = [[_escape_markdown(cell) for cell in header]]
-    lines.append(["---"] * texts + ["---:"] * (len(header) - texts))
-    lines += [[*map(_escape_markdown, row[:texts]), *(cell.replace("<", "&lt;") for cell in row[texts:])] for row in rows]
-    table = ["| " + " | ".join(cells) + " |" for cells in lines]
-    return "\n".join([*table, "", *map(_escape_markdown, explain_columns(comparison))]) + "\n"
-
-
-def _escape_markdown(text: str) -> str:
-    return MARKDOWN_SPECIAL.sub(r"\\\1", " ".join(text.split()))
+def render_markdown_table(comparison: Comparison) -> str:
+    """Return the table and its explanation without a title, to be pasted into another text."""
+    return render_markdown(Document("", [build_table(comparison), *map(Paragraph, explain_columns(comparison))]))
 
 
 def render_latex(comparison: Comparison) -> str:
     """Return a booktabs tabular; names are escaped, signs are set in mathematics."""
-    header, rows = build_cells(comparison)
+    header, rows = _build_cells(comparison)
     texts = 1 + len(comparison.flags)
     lines = [f"\\begin{{tabular}}{{{'l' * texts}{'r' * (len(header) - texts)}}}", "\\toprule"]
     lines += [" & ".join(map(_escape_latex, header)) + r" \\", "\\midrule"]
@@ -174,6 +182,7 @@ def _escape_latex(text: str) -> str:
 
 
 def render_json(comparison: Comparison) -> str:
+    """Return the comparison as JSON, with the values of every run behind a row."""
     records = build_records(comparison)
     for record, result in zip(records, comparison.results, strict=True):
         record["directories"] = [str(member.run.path) for member in result.row.members]
@@ -182,7 +191,7 @@ def render_json(comparison: Comparison) -> str:
     document = {
         "metric": comparison.metric,
         "part": comparison.part,
-        "level": statistics.LEVEL,
+        "level": LEVEL,
         "resamples": comparison.resamples,
         "group_by": comparison.group_by,
         "flags": comparison.flags,
@@ -195,9 +204,9 @@ def render_json(comparison: Comparison) -> str:
 
 
 FORMATS: dict[str, Callable[[Comparison], str]] = {
-    "table": render_table,
+    "table": render_text,
     "csv": render_csv,
-    "markdown": render_markdown,
+    "markdown": render_markdown_table,
     "latex": render_latex,
     "json": render_json,
 }

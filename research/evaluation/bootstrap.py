@@ -26,13 +26,14 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from research.names import METRIC_OF, METRICS
+
 FloatArray = npt.NDArray[np.floating[Any]]
 Metric = Callable[[FloatArray], FloatArray]  # weights (N, R) -> scores (R,)
 LEVEL = 0.95
 RESAMPLES = 2000
 # Weights held at once: resamples come in slices of this many cells, so memory does not grow with R.
 CHUNK_CELLS = 1_000_000
-MAX_EXACT_FLIPS = 16
 
 
 @dataclass(frozen=True)
@@ -102,14 +103,15 @@ def average_precision_macro(labels: FloatArray, probs: FloatArray, thresholds: F
     return score
 
 
-METRICS: dict[str, Callable[[FloatArray, FloatArray, FloatArray], Metric]] = {
+RESAMPLED: dict[str, Callable[[FloatArray, FloatArray, FloatArray], Metric]] = {
     "f1_macro": f1_macro,
     "f1_micro": f1_micro,
-    "f1_macro_tuned": f1_macro,  # at thresholds tuned on validation instead of 0.5
     "average_precision_macro": average_precision_macro,
     "subset_accuracy": subset_accuracy,
     "hamming_loss": hamming_loss,
 }
+# Those and their variants at tuned thresholds, in the order of the one table.
+COMPARED_METRICS = tuple(metric.name for metric in METRICS if metric.path[1] in RESAMPLED)
 
 
 def build_metric(
@@ -124,7 +126,7 @@ def build_metric(
     assert labels.ndim == 2, labels.shape
     assert labels.shape == probs.shape, (labels.shape, probs.shape)
     cuts = np.broadcast_to(np.asarray(0.5 if thresholds is None else thresholds), labels.shape[1:])
-    return METRICS[name](labels, probs, cuts)
+    return RESAMPLED[METRIC_OF[name].path[1]](labels, probs, cuts)
 
 
 def _count_f1_cells(
@@ -227,7 +229,7 @@ def bootstrap(metrics: Sequence[Metric], num_rows: int, resamples: int = RESAMPL
     return np.concatenate(slices, axis=1)
 
 
-def estimate(value: float, replicates: FloatArray, level: float = LEVEL) -> Estimate:
+def estimate(value: float, replicates: FloatArray) -> Estimate:
     """Give a score its percentile interval from its (R,) resampled scores.
 
     The percentile interval (Efron & Tibshirani 1993, ch. 13) stays within 0 and 1 and holds its level for
@@ -236,7 +238,7 @@ def estimate(value: float, replicates: FloatArray, level: float = LEVEL) -> Esti
     defined = replicates[~np.isnan(replicates)]
     if not len(defined):
         return Estimate(value, math.nan, math.nan)
-    low, high = np.quantile(defined, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.quantile(defined, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
     return Estimate(value, float(low), float(high))
 
 
@@ -245,13 +247,12 @@ def paired_difference(
     replicates: FloatArray,
     baseline_value: float,
     baseline_replicates: FloatArray,
-    level: float = LEVEL,
 ) -> Difference:
     """Compare two models scored on the same resamples, (R,) each.
 
     With d the difference of the scores and s the standard deviation of its R resampled values, the interval
     is d -/+ z s (the standard interval, Efron & Tibshirani 1993, ch. 12-13) and the p value is
-    2 (1 - Phi(|d| / s)); zero is outside the interval exactly when p < 1 - level.
+    2 (1 - Phi(|d| / s)); zero is outside the interval exactly when p < 1 - LEVEL.
 
     Why not count resamples as Berg-Kirkpatrick et al. (2012) do: a counted p is never below 2 / (R + 1),
     which Holm's correction over 50 rows lifts above 0.05, so no difference however large would pass. Why not
@@ -264,7 +265,7 @@ def paired_difference(
     if math.isnan(difference) or len(resampled) < 2:
         return Difference(difference, math.nan, math.nan, math.nan)
     spread = float(resampled.std(ddof=1))
-    reach = NormalDist().inv_cdf((1 + level) / 2) * spread
+    reach = NormalDist().inv_cdf((1 + LEVEL) / 2) * spread
     return Difference(difference, difference - reach, difference + reach, _normal_p_value(difference, spread))
 
 
@@ -325,7 +326,7 @@ def paired_t_test(differences: Sequence[float], overlap: float = 0.0) -> float:
 
     t = mean / (std sqrt(1 / n + overlap)) with n - 1 degrees of freedom. This is the test reported over seeds:
     it assumes roughly normal differences, which scores averaged over hundreds of rows give (Dror et al.
-    2018), and it can speak for 3 to 5 seeds, where the sign-flip test cannot.
+    2018), and it can speak for 3 to 5 seeds, where a test of their signs cannot fall under 5 %.
 
     Folds, and seeds that split the data anew, share most of their training rows, so their differences are not
     independent and the plain test claims too much. `overlap` = test rows / training rows is the correction of
@@ -342,24 +343,3 @@ def paired_t_test(differences: Sequence[float], overlap: float = 0.0) -> float:
     if std == 0:
         return 0.0
     return float(2 * stdtr(count - 1, -abs(mean) / (std * math.sqrt(1 / count + overlap))))
-
-
-def sign_flip_test(differences: Sequence[float], seed: int = 0) -> float:
-    """Return the share of sign patterns whose mean is at least as far from 0 as the one observed.
-
-    Assumes only that each difference is as likely to have either sign, and is exact up to 16 values (all
-    2**n patterns; 65,536 random ones beyond). Its smallest p value is 2 / 2**n: 0.25 for three seeds, 0.0625
-    for five, so fewer than six can never be significant by it at 5 %.
-    """
-    values = np.asarray(differences, dtype=np.float64)
-    count = len(values)
-    if count == 0:
-        return math.nan
-    if count <= MAX_EXACT_FLIPS:
-        patterns = (np.arange(2**count)[:, None] >> np.arange(count)) & 1  # (2**n, n)
-    else:
-        patterns = np.random.default_rng(seed).integers(0, 2, size=(2**MAX_EXACT_FLIPS, count))
-        patterns[0] = 1  # the observed pattern is one of them, so p is never 0
-    sums = np.abs((2 * patterns - 1) @ values)
-    observed = abs(values.sum())
-    return float(np.mean(sums >= observed - 1e-12 * max(1.0, observed)))

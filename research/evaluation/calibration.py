@@ -1,4 +1,4 @@
-"""Probabilities and how far they can be trusted."""
+"""Probabilities from logits, and how well they are calibrated."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from scipy import special
 
 FloatArray = npt.NDArray[np.floating[Any]]
 NUM_CALIBRATION_BINS = 15
@@ -15,29 +16,24 @@ SMALLEST_PROB = 1e-300
 
 
 def sigmoid(logits: FloatArray) -> npt.NDArray[np.float64]:
-    """Return label probabilities, without overflow for large logits.
-
-    The result is float64: in float32 every logit above 17 would become 1.0 and lose its rank.
-    """
-    logits = np.asarray(logits, dtype=np.float64)
-    decay = np.exp(-np.abs(logits))  # in (0, 1], whatever the sign
-    return np.where(logits >= 0, 1.0, decay) / (1.0 + decay)
+    """Return label probabilities in float64: in float32 every logit above 17 would become 1.0 and lose its rank."""
+    return special.expit(np.asarray(logits, dtype=np.float64))
 
 
 def logit(probs: FloatArray) -> npt.NDArray[np.float64]:
     """Return the logits of label probabilities, the inverse of `sigmoid`; a certain 0 or 1 stays finite."""
-    probs = np.clip(np.asarray(probs, dtype=np.float64), SMALLEST_PROB, 1.0 - np.finfo(np.float64).epsneg)
-    return np.log(probs) - np.log1p(-probs)
+    probs = np.asarray(probs, dtype=np.float64)
+    return special.logit(np.clip(probs, SMALLEST_PROB, 1.0 - np.finfo(np.float64).epsneg))
 
 
-def _mean(values: npt.NDArray[Any]) -> float:
+def mean_or_nan(values: npt.NDArray[Any]) -> float:
     """Return the mean, nan for no values at all."""
     return float(values.mean()) if values.size else np.nan
 
 
 @dataclass(frozen=True)
 class ReliabilityTable:
-    """A reliability diagram: what was promised and what was seen, each (num_bins,); nan in empty bins."""
+    """A reliability diagram: mean predicted and observed probability by bin, each (num_bins,); nan in empty bins."""
 
     lower: npt.NDArray[np.float64]
     upper: npt.NDArray[np.float64]
@@ -50,15 +46,15 @@ def compute_calibration(labels: FloatArray, probs: FloatArray, num_bins: int = N
     """Sort the known cells of same-shaped arrays into equal-width bins of probability."""
     labels, probs = np.asarray(labels, dtype=np.float64), np.asarray(probs, dtype=np.float64)
     known = ~np.isnan(labels)
-    truth, promised = labels[known], probs[known]
-    bins = np.minimum((promised * num_bins).astype(np.int64), num_bins - 1)  # 1.0 belongs to the last bin
+    truth, predicted = labels[known], probs[known]
+    bins = np.minimum((predicted * num_bins).astype(np.int64), num_bins - 1)  # 1.0 belongs to the last bin
     count = np.bincount(bins, minlength=num_bins)
     divisor = np.where(count > 0, count, np.nan)
     edges = np.linspace(0, 1, num_bins + 1)
     return ReliabilityTable(
         lower=edges[:-1],
         upper=edges[1:],
-        mean_prob=np.bincount(bins, weights=promised, minlength=num_bins) / divisor,
+        mean_prob=np.bincount(bins, weights=predicted, minlength=num_bins) / divisor,
         observed_rate=np.bincount(bins, weights=truth, minlength=num_bins) / divisor,
         count=count,
     )
@@ -69,7 +65,7 @@ def compute_calibration_error(labels: FloatArray, probs: FloatArray, num_bins: i
 
     Guo et al., "On Calibration of Modern Neural Networks", 2017, bin the confidence of one answer
     among classes. Here every label is a yes-or-no question, so the probability of yes is binned, which
-    also sees a model that is too sure of its noes. Labels without known cells are left out.
+    also sees a model that is overconfident where it says no. Labels without known cells are left out.
     """
     errors = []
     for column in range(labels.shape[1]):
@@ -77,7 +73,7 @@ def compute_calibration_error(labels: FloatArray, probs: FloatArray, num_bins: i
         gaps = np.abs(table.mean_prob - table.observed_rate)
         if table.count.sum():
             errors.append(np.nansum(gaps * table.count) / table.count.sum())
-    return _mean(np.array(errors))
+    return mean_or_nan(np.array(errors))
 
 
 def fit_temperature(labels: FloatArray, logits: FloatArray) -> float:
@@ -101,14 +97,3 @@ def fit_temperature(labels: FloatArray, logits: FloatArray) -> float:
     # The loss is convex in 1/T, so it has one valley in log T as well.
     bounds = tuple(np.log(TEMPERATURE_RANGE))
     return float(np.exp(minimize_scalar(cross_entropy, bounds=bounds, method="bounded").x))
-
-
-def calibrate(labels: FloatArray, probs: FloatArray, temperature: float) -> dict[str, float]:
-    """Return ECE and Brier score of (N, C) probabilities after dividing their logits by `temperature`."""
-    scaled = sigmoid(logit(probs) / temperature)
-    known = ~np.isnan(labels)
-    return {
-        "temperature": temperature,
-        "ece": compute_calibration_error(labels, scaled),
-        "brier": _mean((scaled[known] - labels[known]) ** 2),
-    }

@@ -3,57 +3,90 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from research.evaluation.predict import build_forward, evaluating
+from research.evaluation.predict import evaluating
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
 Sample = tuple["Tensor", "Tensor"]  # input_ids and attention_mask, both (B, L)
+Rounds = dict[str, list[float]]  # a model's mean seconds of a call in every round
 LATENCY_BATCH = 32
-MIN_CALLS, MAX_CALLS = 3, 50
+LEAST_ROUNDS, MOST_ROUNDS = 3, 50
 
 
 def measure_efficiency(
-    model: nn.Module,
-    example_batches: Sequence[Mapping[str, Tensor]],
+    models: Mapping[str, nn.Module],
+    batches: Mapping[str, Sequence[Mapping[str, Tensor]]],
     device: torch.device | str,
     *,
-    autocast_dtype: torch.dtype | None = None,
-    prefix: str = "",
     time_budget_s: float = 1.5,
-) -> dict[str, float]:
-    """Count a model's parameters and time it on real batches, already on its device.
+) -> dict[str, Any]:
+    """Count the parameters of one or several models and time them side by side on the same rows.
 
-    `example_batches` are batches as for `predict_logits`; single rows and batches of 32 are cut from
-    them without their padding, and rows repeat when a batch has fewer than 32. Each of the three timings
-    takes about `time_budget_s` (at least 3 and at most 50 calls) after a warm-up. Latencies are medians
-    in ms. Throughput is rows per second over batches of 32 in a row, with one wait at the end, so that
-    a GPU's queue is kept full. Sizes are in MB of 10**6 bytes.
+    A round lets every model answer all the rows once, one after the other, so that what slows the machine down
+    for a while slows all of them; rounds are repeated for about `time_budget_s` a model (at least 3, at most 50)
+    after one that is not counted. Rows come one at a time, and in batches of 32.
+
+    Args:
+        models: On the device already.
+        batches: For each model the same rows in the same order, as it reads them: full batches of 32, from which
+            single rows are cut too; padding that no row of a batch needs is left out.
+
+    Returns:
+        For each model its parameters, `size_mb` (MB of 10**6 bytes), and medians over the rounds of
+        `latency_ms_batch1`, `latency_ms_batch32` (a call) and `throughput_per_s` (rows, in batches of 32), with
+        the lowest and highest round as `..._range`. With "teacher" and "student", what `compare_efficiency` adds.
     """
     import torch
 
     device = torch.device(device)
-    single_rows = _take_rows(_spread_rows(example_batches, 8, prefix), 1, device, prefix)
-    full_batches = _take_rows([(batch, 0) for batch in example_batches], LATENCY_BATCH, device, prefix)
-    forward = build_forward(model, device, autocast_dtype)
-    with evaluating(model):
-        latency_one_s = _measure_latency(forward, single_rows, device, time_budget_s)
-        latency_full_s = _measure_latency(forward, full_batches, device, time_budget_s)
-        num_calls = max(MIN_CALLS, min(MAX_CALLS, int(time_budget_s / latency_full_s)))
-        throughput_per_s = _measure_throughput(forward, full_batches, device, num_calls)
-    return {
-        **count_parameters(model),
-        "size_mb": _measure_size_mb(model),
-        "latency_ms_batch1": 1000 * latency_one_s,
-        "latency_ms_batch32": 1000 * latency_full_s,
-        "throughput_per_s": throughput_per_s,
-    }
+    with ExitStack() as stack:
+        for model in models.values():
+            stack.enter_context(evaluating(model))
+
+        def time_rounds(size: int, *, waiting: bool = True) -> Rounds:
+            sides = {name: (model, _take_rows(batches[name], size, device)) for name, model in models.items()}
+            return _time_rounds(sides, device, time_budget_s, waiting)
+
+        rounds = {"batch1": time_rounds(1), "batch32": time_rounds(LATENCY_BATCH)}
+        # Calls that do not wait for each other keep a GPU's queue full; a CPU has none.
+        stream = rounds["batch32"] if device.type == "cpu" else time_rounds(LATENCY_BATCH, waiting=False)
+    result = {name: count_parameters(model) | {"size_mb": _measure_size_mb(model)} for name, model in models.items()}
+    return result | _summarize_rounds(result, rounds, stream)
+
+
+def _summarize_rounds(sizes: Mapping[str, Mapping[str, float]], rounds: Mapping[str, Rounds], stream: Rounds) -> dict[str, Any]:
+    """Add to each model's sizes the medians and ranges of its rounds, and compare teacher and student."""
+    result: dict[str, Any] = {}
+    for name, counts in sizes.items():
+        result[name] = dict(counts)
+        for kind, seconds in rounds.items():
+            result[name] |= _summarize(f"latency_ms_{kind}", [1000 * round_s for round_s in seconds[name]])
+        result[name] |= _summarize("throughput_per_s", [LATENCY_BATCH / round_s for round_s in stream[name]])
+    if "teacher" in result and "student" in result:
+        result |= compare_efficiency(result["teacher"], result["student"])
+        compared = {f"latency_{kind}": seconds for kind, seconds in rounds.items()} | {"throughput": stream}
+        result["ratio_ranges"] = {
+            name: _paired_range(seconds["teacher"], seconds["student"]) for name, seconds in compared.items()
+        }
+    return result
+
+
+def _summarize(name: str, rounds: Sequence[float]) -> dict[str, Any]:
+    return {name: float(np.median(rounds)), f"{name}_range": [min(rounds), max(rounds)]}
+
+
+def _paired_range(above: Sequence[float], below: Sequence[float]) -> list[float]:
+    """Return the lowest and the highest ratio of a round."""
+    ratios = [one / other for one, other in zip(above, below, strict=True)]
+    return [min(ratios), max(ratios)]
 
 
 def count_parameters(model: nn.Module) -> dict[str, float]:
@@ -88,27 +121,51 @@ def _measure_size_mb(model: nn.Module) -> float:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors.values()) / 1e6
 
 
-def _spread_rows(batches: Sequence[Mapping[str, Tensor]], count: int, prefix: str) -> list[tuple[Mapping[str, Tensor], int]]:
-    """Return up to `count` (batch, row) places spread evenly, since batches may be sorted by length."""
-    places = [(batch, row) for batch in batches for row in range(len(batch[f"{prefix}input_ids"]))]
-    chosen = np.linspace(0, len(places) - 1, min(count, len(places))).round().astype(int)
-    return [places[position] for position in chosen]
-
-
-def _take_rows(
-    places: Sequence[tuple[Mapping[str, Tensor], int]], batch_size: int, device: torch.device, prefix: str
-) -> list[Sample]:
-    """Cut `batch_size` rows starting at each (batch, row), without columns that are all padding."""
+def _take_rows(batches: Sequence[Mapping[str, Tensor]], size: int, device: torch.device) -> list[Sample]:
+    """Cut `size` rows from each batch, in 8 places for single rows, without columns that are all padding."""
     import torch
 
-    assert places, "measure_efficiency needs at least one batch"
+    assert batches, "measure_efficiency needs at least one batch"
     samples = []
-    for batch, first in places:
-        input_ids, attention_mask = batch[f"{prefix}input_ids"], batch[f"{prefix}attention_mask"]
-        rows = (first + torch.arange(batch_size)) % len(input_ids)
+    for number, batch in enumerate(batches):
+        input_ids, attention_mask = batch["input_ids"], batch["attention_mask"]
+        # Single rows from all over the batches; a batch that is not full repeats its rows.
+        first = 0 if size > 1 else number * len(input_ids) // len(batches)
+        rows = (first + torch.arange(size)) % len(input_ids)
         columns = attention_mask[rows].bool().any(dim=0)
         samples.append((input_ids[rows][:, columns].to(device), attention_mask[rows][:, columns].to(device)))
     return samples
+
+
+def _time_rounds(
+    sides: Mapping[str, tuple[nn.Module, Sequence[Sample]]], device: torch.device, time_budget_s: float, waiting: bool
+) -> Rounds:
+    """Return for each side the mean seconds of a call in every round; each round takes the sides in turn."""
+    rounds: Rounds = {name: [] for name in sides}
+    spent_s, count = 0.0, -1  # the first round warms up
+    while count < LEAST_ROUNDS or (count < MOST_ROUNDS and spent_s < time_budget_s * len(sides)):
+        for name, (model, samples) in sides.items():
+            seconds = _time_calls(model, samples, device, waiting)
+            if count >= 0:
+                rounds[name].append(seconds / len(samples))
+                spent_s += seconds
+        count += 1
+    return rounds
+
+
+def _time_calls(model: nn.Module, samples: Sequence[Sample], device: torch.device, waiting: bool) -> float:
+    """Return the seconds of answering all samples, each waiting for the one before it or not."""
+    import torch
+
+    _synchronize(device)
+    started = time.perf_counter()
+    with torch.inference_mode():
+        for input_ids, attention_mask in samples:
+            model(input_ids, attention_mask)
+            if waiting:
+                _synchronize(device)
+    _synchronize(device)
+    return time.perf_counter() - started
 
 
 def _synchronize(device: torch.device) -> None:
@@ -117,44 +174,6 @@ def _synchronize(device: torch.device) -> None:
 
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-def _measure_latency(
-    forward: Callable[[Tensor, Tensor], Tensor],
-    samples: Sequence[Sample],
-    device: torch.device,
-    time_budget_s: float,
-) -> float:
-    """Return the median seconds of one call, after a warm-up over the samples for a third of the budget."""
-
-    def timed_calls(budget_s: float, least: int, most: int) -> list[float]:
-        durations: list[float] = []
-        while len(durations) < least or (len(durations) < most and sum(durations) < budget_s):
-            sample = samples[len(durations) % len(samples)]
-            _synchronize(device)
-            started = time.perf_counter()
-            forward(*sample)
-            _synchronize(device)
-            durations.append(time.perf_counter() - started)
-        return durations
-
-    timed_calls(time_budget_s / 3, 1, len(samples))
-    return float(np.median(timed_calls(time_budget_s, MIN_CALLS, MAX_CALLS)))
-
-
-def _measure_throughput(
-    forward: Callable[[Tensor, Tensor], Tensor],
-    samples: Sequence[Sample],
-    device: torch.device,
-    num_calls: int,
-) -> float:
-    """Return rows per second over calls that do not wait for each other."""
-    _synchronize(device)
-    started = time.perf_counter()
-    for call in range(num_calls):
-        forward(*samples[call % len(samples)])
-    _synchronize(device)
-    return num_calls * LATENCY_BATCH / (time.perf_counter() - started)
 
 
 def compare_efficiency(teacher: Mapping[str, float], student: Mapping[str, float]) -> dict[str, Any]:

@@ -2,7 +2,7 @@
 
 Three measures, because they can disagree: class weights move a control's probabilities away from 0.5 and a
 teacher moves them back, which lifts macro-F1 at 0.5 while the student ranks no better than before. A gain at
-0.5 that is absent from mean average precision is a matter of thresholds, and this room says so.
+0.5 that is absent from mean average precision is a matter of thresholds, and `describe_gain` says so.
 """
 
 from __future__ import annotations
@@ -14,13 +14,10 @@ import numpy as np
 import numpy.typing as npt
 
 from research.evaluation.bootstrap import build_metric, compare_predictions, score_rows
+from research.names import METRIC_OF
 
 FloatArray = npt.NDArray[np.floating[Any]]
-GAIN_METRICS = {
-    "f1_macro": "macro-F1 at 0.5",
-    "f1_macro_tuned": "macro-F1 at tuned thresholds",
-    "average_precision_macro": "mean average precision",
-}
+GAIN_METRICS = ("f1_macro", "f1_macro_tuned", "average_precision_macro")
 
 
 def measure_gain(
@@ -42,7 +39,7 @@ def measure_gain(
     rounded = {model: np.round(values, 6) for model, values in probs.items()}
     gains: dict[str, dict[str, float | None]] = {}
     for metric in GAIN_METRICS:
-        cuts = thresholds if metric == "f1_macro_tuned" else dict.fromkeys(probs)
+        cuts = thresholds if METRIC_OF[metric].tuned else dict.fromkeys(probs)
         student, control, difference = compare_predictions(
             labels, rounded["student"], rounded["control"], metric, cuts["student"], cuts["control"]
         )
@@ -68,7 +65,7 @@ def describe_gain(gains: Mapping[str, Mapping[str, Any]]) -> str:
     A measure rose or fell when its interval leaves 0 out.
     """
     moved = {metric: _direction(gains[metric]) for metric in GAIN_METRICS if metric in gains}
-    named = {sign: [GAIN_METRICS[metric] for metric, found in moved.items() if found == sign] for sign in (1, 0, -1)}
+    named = {sign: [METRIC_OF[metric].full_label for metric, found in moved.items() if found == sign] for sign in (1, 0, -1)}
     if not moved:
         return ""
     if not named[0] and not named[-1]:

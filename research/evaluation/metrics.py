@@ -5,18 +5,38 @@ Labels are (N, C) floats holding 0, 1 or nan, where nan is *unknown* and is left
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from research.evaluation.calibration import _mean, calibrate, compute_calibration_error, fit_temperature, logit, sigmoid
+from research.evaluation.calibration import compute_calibration_error, fit_temperature, logit, mean_or_nan, sigmoid
+from research.names import HEADLINE_METRIC, METRICS, PARTS, metrics_of
 
 FloatArray = npt.NDArray[np.floating[Any]]
 LabelledProbs = tuple[FloatArray, FloatArray]
 DEFAULT_THRESHOLD = 0.5
-AVERAGED_SCORES = ("precision", "recall", "f1", "average_precision", "roc_auc", "support")
+
+
+@dataclass(frozen=True)
+class Answers:
+    """One model's answers on one part: labels (nan where unknown), probabilities and decisions, each (N, C)."""
+
+    labels: FloatArray
+    probs: FloatArray
+    decisions: npt.NDArray[np.bool_]
+
+    @property
+    def known(self) -> npt.NDArray[np.bool_]:
+        """Cells whose label is known, (N, C)."""
+        return ~np.isnan(self.labels)
+
+    @property
+    def complete(self) -> npt.NDArray[np.bool_]:
+        """Rows whose labels are all known, (N,)."""
+        return np.asarray(self.known.all(axis=1))
 
 
 def compute_metrics(
@@ -24,53 +44,90 @@ def compute_metrics(
 ) -> dict[str, Any]:
     """Score probabilities (N, C) against labels (N, C) at thresholds (C,); prob >= threshold is a yes.
 
-    Each label is scored on the rows where it is known, micro-F1, Hamming loss and Brier score on all
-    known cells, subset accuracy and LRAP on the rows whose labels are all known. A label without known
-    positives has F1 0, which counts in macro-F1 as it does in scikit-learn; its AP and AUC are nan and
-    are left out of their averages. Weighted F1 weighs by known positives.
+    Returns every metric of `research.names.METRICS`, and "per_label" with the scores they average. Each label
+    is scored on the rows where it is known, micro-F1, Hamming loss and Brier score on all known cells, subset
+    accuracy and LRAP on the rows whose labels are all known. A label without known positives has F1 0, which
+    counts in macro-F1 as it does in scikit-learn; its AP and AUC are nan and are left out of their averages.
     """
-    from sklearn.metrics import f1_score
-
     labels, probs = np.asarray(labels, dtype=np.float64), np.asarray(probs, dtype=np.float64)
     num_labels = len(label_names)
-    assert labels.shape == probs.shape and labels.shape[1] == num_labels, (
-        labels.shape,
-        probs.shape,
-        num_labels,
-    )
+    assert labels.shape == probs.shape and labels.shape[1] == num_labels, (labels.shape, probs.shape, num_labels)
     thresholds = np.broadcast_to(np.asarray(thresholds, dtype=np.float64), (num_labels,))
-    predictions = probs >= thresholds  # (N, C)
-    known = ~np.isnan(labels)  # (N, C)
-    complete = known.all(axis=1)  # (N,)
-
+    answers = Answers(labels, probs, probs >= thresholds)
     per_label = {}
     for column, name in enumerate(label_names):
-        rows = known[:, column]
-        scores = _compute_label_metrics(labels[rows, column], probs[rows, column], predictions[rows, column])
+        rows = answers.known[:, column]
+        scores = _compute_label_scores(labels[rows, column], probs[rows, column], answers.decisions[rows, column])
         per_label[name] = scores | {"threshold": float(thresholds[column])}
-    column_of = {key: np.array([scores[key] for scores in per_label.values()]) for key in AVERAGED_SCORES}
-    support = column_of["support"]
-
-    truth = labels[known].astype(np.int8)  # all known cells in one row
-    decisions = predictions[known].astype(np.int8)
-    return {
-        "f1_macro": _mean(column_of["f1"]),
-        "f1_micro": float(f1_score(truth, decisions, zero_division=0)) if truth.size else 0.0,
-        "f1_weighted": float(column_of["f1"] @ support / support.sum()) if support.sum() else 0.0,
-        "precision_macro": _mean(column_of["precision"]),
-        "recall_macro": _mean(column_of["recall"]),
-        "subset_accuracy": _mean((predictions == labels)[complete].all(axis=1)),
-        "hamming_loss": _mean(truth != decisions),
-        "lrap": _compute_lrap(labels[complete] == 1, probs[complete]),
-        "average_precision_macro": _mean_defined(column_of["average_precision"]),
-        "roc_auc_macro": _mean_defined(column_of["roc_auc"]),
-        "ece": compute_calibration_error(labels, probs),
-        "brier": _mean((probs[known] - truth) ** 2),
-        "per_label": per_label,
+    metrics = {
+        metric.name: _average(per_label, metric.mean_of, metric.by_support)
+        if metric.mean_of
+        else OVERALL_METRICS[metric.name](answers)
+        for metric in METRICS
+        if not metric.tuned
     }
+    return {**metrics, "per_label": per_label}
 
 
-def _compute_label_metrics(labels: FloatArray, probs: FloatArray, predictions: npt.NDArray[np.bool_]) -> dict[str, Any]:
+def _average(per_label: Mapping[str, Mapping[str, Any]], score: str, by_support: bool) -> float:
+    """Return the mean of one score over the labels where it is defined, or its mean weighted by their positives."""
+    values = np.array([scores[score] for scores in per_label.values()])
+    support = np.array([scores["support"] for scores in per_label.values()])
+    defined = ~np.isnan(values)
+    values, support = values[defined], support[defined]
+    if not by_support:
+        return mean_or_nan(values)
+    return float(values @ support / support.sum()) if support.sum() else 0.0
+
+
+def _f1_micro(answers: Answers) -> float:
+    from sklearn.metrics import f1_score  # takes 1.5 s, which comparing finished runs need not wait for
+
+    truth = answers.labels[answers.known].astype(np.int8)
+    decisions = answers.decisions[answers.known].astype(np.int8)
+    return float(f1_score(truth, decisions, zero_division=0)) if truth.size else 0.0
+
+
+def _subset_accuracy(answers: Answers) -> float:
+    return mean_or_nan((answers.decisions == answers.labels)[answers.complete].all(axis=1))
+
+
+def _hamming_loss(answers: Answers) -> float:
+    return mean_or_nan((answers.decisions != answers.labels)[answers.known])
+
+
+def _lrap(answers: Answers) -> float:
+    return _compute_lrap(answers.labels[answers.complete] == 1, answers.probs[answers.complete])
+
+
+def _calibration_error(answers: Answers) -> float:
+    return compute_calibration_error(answers.labels, answers.probs)
+
+
+def _brier(answers: Answers) -> float:
+    return mean_or_nan((answers.probs - answers.labels)[answers.known] ** 2)
+
+
+OVERALL_METRICS: dict[str, Callable[[Answers], float]] = {
+    "f1_micro": _f1_micro,
+    "subset_accuracy": _subset_accuracy,
+    "hamming_loss": _hamming_loss,
+    "lrap": _lrap,
+    "ece": _calibration_error,
+    "brier": _brier,
+}
+"""The metrics of `research.names.METRICS` that are no mean of a label's scores."""
+
+
+def calibrate(labels: FloatArray, probs: FloatArray, temperature: float) -> dict[str, float]:
+    """Return the metrics of the probabilities (N, C) themselves after dividing their logits by `temperature`."""
+    scaled = sigmoid(logit(probs) / temperature)
+    answers = Answers(np.asarray(labels, dtype=np.float64), scaled, scaled >= DEFAULT_THRESHOLD)
+    scores = {metric.name: OVERALL_METRICS[metric.name](answers) for metric in metrics_of("probabilities")}
+    return {"temperature": temperature, **scores}
+
+
+def _compute_label_scores(labels: FloatArray, probs: FloatArray, decisions: npt.NDArray[np.bool_]) -> dict[str, Any]:
     """Score one label on its known rows; every argument is (K,)."""
     from sklearn.metrics import average_precision_score, precision_recall_fscore_support, roc_auc_score
 
@@ -79,7 +136,7 @@ def _compute_label_metrics(labels: FloatArray, probs: FloatArray, predictions: n
     precision = recall = f1 = 0.0
     if truth.size:
         precision, recall, f1, _ = precision_recall_fscore_support(
-            truth, predictions.astype(np.int8), average="binary", zero_division=0
+            truth, decisions.astype(np.int8), average="binary", zero_division=0
         )
     return {
         "precision": float(precision),
@@ -88,7 +145,7 @@ def _compute_label_metrics(labels: FloatArray, probs: FloatArray, predictions: n
         "average_precision": float(average_precision_score(truth, probs)) if support else np.nan,
         "roc_auc": float(roc_auc_score(truth, probs)) if 0 < support < truth.size else np.nan,
         "support": support,
-        "predicted": int(predictions.sum()),
+        "predicted": int(decisions.sum()),
         "known": int(truth.size),
     }
 
@@ -105,11 +162,7 @@ def _compute_lrap(relevant: npt.NDArray[np.bool_], probs: FloatArray) -> float:
     num_relevant = relevant.sum(axis=1)
     trivial = (num_relevant == 0) | (num_relevant == relevant.shape[1])
     row_precision = (precision_at_label * relevant).sum(axis=1) / np.maximum(num_relevant, 1)
-    return _mean(np.where(trivial, 1.0, row_precision))
-
-
-def _mean_defined(values: FloatArray) -> float:
-    return _mean(values[~np.isnan(values)])
+    return mean_or_nan(np.where(trivial, 1.0, row_precision))
 
 
 def majority_baseline(train_labels: FloatArray, labels: FloatArray) -> dict[str, float]:
@@ -137,10 +190,10 @@ def compute_agreement(teacher_probs: FloatArray, student_probs: FloatArray, labe
         for teacher, student in zip(teacher_probs.T, student_probs.T, strict=True)
     ]
     return {
-        "decisions_equal": _mean(equal),
-        "rows_equal": _mean(equal.all(axis=1)),
-        "probability_mae": _mean(np.abs(teacher_probs - student_probs)),
-        "probability_correlation": _mean_defined(np.array(correlations)),
+        "decisions_equal": mean_or_nan(equal),
+        "rows_equal": mean_or_nan(equal.all(axis=1)),
+        "probability_mae": mean_or_nan(np.abs(teacher_probs - student_probs)),
+        "probability_correlation": mean_or_nan(np.array(correlations)[~np.isnan(correlations)]),
     }
 
 
@@ -200,7 +253,7 @@ def compute_soft_loss(
     scale = temperature**2 if t_squared else 1.0
 
     def cross_entropy(logits: npt.NDArray[np.float64]) -> float:
-        return scale * _mean(np.logaddexp(0.0, logits) - targets * logits)
+        return scale * mean_or_nan(np.logaddexp(0.0, logits) - targets * logits)
 
     loss = cross_entropy(student)
     return {"soft_loss": loss, "soft_excess": loss - cross_entropy(teacher)}
@@ -264,13 +317,14 @@ def build_metrics(
     for model, name in (("student", "agreement"), ("control", "control_agreement")):
         if "teacher" not in probs or model not in probs:
             continue
-        pairs = {part: (probs["teacher"][part], probs[model][part]) for part in ("validation", "test")}
+        pairs = {part: (probs["teacher"][part], probs[model][part]) for part in PARTS}
         metrics[name] = {part: compute_agreement(*pair, label_names) for part, pair in pairs.items()}
         for part, pair in pairs.items():
             metrics[model][part] |= compute_soft_loss(*pair, kd_temperature, t_squared=t_squared)
     headline_model = "student" if "student" in probs else "teacher"
-    value = metrics[headline_model]["test"]["at_0.5"]["f1_macro"]
-    metrics["headline"] = {"model": headline_model, "part": "test", "metric": "f1_macro", "value": value}
+    thresholds, name = HEADLINE_METRIC.path
+    value = metrics[headline_model]["test"][thresholds][name]
+    metrics["headline"] = {"model": headline_model, "part": "test", "metric": name, "value": value}
     return metrics
 
 

@@ -29,15 +29,12 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = was_training
 
 
-def build_forward(
-    model: nn.Module, device: torch.device, autocast_dtype: torch.dtype | None
-) -> Callable[[Tensor, Tensor], Tensor]:
+def build_forward(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
     """Return a function from token ids and mask, both (B, L), to logits (B, C), without gradients."""
     import torch
 
     def forward(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        autocast = torch.autocast(device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None)
-        with torch.inference_mode(), autocast:
+        with torch.inference_mode():
             return model(input_ids, attention_mask)["logits"]
 
     return forward
@@ -48,14 +45,12 @@ def predict_logits(
     loader: Iterable[Mapping[str, Tensor]],
     device: torch.device | str,
     *,
-    autocast_dtype: torch.dtype | None = None,
-    prefix: str = "",
     num_rows: int | None = None,
 ) -> npt.NDArray[np.float32]:
     """Run a model over a loader and return its logits, (N, C), in dataset order.
 
     Batches are dicts of CPU tensors: `index` (B,), the rows' places in the result, and
-    `<prefix>input_ids` and `<prefix>attention_mask`, (B, L). Any batch order will do, so length-sorted
+    `input_ids` and `attention_mask`, (B, L). Any batch order will do, so length-sorted
     batches are fine. N is `num_rows`, or else `loader.num_rows`. Logits stay on the device until the
     end, since reading each batch would stall a GPU once a batch.
 
@@ -65,15 +60,15 @@ def predict_logits(
     import torch
 
     device = torch.device(device)
-    forward = build_forward(model, device, autocast_dtype)
+    forward = build_forward(model)
     if num_rows is None:
         num_rows = loader.num_rows  # type: ignore[attr-defined]
     logits: Tensor | None = None
     given = np.zeros(num_rows, dtype=bool)
     with evaluating(model):
         for batch in loader:
-            input_ids = batch[f"{prefix}input_ids"].to(device, non_blocking=True)
-            attention_mask = batch[f"{prefix}attention_mask"].to(device, non_blocking=True)
+            input_ids = batch["input_ids"].to(device, non_blocking=True)
+            attention_mask = batch["attention_mask"].to(device, non_blocking=True)
             computed = forward(input_ids, attention_mask).float()  # (B, C)
             if logits is None:
                 logits = torch.empty(num_rows, computed.shape[1], device=device)

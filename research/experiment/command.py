@@ -20,6 +20,7 @@ from research.errors import (
     describe_os_error,
     is_out_of_memory,
 )
+from research.experiment.sources import check_models
 from research.flags import fields_of_kind
 from research.logs import log_to_file, quiet_libraries
 from research.runs.directory import RunDirectory
@@ -55,6 +56,7 @@ def report_bad_input(error: InputError) -> int:
 
 
 def report_interrupt() -> int:
+    """Say how to go on after Ctrl-C."""
     print("interrupted: the same command goes on from here", file=sys.stderr)
     return INTERRUPTED
 
@@ -74,7 +76,7 @@ def find_finished(config: ExperimentConfig) -> dict[str, Any] | None:
     Answers without importing torch.
 
     Raises:
-        InputError: the directory holds a run of another config or of another table.
+        InputError: the directory holds a run of another config, or of tables or models that have changed since.
     """
     run_dir = RunDirectory(config.run_dir)
     if config.overwrite or run_dir.status() != "finished":
@@ -85,6 +87,7 @@ def find_finished(config: ExperimentConfig) -> dict[str, Any] | None:
     folds = [RunDirectory(run_dir.path / f"fold_{fold + 1}") for fold in range(config.num_folds)]
     for part in folds if config.num_folds > 1 else [run_dir]:
         part.check_tables(file_sha256, paths)
+        check_models(part, config)
         part.drop_checkpoints()
     log.info("%s is finished already", run_dir.path)
     return read_json(run_dir.path / "metrics.json")
@@ -97,6 +100,7 @@ def run(config: ExperimentConfig, argv: list[str], extras: Extras | None = None)
         InputError: a problem in what the user supplied; nothing has been written.
         RunFailed: the run began and cannot go on.
     """
+    # With torch, which a finished run, a bad flag and --help answer without.
     from research.experiment.inputs import load_inputs
     from research.experiment.run import run_experiment, run_folds
     from research.experiment.runtime import Extras, start_runtime

@@ -8,6 +8,7 @@ imported inside the functions that need them, so that importing this module cost
 from __future__ import annotations
 
 import csv
+import math
 import os
 import random
 import tempfile
@@ -16,6 +17,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from research.storage.files import flush_tree
 
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
@@ -75,19 +78,20 @@ class DemoFiles:
     student_path: Path
 
 
-def build_demo(folder: Path, seed: int, shared_tokenizer: bool = False) -> DemoFiles:
+def build_demo(folder: Path, seed: int) -> DemoFiles:
     """Write the synthetic corpus and two untrained encoders below `folder`, or find them there.
 
     Each seed has a sub-folder of its own, which appears in one rename when complete: a killed run leaves
-    nothing that looks finished, and two runs at once end with the same files. With `shared_tokenizer` the
-    student splits text as the teacher does; otherwise it has a Unigram vocabulary of its own.
+    nothing that looks finished, and two runs at once end with the same files. Teacher
+    and student split texts differently, each with a vocabulary of its own.
     """
-    target = folder / f"v{DEMO_VERSION}_seed_{seed}{'_shared_tokenizer' if shared_tokenizer else ''}"
+    target = folder / f"v{DEMO_VERSION}_seed_{seed}"
     if not target.is_dir():
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(prefix=".demo-", dir=folder) as scratch:
             unfinished = Path(scratch) / "demo"
-            _write_demo(unfinished, seed, shared_tokenizer)
+            _write_demo(unfinished, seed)
+            flush_tree(unfinished)
             try:
                 os.rename(unfinished, target)
             except OSError:
@@ -101,7 +105,7 @@ def _demo_files(folder: Path) -> DemoFiles:
     return DemoFiles(folder / "synthetic_bangla_comments.csv", folder / "teacher", folder / "student")
 
 
-def _write_demo(folder: Path, seed: int, shared_tokenizer: bool) -> None:
+def _write_demo(folder: Path, seed: int) -> None:
     folder.mkdir()
     files = _demo_files(folder)
     table = generate_table(seed)
@@ -110,8 +114,7 @@ def _write_demo(folder: Path, seed: int, shared_tokenizer: bool) -> None:
     texts = [row[0] for row in table]
 
     teacher_tokenizer = build_wordpiece_tokenizer(texts, files.teacher_path, vocab_size=400)
-    build_student_tokenizer = build_wordpiece_tokenizer if shared_tokenizer else build_unigram_tokenizer
-    student_tokenizer = build_student_tokenizer(texts, files.student_path, vocab_size=400)
+    student_tokenizer = build_unigram_tokenizer(texts, files.student_path, vocab_size=400)
     save_random_encoder(_teacher_config(teacher_tokenizer), files.teacher_path, seed)
     save_random_encoder(_student_config(student_tokenizer), files.student_path, seed + 1)
 
@@ -239,8 +242,6 @@ def build_wordpiece_tokenizer(
 
 def build_unigram_tokenizer(texts: Sequence[str], folder: Path, vocab_size: int = 200) -> PreTrainedTokenizerFast:
     """Save an XLM-R-like tokenizer (Unigram pieces with a word-start mark) in `folder` and return it."""
-    import math
-
     from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
     # Metaspace knows only the plain space, so line breaks have to become one before it.

@@ -15,10 +15,12 @@ from numpy.typing import NDArray
 from torch import nn
 
 from research.errors import InputError, naming_flag
+from research.experiment.seen_texts import Known, part_from_seen
 from research.flags import fields_of_kind
 from research.kd.layers import LayerComparison, compare_layers
 from research.models.classifiers import ModelShape
 from research.models.encoders import load_model_config, load_tokenizer
+from research.models.fingerprint import ModelFiles, load_settled, read_model_files
 from research.models.saved import SavedClassifier, load_classifier
 from research.models.trial import Demands, try_classifier, try_encoder, try_pretrained
 from research.storage.arrays import return_free_memory
@@ -37,6 +39,8 @@ class Inputs:
     student_tokenizer: Any
     checkpoint: SavedClassifier | None
     shapes: Mapping[str, ModelShape]
+    model_files: Mapping[str, ModelFiles]
+    teacher_texts: Known = "known"
 
     @property
     def model_settings(self) -> dict[str, Any]:
@@ -57,20 +61,28 @@ def load_inputs(config: ExperimentConfig, fold: int | None = None) -> Inputs:
         raise InputError(f"--label_alphas: no label '{unknown[0]}'; the labels are {', '.join(comments.label_names)}")
     parts = PIPELINES[config.pipeline]
     checkpoint, teacher_tokenizer, student_tokenizer, shapes = None, None, None, {}
+    files: dict[str, ModelFiles] = {}
+    teacher_texts: Known = "known"
     if parts.teacher and config.teacher_checkpoint:
+        path = config.teacher_checkpoint
         with naming_flag("teacher_checkpoint"):
-            checkpoint = load_classifier(config.teacher_checkpoint, comments.label_names, pooling=config.pooling)
+            checkpoint, files["teacher"] = load_settled(
+                path, lambda: load_classifier(path, comments.label_names, pooling=config.pooling)
+            )
         teacher_tokenizer, shapes["teacher"] = checkpoint.tokenizer, ModelShape.of(checkpoint.model.backbone_config)
+        split, teacher_texts = part_from_seen(config, checkpoint.settings, comments, split)
     elif parts.teacher:
         teacher_tokenizer, shapes["teacher"] = open_pretrained(config, "teacher_path")
+        files["teacher"] = read_model_files(config.teacher_path)
     if parts.student and config.student_init == "teacher":
         student_tokenizer, shapes["student"] = teacher_tokenizer, shapes["teacher"]
     elif parts.student:
         student_tokenizer, shapes["student"] = open_pretrained(config, "student_path")
+        files["student"] = read_model_files(config.student_path, weights=config.student_init == "pretrained")
     if parts.student:
         shapes["student"] = cut_shape(config, shapes["student"])
     try_models(config, checkpoint, check_mapping(config, shapes))
-    return Inputs(config, comments, split, teacher_tokenizer, student_tokenizer, checkpoint, shapes)
+    return Inputs(config, comments, split, teacher_tokenizer, student_tokenizer, checkpoint, shapes, files, teacher_texts)
 
 
 def open_pretrained(config: ExperimentConfig, flag: str) -> tuple[Any, ModelShape]:

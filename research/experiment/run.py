@@ -9,22 +9,23 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from research.evaluation.calibration import sigmoid
 from research.evaluation.gain import measure_gain
 from research.evaluation.metrics import build_metrics
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, load_inputs
 from research.experiment.runtime import Runtime
 from research.experiment.saving import save_run
+from research.experiment.sources import check_models
 from research.experiment.student_stage import train_control, train_student
-from research.experiment.teacher_stage import compute_logits, get_teacher, verify_teacher
+from research.experiment.teacher_stage import get_teacher, judge_teacher
 from research.experiment.tokenised import tokenise_comments
 from research.experiment.training import summarize
+from research.names import PARTS
 from research.report.run_page import write_report
 from research.runs.directory import RunDirectory
 from research.runs.folds import aggregate_folds
-from research.runs.formats import PARTS, read_json
-from research.storage.arrays import release_pages, return_free_memory
+from research.runs.formats import read_json
+from research.storage.arrays import return_free_memory
 from research_config import PIPELINES, ExperimentConfig, table_paths
 
 log = logging.getLogger(__name__)
@@ -44,19 +45,15 @@ def run_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> d
     pipeline = PIPELINES[inputs.config.pipeline]
     probs: Probs = {}
     training: dict[str, Any] = {}
-    teacher = logits = student = None
+    teacher = student = None
     if pipeline.teacher:
         with runtime.timed("teacher"):
             teacher = get_teacher(context)
-        with runtime.timed("teacher_outputs"):
-            logits = compute_logits(teacher, context)
-        probs["teacher"] = {part: sigmoid(logits[getattr(inputs.split, part)]) for part in PARTS}
-        release_pages(logits)
-        verify_teacher(probs["teacher"]["validation"], inputs)
+        probs["teacher"] = judge_teacher(teacher, context)
         training["teacher"] = teacher.training
     if pipeline.student:
         with runtime.timed("student"):
-            student = train_student(teacher, logits, context)
+            student = train_student(teacher, context)
         run_dir.write_history(student.training.history)
         probs["student"], training["student"] = student.probs, summarize(student.training)
     if inputs.config.with_control:
@@ -106,6 +103,7 @@ def run_folds(
             status = fold_dir.claim({**settings, "fold": fold + 1})
             if status == "finished":
                 fold_dir.check_tables(inputs.comments.file_sha256, table_paths(inputs.config))
+                check_models(fold_dir, inputs.config)
             else:
                 log.info("fold %d of %d", fold + 1, config.num_folds)
                 runtime.timing_s.clear()

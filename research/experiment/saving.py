@@ -14,19 +14,20 @@ import torch
 from numpy.typing import NDArray
 
 from research.errors import InputError
-from research.evaluation.efficiency import compare_efficiency, measure_efficiency
+from research.evaluation.efficiency import LATENCY_BATCH, measure_efficiency
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
 from research.experiment.runtime import machine_name
+from research.experiment.seen_texts import read_seen, storing_seen
 from research.kd.teacher import Teacher
 from research.models.classifiers import StudentModel, TextClassifier
 from research.models.saved import save_classifier
+from research.names import PARTS
 from research.report.run_page import write_report
 from research.report.trackers import track_run
-from research.runs.formats import PARTS
 from research.runs.run import load_run
 from research.storage.files import publish_folder, remove
-from research.text.batches import BatchLoader
+from research.text.batches import Batch, BatchLoader
 from research.text.tokens import Tokens
 from research_data import summarize_data
 
@@ -59,9 +60,12 @@ def save_run(
         publish_model(teacher.store, run_dir.path / "teacher")
     if student is not None:
         settings = inputs.model_settings | {"thresholds": metrics["thresholds"]["student"]}
-        publish_model(
-            lambda folder: save_classifier(student.cpu(), inputs.student_tokenizer, folder, settings), run_dir.path / "student"
+        store = storing_seen(
+            lambda folder: save_classifier(student.cpu(), inputs.student_tokenizer, folder, settings),
+            inputs.comments.text_hash[np.concatenate([inputs.split.train, inputs.split.unlabelled])],
+            *([] if teacher is None else [read_seen(run_dir.path / "teacher")]),
         )
+        publish_model(store, run_dir.path / "student")
     run_dir.write_environment(describe_environment(context))
     write_report(run_dir.path, metrics, lambda index: fetch_texts(index, inputs), plots=context.runtime.extras.plots)
     run_dir.write_metrics(metrics)
@@ -80,24 +84,29 @@ def publish_model(store: Callable[[Path], None], folder: Path) -> None:
 
 
 def measure_costs(teacher: Teacher | None, student: StudentModel | None, context: RunContext) -> dict[str, Any]:
-    """Measure each model's size and speed on test rows, and set them against each other."""
-    result: dict[str, Any] = {}
+    """Measure each model's size and speed, on the same test rows in the same minutes."""
+    device, tokens = context.runtime.device, context.tokens
+    sides: dict[str, tuple[TextClassifier, Tokens | None]] = {}
     if teacher is not None:
-        result["teacher"] = measure_model(teacher.model, context.tokens.teacher, context)
+        sides["teacher"] = teacher.model, tokens.teacher
     if student is not None:
-        result["student"] = measure_model(student, context.tokens.student, context)
-    if teacher is not None and student is not None:
-        result |= compare_efficiency(result["teacher"], result["student"])
-    return result
+        sides["student"] = student, tokens.student
+    return measure_efficiency(
+        {name: model.to(device) for name, (model, _) in sides.items()},
+        {name: pick_timed_batches(of_model, context) for name, (_, of_model) in sides.items()},
+        device,
+        time_budget_s=context.runtime.extras.measure_s,
+    )
 
 
-def measure_model(model: TextClassifier, tokens: Tokens | None, context: RunContext) -> dict[str, float]:
+def pick_timed_batches(tokens: Tokens | None, context: RunContext) -> list[Batch]:
+    """Return some full batches of test rows in random order: the same rows whatever the tokens."""
     assert tokens is not None
-    inputs, runtime = context.inputs, context.runtime
-    loader = BatchLoader(inputs.split.test, tokens, inputs.comments.labels, 32, seed=0)
-    batches = [loader.collate(index) for index in loader.plan(0)[:TIMED_BATCHES]]
-    model.to(runtime.device)
-    return measure_efficiency(model, batches, runtime.device, time_budget_s=runtime.extras.measure_s)
+    inputs = context.inputs
+    loader = BatchLoader(inputs.split.test, tokens, inputs.comments.labels, LATENCY_BATCH)
+    order = np.random.default_rng(0).permutation(loader.num_rows)
+    starts = range(0, min(len(order), TIMED_BATCHES * LATENCY_BATCH), LATENCY_BATCH)
+    return [loader.collate(order[start : start + LATENCY_BATCH]) for start in starts]
 
 
 def fetch_texts(index: Sequence[int], inputs: Inputs) -> dict[int, str]:
@@ -125,5 +134,6 @@ def describe_environment(context: RunContext) -> dict[str, Any]:
             "file_sha256": inputs.comments.file_sha256,
             "test_sha256": hash_rows(inputs.comments, inputs.split.test),
         },
+        "models": {side: files.describe() for side, files in inputs.model_files.items()},
         "timing_s": {phase: round(seconds, 2) for phase, seconds in runtime.timing_s.items()},
     }

@@ -24,7 +24,8 @@ from research.kd.targets import TeacherTargets
 from research.kd.teacher import Teacher
 from research.models.classifiers import StudentModel
 from research.models.cutting import cut_layers
-from research.models.encoders import fingerprint_model, load_encoder
+from research.models.encoders import load_encoder
+from research.models.fingerprint import check_unchanged
 from research.storage.cache import digest_key
 from research.storage.checkpoints import CheckpointFolder
 from research.text.diagnostics import report_sizes
@@ -42,18 +43,14 @@ class TrainedStudent:
     probs: dict[str, NDArray[np.float64]]
 
 
-def train_student(teacher: Teacher | None, logits: NDArray[np.float32] | None, context: RunContext) -> TrainedStudent:
-    """Build the student and train it, from the teacher or from the labels alone.
-
-    Args:
-        logits: The teacher's, (N, C), when there is a teacher.
-    """
+def train_student(teacher: Teacher | None, context: RunContext) -> TrainedStudent:
+    """Build the student and train it, from the teacher or from the labels alone."""
     split, folder = context.inputs.split, context.run_dir.path / "checkpoint"
-    if teacher is None or logits is None:
+    if teacher is None:
         return _train("student", None, teacher, split.train, folder, context)
     rows = np.concatenate([split.train, split.unlabelled])
     with context.runtime.timed("teacher_outputs"):
-        targets, carried = prepare_targets(teacher, logits, rows, context)
+        targets, carried = prepare_targets(teacher, rows, context)
     return _train("student", targets, teacher, rows, folder, context, **carried)
 
 
@@ -86,7 +83,7 @@ def _train(
     loader = context.training_batches(rows, tokens, config.seed, **carried)
     identity = digest_key(training_identity(teacher, rows, context))
     training = train(name, trainer, loader, CheckpointFolder(checkpoints, identity), context)
-    return TrainedStudent(student, training, predict_parts(student, tokens, context))
+    return TrainedStudent(student, training, predict_parts(name, student, tokens, context))
 
 
 def build_student(teacher: Teacher | None, inputs: Inputs) -> StudentModel:
@@ -98,6 +95,7 @@ def build_student(teacher: Teacher | None, inputs: Inputs) -> StudentModel:
         encoder = copy.deepcopy(cast(nn.Module, teacher.model.encoder)).requires_grad_(True)
     else:
         encoder = load_encoder(config.student_path, random_init=config.student_init == "random")
+        check_unchanged(inputs.model_files["student"])
     if config.student_layers is not None:
         with naming_flag("student_layers"):
             encoder = cut_layers(encoder, config.student_layers)
@@ -114,10 +112,10 @@ def build_student(teacher: Teacher | None, inputs: Inputs) -> StudentModel:
 
 def training_identity(teacher: Teacher | None, rows: NDArray[np.int64], context: RunContext) -> dict[str, Any]:
     """Return what a checkpoint must share, beside the config, with the run that goes on from it."""
-    config, comments = context.inputs.config, context.inputs.comments
+    comments, student = context.inputs.comments, context.inputs.model_files.get("student")
     return {
         "teacher": None if teacher is None else teacher.identity,
-        "student": fingerprint_model(config.student_path) if config.student_init == "pretrained" else config.student_init,
+        "student": None if student is None else student.sha256,  # none of its own when it starts as the teacher
         "tokens": [tokens.key for tokens in (context.tokens.student, context.tokens.teacher) if tokens is not None],
         "rows": [hash_rows(comments, part) for part in (rows, context.inputs.split.validation)],
         "versions": {name: version(name) for name in ("torch", "transformers")},

@@ -23,7 +23,9 @@ from typing import TYPE_CHECKING, Any
 from tqdm import tqdm
 
 from research.errors import FlagErrors, quote_value
+from research.experiment.command import run_one
 from research.flags import fields_of_kind, fields_that_decide, format_value, parse_value, write_flags
+from research.logs import start_logging
 from research.runs.run import result_line
 from research_config import ExperimentConfig, check_config, saved_settings
 
@@ -153,14 +155,11 @@ def start_worker(devices: Any) -> None:
     """Give a new worker its number, and so its card."""
     global _job
     _job = devices.get()
-    from research.logs import start_logging
-
     start_logging(level=logging.WARNING)
 
 
 def run_in_worker(config: ExperimentConfig, extras: Extras | None) -> Outcome:
-    from research.experiment.command import run_one
-
+    """Do one run of the sweep, on the worker's card."""
     status, metrics = run_one(place_on_card(config), command_line(config), extras)
     return Outcome(config, status, metrics)
 

@@ -14,26 +14,31 @@ import torch
 from numpy.typing import NDArray
 
 from research.errors import WeakTeacher
+from research.evaluation.calibration import sigmoid
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
 from research.experiment.runtime import Runtime
+from research.experiment.seen_texts import read_seen, storing_seen, write_seen
 from research.experiment.training import summarize, train
 from research.kd.layers import compare_layers
 from research.kd.targets import KeptTeacher, LiveTeacher, TeacherTargets
 from research.kd.teacher import Teacher, estimate_bytes, fetch_layers, fetch_logits
-from research.models.classifiers import TeacherModel
-from research.models.encoders import fingerprint_model, load_encoder
+from research.models.classifiers import TeacherModel, TextClassifier
+from research.models.encoders import load_encoder
+from research.models.fingerprint import check_unchanged
 from research.models.saved import load_classifier, save_classifier
+from research.names import PARTS
+from research.storage.arrays import release_pages
 from research.storage.cache import MANIFEST
 from research.storage.checkpoints import CheckpointFolder
-from research.storage.files import link_folder
+from research.storage.files import copy_folder
 from research.text.tokens import fingerprint_tokenizer
 from research_config import settings_that_decide
-from research_distillation import DistillationTrainer, judge_teacher
+from research_distillation import DistillationTrainer, score_teacher
 
 log = logging.getLogger(__name__)
 # Part of the cache keys: raise it when the files of an entry change.
-TEACHERS_FORMAT = 2
+TEACHERS_FORMAT = 3
 
 
 def get_teacher(context: RunContext) -> Teacher:
@@ -41,9 +46,8 @@ def get_teacher(context: RunContext) -> Teacher:
     inputs = context.inputs
     checkpoint, shape = inputs.checkpoint, inputs.shapes["teacher"]
     if checkpoint is not None:
-        assert inputs.config.teacher_checkpoint is not None
         identity = {
-            "files": fingerprint_model(inputs.config.teacher_checkpoint),
+            "files": inputs.model_files["teacher"].sha256,
             "labels": list(inputs.comments.label_names),
             # That of the flag, where the files do not say.
             "pooling": getattr(checkpoint.model, "pooling", None),
@@ -52,8 +56,11 @@ def get_teacher(context: RunContext) -> Teacher:
             identity,
             shape,
             lambda: checkpoint.model,
-            lambda folder: save_classifier(checkpoint.model.cpu(), checkpoint.tokenizer, folder, inputs.model_settings),
-            {"source": "checkpoint"},
+            storing_seen(
+                lambda folder: save_classifier(checkpoint.model.cpu(), checkpoint.tokenizer, folder, inputs.model_settings),
+                read_seen(str(inputs.config.teacher_checkpoint)),
+            ),
+            {"source": "checkpoint", "training_texts": inputs.teacher_texts},
             sum(parameter.numel() for parameter in checkpoint.model.parameters()),
         )
 
@@ -61,12 +68,18 @@ def get_teacher(context: RunContext) -> Teacher:
         fine_tune(context, folder, scratch)
 
     folder = context.runtime.cache.fetch("teachers", teacher_key(inputs, context.runtime), build)
+
+    def load() -> TextClassifier:
+        model = load_classifier(str(folder / "model"), inputs.comments.label_names).model
+        context.runtime.cache.check_unchanged(folder)
+        return model
+
     facts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     return Teacher(
         {"files": json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]},
         shape,
-        lambda: load_classifier(str(folder / "model"), inputs.comments.label_names).model,
-        lambda target: link_folder(folder / "model", target),
+        load,
+        lambda target: copy_folder(folder / "model", target),
         facts["training"],
         facts["parameters"],
     )
@@ -76,7 +89,7 @@ def teacher_key(inputs: Inputs, runtime: Runtime) -> dict[str, Any]:
     """Return everything the fine-tuned teacher's bytes depend on."""
     comments, split = inputs.comments, inputs.split
     return {
-        "model": fingerprint_model(inputs.config.teacher_path),
+        "model": inputs.model_files["teacher"].sha256,
         "tokenizer": fingerprint_tokenizer(inputs.teacher_tokenizer),
         "settings": inputs.model_settings,
         "rows": {part: hash_rows(comments, getattr(split, part)) for part in ("train", "validation")},
@@ -97,6 +110,7 @@ def fine_tune(context: RunContext, folder: Path, scratch: Path) -> None:
     )
     log.info("fine-tuning the teacher %s on %d rows", config.teacher_path, len(inputs.split.train))
     encoder = load_encoder(config.teacher_path)
+    check_unchanged(inputs.model_files["teacher"])
     torch.manual_seed(config.seed)
     num_labels = len(inputs.comments.label_names)
     model = TeacherModel(num_labels=num_labels, dropout=config.dropout, pooling=config.pooling, encoder=encoder)
@@ -104,15 +118,35 @@ def fine_tune(context: RunContext, folder: Path, scratch: Path) -> None:
     loader = context.training_batches(inputs.split.train, tokens, config.seed)
     result = train("teacher", trainer, loader, CheckpointFolder(scratch), context)
     save_classifier(model.cpu(), inputs.teacher_tokenizer, folder / "model", inputs.model_settings)
+    write_seen(folder / "model", inputs.comments.text_hash[inputs.split.train])
     facts = {"training": summarize(result), "parameters": sum(parameter.numel() for parameter in model.parameters())}
     (folder / "training.json").write_text(json.dumps(facts, sort_keys=True), encoding="utf-8")
 
 
-def compute_logits(teacher: Teacher, context: RunContext) -> NDArray[np.float32]:
-    """Return the teacher's logits of every row, (N, C)."""
+def compute_logits(teacher: Teacher, rows: NDArray[np.int64], context: RunContext) -> NDArray[np.float32]:
+    """Return the teacher's logits of some rows, (N, C) in their order."""
     assert context.tokens.teacher is not None
-    loader = context.evaluation_batches(np.arange(len(context.inputs.comments)), context.tokens.teacher)
+    loader = context.evaluation_batches(rows, context.tokens.teacher)
     return fetch_logits(teacher, loader, context.runtime.device, context.runtime.cache)
+
+
+def judge_teacher(teacher: Teacher, context: RunContext) -> dict[str, NDArray[np.float64]]:
+    """Return the teacher's probabilities on validation and test, (N, C) each.
+
+    Validation comes first: a teacher too weak to learn from is told before it has been asked about anything else.
+
+    Raises:
+        WeakTeacher: macro-F1 at 0.5 is under --min_teacher_f1 and --allow_weak_teacher was not given.
+    """
+    probs = {}
+    for part in PARTS:
+        with context.runtime.timed("teacher_outputs"):
+            logits = compute_logits(teacher, getattr(context.inputs.split, part), context)
+        probs[part] = sigmoid(logits)
+        release_pages(logits)
+        if part == "validation":
+            verify_teacher(probs[part], context.inputs)
+    return probs
 
 
 def verify_teacher(probs: NDArray[np.float64], inputs: Inputs) -> None:
@@ -125,7 +159,7 @@ def verify_teacher(probs: NDArray[np.float64], inputs: Inputs) -> None:
         WeakTeacher: macro-F1 at 0.5 is under --min_teacher_f1 and --allow_weak_teacher was not given.
     """
     config = inputs.config
-    strong_enough, scores = judge_teacher(inputs.comments.labels[inputs.split.validation], probs, config.min_teacher_f1)
+    strong_enough, scores = score_teacher(inputs.comments.labels[inputs.split.validation], probs, config.min_teacher_f1)
     log.info("teacher: validation macro-F1 %.4f", scores["f1"])
     if not strong_enough and not config.allow_weak_teacher and "student" in inputs.shapes:
         raise WeakTeacher(
@@ -134,15 +168,14 @@ def verify_teacher(probs: NDArray[np.float64], inputs: Inputs) -> None:
         )
 
 
-def prepare_targets(
-    teacher: Teacher, logits: NDArray[np.float32], rows: NDArray[np.int64], context: RunContext
-) -> tuple[TeacherTargets, dict[str, Any]]:
+def prepare_targets(teacher: Teacher, rows: NDArray[np.int64], context: RunContext) -> tuple[TeacherTargets, dict[str, Any]]:
     """Return what answers for the teacher while the student trains on some rows, and what its batches must carry.
 
     Layers are read from the cache while they fit --cache_budget_gb; past it the teacher runs live.
     """
     config, shapes, tokens, runtime = context.inputs.config, context.inputs.shapes, context.tokens, context.runtime
     assert tokens.teacher is not None and tokens.student is not None
+    logits = compute_logits(teacher, rows, context)
     comparison = compare_layers(config, shapes["teacher"], shapes["student"])
     if comparison is None:
         return KeptTeacher(teacher.shape, logits, device=runtime.device), {}

@@ -80,6 +80,7 @@ class LayerComparison:
 
     @property
     def teacher(self) -> ComparedLayers:
+        """What the comparison reads of the teacher."""
         return ComparedLayers(
             _distinct(teacher for teacher, _ in self.hidden_pairs),
             _distinct(teacher for teacher, _ in self.attention_pairs),
@@ -88,6 +89,7 @@ class LayerComparison:
 
     @property
     def student(self) -> ComparedLayers:
+        """What the comparison reads of the student."""
         return ComparedLayers(
             _distinct(student for _, student in self.hidden_pairs),
             _distinct(student for _, student in self.attention_pairs),

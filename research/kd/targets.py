@@ -34,7 +34,7 @@ class TeacherTargets(Protocol):
     shape: ModelShape
 
     def targets(self, batch: Batch) -> Targets:
-        """Answer a batch that lies on the training's device; `row` says which rows of the data set it holds."""
+        """Answer a batch that lies on the training's device; `index` and `row` say which rows it holds."""
         ...
 
 
@@ -43,7 +43,7 @@ class KeptTeacher:
 
     Args:
         shape: The teacher's depth, width and heads.
-        logits: (N, C) by row of the data set.
+        logits: (N, C) of the training rows, in the order of the loader's.
         layers: What is kept of its layers, None when no layer is compared.
         device: Where training runs.
     """
@@ -57,11 +57,11 @@ class KeptTeacher:
         self.device = torch.device(device)
 
     def targets(self, batch: Batch) -> Targets:
-        rows = batch["row"].numpy()
-        logits = move_tensor(read_logits(self.logits, rows), self.device)
+        """Read what was kept of the batch's rows."""
+        logits = move_tensor(read_logits(self.logits, batch), self.device)
         if self.layers is None:
             return Targets(logits)
-        return Targets(logits, self.layers.read(rows).map(lambda tensor: move_tensor(tensor, self.device)))
+        return Targets(logits, self.layers.read(batch["row"].numpy()).map(lambda tensor: move_tensor(tensor, self.device)))
 
 
 class LiveTeacher:
@@ -71,7 +71,8 @@ class LiveTeacher:
         model: Frozen here and put on the device.
         device: Where training runs.
         layers: Which of its layers are compared, None when none is.
-        logits: (N, C) by row of the data set, when they are known already: the very numbers that other runs read.
+        logits: (N, C) of the training rows, in the order of the loader's, when they are known already: the very
+            numbers that other runs read.
     """
 
     def __init__(
@@ -90,16 +91,17 @@ class LiveTeacher:
     # no_grad, not inference_mode: the losses keep teacher tensors for their backward pass.
     @torch.no_grad()
     def targets(self, batch: Batch) -> Targets:
+        """Run the teacher on the batch; logits that are known already are read instead."""
         input_ids, attention_mask = teacher_inputs(batch)
         logits, outputs = self.layers.run(self.model, input_ids, attention_mask)
         outputs, _ = align_outputs(outputs, attention_mask, batch.get("teacher_words"), int(batch.get("num_words", 0)))
         if self.logits is not None:
-            logits = move_tensor(read_logits(self.logits, batch["row"].numpy()), self.device)
+            logits = move_tensor(read_logits(self.logits, batch), self.device)
         return Targets(logits, outputs)
 
 
-def read_logits(logits: NDArray[np.float32], rows: NDArray[np.int64]) -> Tensor:
-    """Return the logits of some rows, (B, C), and let go of what was read of a memory map."""
-    read = torch.from_numpy(np.ascontiguousarray(logits[rows]))
+def read_logits(logits: NDArray[np.float32], batch: Batch) -> Tensor:
+    """Return the logits of a batch's rows, (B, C), and let go of what was read of a memory map."""
+    read = torch.from_numpy(np.ascontiguousarray(logits[batch["index"].numpy()]))
     release_pages(logits)
     return read

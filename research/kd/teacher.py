@@ -8,10 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import cached_property
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from research.evaluation.predict import predict_logits
 from research.kd.layers import ComparedLayers, LayerOutputs, align_outputs
+from research.logs import with_progress
 from research.models.classifiers import ModelShape, TextClassifier, freeze
-from research.storage.arrays import map_array, read_ragged, return_free_memory
+from research.storage.arrays import append_array, map_array, read_ragged, return_free_memory, write_array, write_npy
 from research.storage.cache import Cache
 from research.text.batches import Batch, BatchLoader, move_batch
 
@@ -64,6 +64,7 @@ class Teacher:
 
     @cached_property
     def model(self) -> TextClassifier:
+        """The frozen teacher, loaded when it is first asked for."""
         return freeze(self._load())
 
 
@@ -76,13 +77,19 @@ def fetch_logits(teacher: Teacher, loader: BatchLoader, device: torch.device, ca
     assert loader.teacher_tokens is None
 
     def build(folder: Path, _scratch: Path) -> None:
-        batches = with_progress(loader, "teacher logits")
+        batches = with_progress(loader, "teacher outputs", len(loader))
         logits = predict_logits(teacher.model.to(device), batches, device, num_rows=loader.num_rows)
-        np.save(folder / "logits.npy", logits)
+        write_npy(folder / "logits.npy", logits)
 
-    folder = cache.fetch("logits", output_key(teacher, loader, device), build)
+    def read(folder: Path) -> NDArray[np.float32]:
+        logits: NDArray[np.float32] = np.load(folder / "logits.npy", mmap_mode="r")
+        if len(logits) != loader.num_rows:
+            raise ValueError(f"logits of {len(logits)} rows")
+        return logits
+
+    folder = cache.fetch("logits", output_key(teacher, loader, device), build, read)
     return_free_memory()
-    return np.load(folder / "logits.npy", mmap_mode="r")
+    return read(folder)
 
 
 def output_key(teacher: Teacher, loader: BatchLoader, device: torch.device) -> dict[str, Any]:
@@ -94,11 +101,8 @@ def output_key(teacher: Teacher, loader: BatchLoader, device: torch.device) -> d
         "rows": hashlib.sha256(np.ascontiguousarray(loader.rows).tobytes()).hexdigest(),
         "device": device.type,
         "threads": torch.get_num_threads(),
+        "versions": {name: version(name) for name in ("torch", "transformers")},
     }
-
-
-def with_progress(loader: BatchLoader, name: str) -> Any:
-    return tqdm(loader, desc=name, unit="batch", disable=not sys.stderr.isatty(), leave=False)
 
 
 class LayerStore:
@@ -121,6 +125,11 @@ class LayerStore:
         self.slot_of_row[rows] = np.arange(len(rows))
         self.state_starts = np.cumsum(self.lengths) - self.lengths
         self.map_starts = np.cumsum(self.lengths**2) - self.lengths**2
+        num_states, num_cells = int(self.lengths.sum()), int((self.lengths**2).sum())
+        torn = [name for name, states in self.states.items() if len(states) != num_states]
+        torn += [name for name, cells in self.maps.items() if len(cells) != num_cells]
+        if torn or len(rows) != len(self.lengths):
+            raise ValueError(f"{', '.join(torn) or 'rows'}: not of the size that lengths.bin gives")
 
     def read(self, rows: NDArray[np.int64]) -> LayerOutputs:
         """Return what is kept of some rows, padded with zeros, on the CPU and as precise as it is stored."""
@@ -192,7 +201,7 @@ def fetch_layers(teacher: Teacher, layers: ComparedLayers, loader: BatchLoader, 
             log.warning("some teacher states are too large for float16: keeping them in float32")
             write_layers(folder, teacher, layers, loader, device, np.dtype(np.float32))
 
-    return LayerStore(cache.fetch("layers", key, build))
+    return LayerStore(cache.fetch("layers", key, build, LayerStore))
 
 
 def write_layers(
@@ -211,7 +220,7 @@ def write_layers(
     # A file's width: that of a state, which relations need not share with the hidden states.
     widths: tuple[dict[str, int], dict[str, int]] = ({}, {})
     with ExitStack() as open_files:
-        for batch in with_progress(loader, "teacher states"):
+        for batch in with_progress(loader, "teacher layers", len(loader)):
             outputs, mask = run_layers(model, layers, move_batch(batch, device))
             rows.append(batch["row"].numpy())
             lengths.append(mask.sum(dim=1).cpu().numpy())
@@ -224,9 +233,9 @@ def write_layers(
                     if name not in files:
                         group[name] = tensor.shape[-1]
                         files[name] = open_files.enter_context(open(folder / f"{name}.bin", "wb"))
-                    values.astype(dtype).tofile(files[name])
-    np.concatenate(rows).tofile(folder / "rows.bin")
-    np.concatenate(lengths).tofile(folder / "lengths.bin")
+                    append_array(files[name], values.astype(dtype))
+    write_array(folder / "rows.bin", np.concatenate(rows))
+    write_array(folder / "lengths.bin", np.concatenate(lengths))
     layout = {"dtype": dtype.name, "states": widths[0], "maps": list(widths[1])}
     (folder / "layout.json").write_text(json.dumps(layout), encoding="utf-8")
     return True

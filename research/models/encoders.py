@@ -1,24 +1,22 @@
-"""Pretrained encoders and tokenizers from transformers: loaded, and identified by their files."""
+"""Pretrained encoders and tokenizers from transformers."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
-from transformers.utils import cached_file
 
-from research.errors import InputError, first_line
+from research.errors import InputError
 from research.models.attention import RECORDED_SDPA
 from research.models.dropout import BitDropout, replace_dropout
 from research.models.reading import check_sizes, refusing
-from research.storage.files import hash_file
 
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 # Ends of names under which older files keep what a model now computes by itself.
 FORMER_BUFFERS = ("position_ids", "token_type_ids", "inv_freq", "attn.bias", "masked_bias")
 
@@ -127,7 +125,11 @@ def load_pretrained(auto_class: Any, name: str) -> tuple[Any, dict[str, Any]]:
             if not isinstance(file, str) or file in ("", "..") or Path(file).name != file:
                 raise ValueError(f"{index.name} names {file!r}, which is no file of its folder")
     options = {"dtype": torch.float32, "trust_remote_code": False, "output_loading_info": True}
-    return auto_class.from_pretrained(name, config=open_config(name), **options)
+    model, report = auto_class.from_pretrained(name, config=open_config(name), **options)
+    # safetensors maps its file into memory: without a copy, whoever writes into the file changes the weights in use.
+    for tensor in chain(model.parameters(), model.buffers()):
+        tensor.data = tensor.data.clone()
+    return model, report
 
 
 def open_config(name: str) -> Any:
@@ -155,26 +157,3 @@ def prepare_encoder(encoder: Any) -> nn.Module:
     if getattr(encoder, "_supports_sdpa", False):
         encoder.set_attn_implementation(RECORDED_SDPA)
     return encoder
-
-
-def resolve_model_folder(name: str) -> Path:
-    """Return the folder that holds a model's files, fetching them from the hub when need be."""
-    folder = Path(name).expanduser()
-    if folder.is_dir():
-        return folder
-    for file in WEIGHT_FILES:
-        try:
-            found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
-        except OSError as error:
-            raise InputError(f"model '{name}': {first_line(error)}") from error
-        if found is not None:
-            return Path(found).parent
-    raise InputError(f"model '{name}': no weights found (looked for {', '.join(WEIGHT_FILES)})")
-
-
-def fingerprint_model(name: str) -> dict[str, str]:
-    """Return {file: SHA-256} of a model's own files: weights, configuration, tokenizer, head."""
-    folder = resolve_model_folder(name)
-    suffixes = {".json", ".safetensors", ".bin", ".pt", ".txt", ".model"}
-    paths = sorted(path for path in folder.rglob("*") if path.suffix in suffixes and path.is_file())
-    return {path.relative_to(folder).as_posix(): hash_file(path) for path in paths}

@@ -1,15 +1,26 @@
-"""A report as headings, paragraphs, tables and figures, told once and rendered as Markdown or HTML.
+"""A report as a list of blocks (headings, paragraphs, tables, figures), rendered as Markdown or as an HTML page.
 
-Texts are plain: whatever a label, a flag or a comment holds, only the renderers add markup, after escaping.
+Texts are plain: whatever a label, a flag or a comment holds, only the renderers add markup, after escaping. The
+page is one file that needs no network: template.html names its own style and script by their hashes in a
+Content-Security-Policy and holds images as data URIs, so the browser itself refuses anything else, were a label or
+a comment ever to get past the escaping.
 """
 
 from __future__ import annotations
 
+import base64
+import functools
+import hashlib
 import html
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+if TYPE_CHECKING:
+    from jinja2 import Template
 
 JOINERS = "\u200c\u200d"  # Bangla and other scripts spell with them, though they print nothing themselves
 
@@ -19,6 +30,7 @@ class Strong:
     """Words that matter."""
 
     text: str
+    kind: ClassVar[str] = "strong"
 
 
 @dataclass(frozen=True)
@@ -26,22 +38,25 @@ class Typed:
     """A command or a flag, as it is typed."""
 
     text: str
+    kind: ClassVar[str] = "typed"
 
 
 @dataclass(frozen=True)
 class Link:
-    """A way to another report, whose file ends in .md or .html like the one it stands in."""
+    """A link to another report, whose file ends in .md or .html as this one's does."""
 
     text: str
     target: str
+    kind: ClassVar[str] = "link"
 
 
 @dataclass(frozen=True)
 class Hidden:
-    """A text that shows only after a click on `summary`; Markdown, which cannot hide, shows nothing."""
+    """A text that shows only after a click on `summary`; Markdown, which cannot hide, leaves it out."""
 
     summary: str
     text: str
+    kind: ClassVar[str] = "hidden"
 
 
 Inline = str | Strong | Typed | Link | Hidden
@@ -50,17 +65,31 @@ Text = Inline | tuple[Inline, ...]
 
 @dataclass(frozen=True)
 class Heading:
+    """The title of a section."""
+
     text: str
+    kind: ClassVar[str] = "heading"
+
+    @property
+    def anchor(self) -> str:
+        """The name that a link to the section uses."""
+        return re.sub(r"\W+", "-", self.text.lower()).strip("-")
 
 
 @dataclass(frozen=True)
 class Paragraph:
+    """Running text."""
+
     content: Text
+    kind: ClassVar[str] = "paragraph"
 
 
 @dataclass(frozen=True)
 class Bullets:
+    """A list of texts without an order."""
+
     items: Sequence[Text]
+    kind: ClassVar[str] = "bullets"
 
 
 @dataclass(frozen=True)
@@ -71,11 +100,15 @@ class Table:
     header: Sequence[str]
     rows: Sequence[Sequence[Text]]
     text_columns: int = 1
+    kind: ClassVar[str] = "table"
 
 
 @dataclass(frozen=True)
 class Code:
+    """A command line."""
+
     text: str
+    kind: ClassVar[str] = "code"
 
 
 @dataclass(frozen=True)
@@ -86,16 +119,27 @@ class Figure:
     caption: str
 
 
-Block = Heading | Paragraph | Bullets | Table | Code | Figure
+@dataclass(frozen=True)
+class Figures:
+    """Images that stand side by side where there is room."""
+
+    figures: Sequence[Figure]
+    kind: ClassVar[str] = "figures"
+
+
+Block = Heading | Paragraph | Bullets | Table | Code | Figures
 
 
 @dataclass(frozen=True)
 class Document:
+    """A title, which may be empty where the text goes into another one, and the blocks below it."""
+
     title: str
     blocks: list[Block] = field(default_factory=list)
 
 
 def parts_of(content: Text) -> tuple[Inline, ...]:
+    """Return a text as the pieces it is made of."""
     return content if isinstance(content, tuple) else (content,)
 
 
@@ -105,8 +149,9 @@ def one_line(text: str) -> str:
 
 
 def render_markdown(document: Document) -> str:
-    blocks = ["# " + escape_markdown(document.title), *map(_markdown_block, document.blocks)]
-    return "\n\n".join(blocks) + "\n"
+    """Return the document as Markdown; figures are links to their files."""
+    title = ["# " + escape_markdown(document.title)] if document.title else []
+    return "\n\n".join([*title, *map(_markdown_block, document.blocks)]) + "\n"
 
 
 def escape_markdown(text: str) -> str:
@@ -117,7 +162,7 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"([\\`*\[\]|~$#]|(?<!\w)_|_(?!\w))", r"\\\1", html.escape(one_line(text), quote=False))
 
 
-def fence(text: str) -> str:
+def _fence(text: str) -> str:
     """Return a code block that `text` cannot close."""
     longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
     marks = "`" * max(3, longest + 1)
@@ -133,9 +178,9 @@ def _markdown_block(block: Block) -> str:
         case Bullets(items):
             return "\n".join("- " + _markdown_text(item) for item in items)
         case Code(text):
-            return fence(text)
-        case Figure(path, caption):
-            return f"![{escape_markdown(caption)}]({path})"
+            return _fence(text)
+        case Figures(figures):
+            return "\n\n".join(f"![{escape_markdown(figure.caption)}]({figure.path})" for figure in figures)
         case Table(_, header, rows, text_columns):
             rule = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
             lines = [list(map(escape_markdown, header)), rule, *(list(map(_markdown_text, row)) for row in rows)]
@@ -162,6 +207,39 @@ def _markdown_inline(inline: Inline) -> str:
             return f"{lead[:1]}{escape_markdown(text)}{tail[:1] if text.strip() else ''}"
 
 
-def is_harmless(char: str) -> bool:
-    """Say whether a character may stand in an HTML text: every one but controls, which HTML forbids."""
-    return char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs")
+def render_html(document: Document, images: Mapping[str, bytes]) -> str:
+    """Return the whole page; `images` holds the PNG of each figure by its path."""
+    return _load_template().render(document=document, title=one_line(document.title), images=images)
+
+
+@functools.cache
+def _load_template() -> Template:
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # printing a comparison need not wait for it
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        finalize=_printable,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"parts": parts_of, "source_hash": _hash_source, "data_uri": _data_uri}
+    return environment.get_template("template.html")
+
+
+def _printable(value: Any) -> Any:
+    """Replace what HTML forbids even when it is escaped: control characters and halves of surrogate pairs."""
+    if not isinstance(value, str) or hasattr(value, "__html__"):
+        return value
+    return "".join(char if char in "\n\t" or unicodedata.category(char) not in ("Cc", "Cs") else "\ufffd" for char in value)
+
+
+def _hash_source(text: str) -> str:
+    """Return how a Content-Security-Policy names an inline style or script."""
+    return "sha256-" + base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def _data_uri(image: bytes) -> str:
+    return "data:image/png;base64," + base64.b64encode(image).decode()

@@ -19,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from research.components import LOSS_COMPONENTS
+from research.names import HEADLINE_METRIC, METRIC_OF, SCORES_PER_EPOCH
 from research.report.fonts import find_fonts
 
 if TYPE_CHECKING:
@@ -75,20 +76,24 @@ STYLES = (
 )
 MODEL_STYLES = {"teacher": STYLES[0], "student": STYLES[1], "control": STYLES[2]}
 LOSS_CURVES = {component.name: component.label for component in LOSS_COMPONENTS}
-SCORE_CURVES = {"val_f1_macro": "macro-F1", "val_f1_micro": "micro-F1", "val_average_precision_macro": "mAP"}
+SCORE_CURVES = {f"val_{name}": METRIC_OF[name].short for name in SCORES_PER_EPOCH}
+HEADLINE_CURVE = f"val_{HEADLINE_METRIC.name}"
 
 
 class Reliability(Protocol):
     """Bins of a reliability diagram, as `research.evaluation.calibration.compute_calibration` returns them."""
 
     @property
-    def mean_prob(self) -> npt.NDArray[np.float64]: ...
+    def mean_prob(self) -> npt.NDArray[np.float64]:
+        """The mean probability in each bin, NaN in an empty one."""
 
     @property
-    def observed_rate(self) -> npt.NDArray[np.float64]: ...
+    def observed_rate(self) -> npt.NDArray[np.float64]:
+        """The share of positives in each bin, NaN in an empty one."""
 
     @property
-    def count(self) -> npt.NDArray[np.int64]: ...
+    def count(self) -> npt.NDArray[np.int64]:
+        """The number of cells in each bin."""
 
 
 def plot_training(
@@ -105,13 +110,15 @@ def plot_training(
     """
     with figure_style():
         losses, scores = _present_curves(history, LOSS_CURVES), _present_curves(history, SCORE_CURVES)
-        figure = _new_figure(4.2)
+        figure = new_figure(4.2)
         loss_axes, score_axes = figure.subplots(2, 1, sharex=True)
         _draw_curves(loss_axes, history, losses)
         _draw_curves(score_axes, history, scores)
         if control:
             style = MODEL_STYLES["control"]
-            _draw_curve(score_axes, control, "val_f1_macro", "control macro-F1", style._replace(color="0.45", marker="x"))
+            _draw_curve(
+                score_axes, control, HEADLINE_CURVE, f"{HEADLINE_METRIC.short}, control", style._replace(color="0.45", marker="x")
+            )
         loss_axes.set_ylabel("loss")
         score_axes.set_ylabel("validation score (0 to 1)")
         score_axes.set_xlabel("epoch")
@@ -133,7 +140,7 @@ def plot_training(
                     handletextpad=0.4,
                     columnspacing=0.8,
                 )
-        _save(figure, target)
+        save_figure(figure, target)
 
 
 def plot_label_f1(scores: Mapping[str, Mapping[str, float | None]], target: Target) -> None:
@@ -145,7 +152,7 @@ def plot_label_f1(scores: Mapping[str, Mapping[str, float | None]], target: Targ
     labels = list(dict.fromkeys(label for of_model in scores.values() for label in of_model))
     with figure_style(labels):
         thickness = 0.8 / max(1, len(scores))
-        figure = _new_figure(0.8 + len(labels) * (0.14 * len(scores) + 0.1))
+        figure = new_figure(0.8 + len(labels) * (0.14 * len(scores) + 0.1))
         axes = figure.subplots()
         places = np.arange(len(labels))
         for number, (model, of_model) in enumerate(scores.items()):
@@ -173,7 +180,7 @@ def plot_label_f1(scores: Mapping[str, Mapping[str, float | None]], target: Targ
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
-        _save(figure, target)
+        save_figure(figure, target)
 
 
 def plot_precision_recall(
@@ -181,15 +188,14 @@ def plot_precision_recall(
 ) -> None:
     """Draw a precision-recall panel per label with a curve per model.
 
-    `labels` is (N, C) with nan where unknown, `probs` is {model: (N, C)}. Titles give the average
-    precisions in the legend's order. A dotted line marks the share of positives, which is the precision
-    of guessing. At most MAX_PANELS labels are drawn, the first ones.
+    `labels` is (N, C) with nan where unknown, `probs` is {model: (N, C)}. A dotted line marks the share of
+    positives, which is the precision of guessing. At most MAX_PANELS labels are drawn, the first ones.
     """
     shown = list(label_names)[:MAX_PANELS]
     with figure_style(shown):
         num_columns = min(2, len(shown))
         num_rows = math.ceil(len(shown) / num_columns)
-        figure = _new_figure(0.7 + 1.45 * num_rows)
+        figure = new_figure(0.7 + 1.45 * num_rows)
         grid = figure.subplots(num_rows, num_columns, sharex=True, sharey=True, squeeze=False).ravel()
         for column, label in enumerate(shown):
             axes = grid[column]
@@ -212,17 +218,17 @@ def plot_precision_recall(
         figure.legend(handles=handles, loc="outside upper center", ncols=_legend_columns(len(handles)), columnspacing=1.0)
         if len(label_names) > len(shown):
             figure.suptitle(f"first {len(shown)} of {len(label_names)} labels", fontsize=8)
-        _save(figure, target)
+        save_figure(figure, target)
 
 
 def plot_reliability(tables: Mapping[str, Reliability], target: Target) -> None:
-    """Draw promised against observed probability per model, and below it how many cells each bin holds.
+    """Draw predicted probability against the observed share of positives per model, and below it how many cells each bin holds.
 
-    A model on the diagonal is calibrated; below it, it promises too much. Empty bins are skipped, and those of
+    A model on the diagonal is calibrated, one below it overconfident. Empty bins are skipped, and those of
     under SPARSE_BIN cells, whose share is mostly chance, are hollow and off the line.
     """
     with figure_style():
-        figure = _new_figure(3.9)
+        figure = new_figure(3.9)
         axes, count_axes = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
         axes.plot([0, 1], [0, 1], color="0.5", linestyle=":", linewidth=0.8, label="calibrated")
         for number, (model, table) in enumerate(tables.items()):
@@ -242,20 +248,7 @@ def plot_reliability(tables: Mapping[str, Reliability], target: Target) -> None:
             count_axes.set_ylim(bottom=0.7)
         axes.legend(loc="upper left")
         figure.align_ylabels()
-        _save(figure, target)
-
-
-def precision_recall_points(truth: npt.NDArray[np.bool_], probs: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """Return precision and recall at every distinct cut-off, from the highest down, both (K,).
-
-    `truth` and `probs` are (N,) with at least one positive. Equal probabilities share one point, since
-    no cut-off can part them.
-    """
-    order = np.argsort(-probs, kind="stable")
-    sorted_probs = probs[order]
-    last_of_value = np.append(np.flatnonzero(np.diff(sorted_probs)), len(probs) - 1)
-    true_positives = np.cumsum(truth[order])[last_of_value]
-    return true_positives / (last_of_value + 1), true_positives / truth.sum()
+        save_figure(figure, target)
 
 
 def thin_points(points: FloatArray) -> FloatArray:
@@ -279,7 +272,8 @@ def figure_style(texts: Iterable[str] = ()) -> Iterator[None]:
         yield
 
 
-def _new_figure(height_in: float) -> Figure:
+def new_figure(height_in: float) -> Figure:
+    """Return an empty figure, one paper column wide."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -288,8 +282,8 @@ def _new_figure(height_in: float) -> Figure:
     return figure
 
 
-def _save(figure: Figure, target: Target) -> None:
-    # matplotlib would otherwise write its own version into the file.
+def save_figure(figure: Figure, target: Target) -> None:
+    """Write a PNG without matplotlib's version in it, so that the same data give the same bytes."""
     figure.savefig(target, format="png", metadata={"Software": None})
 
 
@@ -344,22 +338,20 @@ def _use_log_scale(axes: Axes) -> None:
 
 
 def _draw_precision_recall(axes: Axes, truth: npt.NDArray[np.bool_], probs: Mapping[str, FloatArray]) -> None:
-    areas = []
+    from sklearn.metrics import average_precision_score, precision_recall_curve
+
     for number, (model, values) in enumerate(probs.items()):
         style = _model_style(model, number)
-        precision, recall = precision_recall_points(truth, values)
-        points = thin_points(np.stack([np.append(0, recall), np.append(precision[0], precision)], axis=1))
-        axes.step(
-            points[:, 0],
-            points[:, 1],
-            where="pre",
-            color=style.color,
-            linestyle=style.linestyle,
-            linewidth=1.0,
-        )
-        areas.append(f"{np.sum(np.diff(recall, prepend=0) * precision):.2f}")
+        precision, recall, _ = precision_recall_curve(truth, values)
+        precision[-1] = precision[-2]  # the curve ends at precision 1 by convention, which would draw a spike
+        points = thin_points(np.stack([recall, precision], axis=1)[::-1])
+        line = {"color": style.color, "linestyle": style.linestyle}
+        axes.step(points[:, 0], points[:, 1], where="pre", linewidth=1.0, **line)
+        area = f"AP {model} {average_precision_score(truth, values):.2f}"
+        height = 0.06 + 0.12 * (len(probs) - 1 - number)
+        backing = {"facecolor": "white", "alpha": 0.8, "linewidth": 0, "pad": 0.5}  # keeps it readable on a curve
+        axes.text(0.05, height, area, transform=axes.transAxes, color=style.color, fontsize=6, bbox=backing)
     axes.axhline(truth.mean(), color="0.5", linestyle=":", linewidth=0.8)
-    axes.set_title(f"{axes.get_title()}\nAP {' / '.join(areas)}", pad=3, fontsize=7)
 
 
 def _shorten(label: str, length: int = MAX_LABEL_LENGTH) -> str:

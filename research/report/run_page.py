@@ -1,9 +1,6 @@
-"""The run directory on disk, written and read in one room so that comparing cannot drift from saving.
+"""report.md, report.html and the plots of a run, written from the files of its directory (no torch).
 
-Every file is whole or absent (written aside, flushed, renamed). `config.json` is the first file of a run
-and `metrics.json` the last, so their presence tells an unfinished run from a finished one. Numbers are
-rounded and keys sorted: the same run twice differs in no byte outside efficiency.json, environment.json,
-report.md, report.html and run.log. torch is never imported, matplotlib only by `write_report`.
+One function a section, each of a run alone; matplotlib is imported when the plots are drawn.
 """
 
 from __future__ import annotations
@@ -16,14 +13,18 @@ from typing import Any
 
 import numpy as np
 
+from research.evaluation.calibration import compute_calibration
 from research.evaluation.gain import GAIN_METRICS, describe_gain
 from research.evaluation.metrics import count_confusions, most_disagreeing
+from research.names import HEADLINE_METRIC, LABEL_SCORES, METRIC_OF, MODELS, PARTS, THRESHOLDS, metrics_of
+from research.report import figures
 from research.report.document import (
     Block,
     Bullets,
     Code,
     Document,
     Figure,
+    Figures,
     Heading,
     Hidden,
     Inline,
@@ -33,51 +34,18 @@ from research.report.document import (
     Table,
     Text,
     Typed,
+    render_html,
     render_markdown,
 )
-from research.report.html import render_html
-from research.runs.formats import HEADLINE_THRESHOLDS, PARTS, PLOTS, PREDICTION_FILES, dig, read_json, to_plain, write_text_atomic
+from research.report.numbers import format_interval, format_number, format_p_value
+from research.runs.formats import PLOTS, PREDICTION_FILES, dig, read_json, to_plain, write_text_atomic
 from research.runs.run import Run, load_run, teacher_headline
 from research.storage.files import write_atomic
 
 FetchTexts = Callable[[Sequence[int]], Mapping[int, str]]
-
-
-def write_report(
-    run_dir: str | Path, metrics: Mapping[str, Any] | None = None, fetch_texts: FetchTexts | None = None, *, plots: bool = True
-) -> None:
-    """Write report.md, report.html and plots/*.png from the files of a run's directory.
-
-    With `metrics` the report can be written before metrics.json, which marks the run as finished. The texts
-    are in none of the files: `fetch_texts` returns those of some values of `index` for report.html.
-    """
-
-    path = Path(run_dir)
-    run = load_run(path) if metrics is None else Run(path, read_json(path / "config.json"), to_plain(metrics))
-    write_run_page(run, fetch_texts, plots=plots)
-
-
 UNKNOWN = "–"
 MAX_DISAGREEMENTS = 20
-METRIC_NAMES = {
-    "f1_macro": "Macro-F1",
-    "f1_micro": "Micro-F1",
-    "f1_weighted": "Weighted F1",
-    "average_precision_macro": "mAP",
-    "subset_accuracy": "Subset accuracy",
-    "hamming_loss": "Hamming loss",
-    "lrap": "LRAP",
-}
-LABEL_METRIC_NAMES = {
-    "threshold": "Threshold",
-    "precision": "Precision",
-    "recall": "Recall",
-    "f1": "F1",
-    "average_precision": "AP",
-    "roc_auc": "ROC AUC",
-    "support": "Positives",
-    "predicted": "Predicted",
-}
+AGREEMENTS = {"student": "agreement", "control": "control_agreement"}
 CONFUSION_NAMES = ("True positives", "False positives", "False negatives", "True negatives")
 AGREEMENT_NAMES = {
     "decisions_equal": "Equal decisions at 0.5 (share of label cells)",
@@ -98,16 +66,26 @@ EFFICIENCY_NAMES = {
     "latency_ms_batch32": ("Latency, batch 32 (ms)", "latency_batch32"),
     "throughput_per_s": ("Throughput (rows/s)", "throughput"),
 }
-THRESHOLD_NAMES = {"at_0.5": "0.5", "tuned": "tuned"}
-Show = Callable[..., str]
 
 
-def write_run_page(run: Run, fetch_texts: FetchTexts | None = None, *, plots: bool = True) -> None:
-    """Write the plots, report.md and report.html into a run's directory, of one split or of several folds.
+def write_report(
+    run_dir: str | Path,
+    metrics: Mapping[str, Any] | None = None,
+    fetch_texts: FetchTexts | None = None,
+    *,
+    plots: bool = True,
+) -> None:
+    """Write report.md, report.html and plots/*.png from the files of a run's directory, of one split or of several folds.
+
+    With `metrics` the report can be written before metrics.json, which marks the run as finished. The texts
+    are in none of the files: `fetch_texts` returns those of some values of `index` for report.html. Without `plots`
+    none is drawn, which takes most of the time.
 
     Raises:
-        InputError: one of its files is missing or cut short.
+        InputError: one of the files is missing or cut short.
     """
+    path = Path(run_dir)
+    run = load_run(path) if metrics is None else Run(path, read_json(path / "config.json"), to_plain(metrics))
     drawn = _draw_plots(run) if plots else []
     document = Document(run.path.resolve().name, _build_blocks(run, drawn))
     write_text_atomic(run.path / "report.md", render_markdown(document))
@@ -117,14 +95,14 @@ def write_run_page(run: Run, fetch_texts: FetchTexts | None = None, *, plots: bo
 
 
 def _build_blocks(run: Run, plots: Sequence[str]) -> list[Block]:
-    show = _build_show(run)
     return [
-        *_describe_opening(run, show),
-        *(block for part in reversed(PARTS) for block in _describe_scores(run, part, show)),
-        *_describe_labels(run, show),
+        *_describe_opening(run),
+        *_describe_scores(run, "test"),
+        *_describe_scores(run, "validation"),
+        *_describe_labels(run),
         *_describe_confusions(run),
-        *_describe_calibration(run, show),
-        *_describe_agreement(run, show),
+        *_describe_calibration(run),
+        *_describe_agreement(run),
         *_describe_efficiency(run),
         *_describe_training(run),
         *_describe_data(run),
@@ -134,32 +112,32 @@ def _build_blocks(run: Run, plots: Sequence[str]) -> list[Block]:
     ]
 
 
-def format_number(value: Any, decimals: int = 4, sign: str = "") -> str:
-    """Return counts with thousands separators, other numbers with `decimals`, a dash for None."""
-    if value is None:
-        return UNKNOWN
-    if isinstance(value, int):
-        return f"{value:,}"
-    if not isinstance(value, float):
-        return str(value)
-    return f"{round(value, decimals) + 0.0:{sign},.{decimals}f}"  # without the sum, -0.00001 would read -0.0000
+def _number(value: Any, decimals: int = 4, sign: str = "") -> str:
+    return format_number(value, decimals, sign) or UNKNOWN
 
 
-def _build_show(run: Run) -> Show:
-    """Return a function from the keys of a metric to its text; of several folds, mean and deviation."""
-
-    def show(*keys: str, sign: str = "") -> str:
-        text = format_number(dig(run.scores, *keys), sign=sign)
-        deviation = dig(run.metrics, "std", *keys)
-        return text if deviation is None else f"{text} ± {format_number(deviation)}"
-
-    return show
+def _show(run: Run, *keys: str, sign: str = "") -> str:
+    """Return the text of a number of metrics.json; of several folds, mean and deviation."""
+    text = _number(dig(run.scores, *keys), sign=sign)
+    deviation = dig(run.metrics, "std", *keys)
+    return text if deviation is None else f"{text} ± {format_number(deviation)}"
 
 
-def _describe_opening(run: Run, show: Show) -> list[Block]:
+def _describe_opening(run: Run) -> list[Block]:
+    if dig(run.scores, "training", "teacher", "training_texts") != "unknown":
+        return _describe_outcome(run)
+    doubt = (
+        Strong("The teacher may have seen test rows."),
+        " Its checkpoint does not say which texts it was trained on; if some of the test part were among them, its "
+        "scores and the student's are too high.",
+    )
+    return [*_describe_outcome(run), Paragraph(doubt)]
+
+
+def _describe_outcome(run: Run) -> list[Block]:
     headline = Paragraph(_describe_headline(run))
     if "kd_gain" in run.scores:
-        return [*_describe_gain(run, show), headline]
+        return [*_describe_gain(run), headline]
     if run.config.get("pipeline") != "kd_only":
         return [headline]
     hint = (
@@ -172,15 +150,16 @@ def _describe_opening(run: Run, show: Show) -> list[Block]:
     return [headline, Paragraph(hint)]
 
 
-def _describe_gain(run: Run, show: Show) -> list[Block]:
+def _describe_gain(run: Run) -> list[Block]:
     """Return the sentence that matters, what the three measures say together, and their table."""
     gains = run.scores["kd_gain"]
     sentence: list[Inline] = [f"Distillation ({run.config.get('kd_method')}) changed "]
-    for separator, (metric, name) in zip(("", ", ", " and "), GAIN_METRICS.items(), strict=True):
-        sentence += [f"{separator}{name} by ", Strong(show("kd_gain", metric, "gain", sign="+"))]
+    for separator, metric in zip(("", ", ", " and "), GAIN_METRICS, strict=True):
+        change = Strong(_show(run, "kd_gain", metric, "gain", sign="+"))
+        sentence += [f"{separator}{METRIC_OF[metric].full_label} by ", change]
         sentence += [f" ({_interval(gains[metric])})"] if run.num_folds == 1 else []
     sentence.append(f" against the same student without a teacher; {_describe_gap(gains)}. {_describe_closeness(run)}")
-    opening, table = Paragraph(tuple(sentence)), _build_gain_table(run, show)
+    opening, table = Paragraph(tuple(sentence)), _build_gain_table(run)
     if run.num_folds > 1:
         return [opening, table, Paragraph(f"Means over {run.num_folds} folds ± their sample standard deviation.")]
     source = (
@@ -192,30 +171,23 @@ def _describe_gain(run: Run, show: Show) -> list[Block]:
     return [opening, Paragraph(Strong(describe_gain(gains))), table, Paragraph(source)]
 
 
-def _build_gain_table(run: Run, show: Show) -> Table:
+def _build_gain_table(run: Run) -> Table:
     gains = run.scores["kd_gain"]
     single = run.num_folds == 1  # an interval over test rows cannot be averaged over folds
     rows = []
-    for metric, name in GAIN_METRICS.items():
-        cells = [show("kd_gain", metric, model) for model in ("teacher", "control", "student")]
-        cells.append(show("kd_gain", metric, "gain", sign="+"))
-        cells += [_interval(gains[metric]), _p_value(gains[metric]["p_value"])] if single else []
+    for metric in GAIN_METRICS:
+        cells = [_show(run, "kd_gain", metric, model) for model in ("teacher", "control", "student")]
+        cells.append(_show(run, "kd_gain", metric, "gain", sign="+"))
+        cells += [_interval(gains[metric]), format_p_value(gains[metric]["p_value"]) or UNKNOWN] if single else []
         share = _gap_closed(gains[metric])
-        rows.append([name, *cells, UNKNOWN if share is None else f"{100 * share + 0.0:.0f} %"])
+        rows.append([METRIC_OF[metric].full_label, *cells, UNKNOWN if share is None else f"{100 * share + 0.0:.0f} %"])
     uncertainty = ["95 % interval", "p"] if single else []
     header = ["Measure", "Teacher", "Control", "Student", "KD gain", *uncertainty, "Gap closed"]
     return Table("What distillation gained on the test part, student against control", header, rows)
 
 
 def _interval(gain: Mapping[str, Any]) -> str:
-    low, high = gain["low"], gain["high"]
-    return UNKNOWN if low is None or high is None else f"{low:+.4f} to {high:+.4f}"
-
-
-def _p_value(value: float | None) -> str:
-    if value is None:
-        return UNKNOWN
-    return "<0.001" if value < 0.001 else f"{value:.3f}"
+    return format_interval(gain["low"], gain["high"], sign="+") or UNKNOWN
 
 
 def _gap_closed(gain: Mapping[str, Any]) -> float | None:
@@ -229,7 +201,8 @@ def _describe_gap(gains: Mapping[str, Mapping[str, Any]]) -> str:
     closed: list[str] = []
     widened: list[str] = []
     absent: list[str] = []
-    for metric, name in GAIN_METRICS.items():
+    for metric in GAIN_METRICS:
+        name = METRIC_OF[metric].full_label
         share = _gap_closed(gains[metric])
         if share is None:
             absent.append(name)
@@ -242,7 +215,7 @@ def _describe_gap(gains: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _describe_closeness(run: Run) -> str:
-    student, control = (dig(run.scores, name, "test", "decisions_equal") for name in ("agreement", "control_agreement"))
+    student, control = (dig(run.scores, name, "test", "decisions_equal") for name in AGREEMENTS.values())
     if student is None or control is None:
         return ""
     return (
@@ -253,12 +226,11 @@ def _describe_closeness(run: Run) -> str:
 
 def _describe_headline(run: Run) -> Text:
     entry = run.metrics["headline"]
-    name = METRIC_NAMES.get(entry["metric"], entry["metric"])
     value, teacher = entry["value"], teacher_headline(run.metrics)
     spread = "" if entry.get("std") is None else f" ± {format_number(entry['std'])} over {run.num_folds} folds"
     rows = dig(run.scores, "rows", entry["part"])
     size = "" if rows is None else f" ({rows:,.0f} rows)"
-    after = f"{spread} at a threshold of {THRESHOLD_NAMES[HEADLINE_THRESHOLDS]}"
+    after = f"{spread} at a threshold of 0.5"
     if value is not None and teacher:
         side = "below" if value < teacher else "above"
         after += (
@@ -267,33 +239,44 @@ def _describe_headline(run: Run) -> Text:
         )
     majority = dig(run.scores, "majority_baseline", entry["part"], entry["metric"])
     after += "." + ("" if majority is None else f" Guessing each label's majority scores {format_number(majority)}.")
-    return (f"{name} of the {entry['model']} on the {entry['part']} part{size} is ", Strong(format_number(value)), after)
+    start = f"{HEADLINE_METRIC.short} of the {entry['model']} on the {entry['part']} part{size} is "
+    return (start, Strong(_number(value)), after)
 
 
-def _describe_scores(run: Run, part: str, show: Show) -> list[Block]:
+def _describe_scores(run: Run, part: str) -> list[Block]:
+    metrics = metrics_of("decisions", "ranking")
     rows = [
-        [model, name, *(show(model, part, thresholds, metric) for metric in METRIC_NAMES)]
+        [model, name, *(_show(run, model, part, thresholds, metric.name) for metric in metrics)]
         for model in run.models
-        for thresholds, name in THRESHOLD_NAMES.items()
+        for thresholds, name in THRESHOLDS.items()
         if dig(run.scores, model, part, thresholds) is not None
     ]
     if not rows:
         return []
-    note = "Hamming loss: less is better. Thresholds are tuned on the validation part"
+    falling = ", ".join(metric.short for metric in metrics if metric.lower_is_better)
+    ranking = ", ".join(metric.short for metric in metrics if metric.kind == "ranking")
+    tuned = "Thresholds are tuned on the validation part" + (
+        ", so its tuned scores are optimistic." if part == "validation" else "."
+    )
     return [
         Heading(f"Scores on the {part} part"),
-        Table(f"Scores of each model on the {part} part", ["Model", "Thresholds", *METRIC_NAMES.values()], rows, text_columns=2),
-        Paragraph(note + (", so its tuned scores flatter." if part == "validation" else ".")),
+        Table(
+            f"Scores of each model on the {part} part",
+            ["Model", "Thresholds", *(metric.short for metric in metrics)],
+            rows,
+            text_columns=2,
+        ),
+        Paragraph(f"{falling}: less is better. {ranking}: the same at every threshold. {tuned}"),
     ]
 
 
-def _describe_labels(run: Run, show: Show) -> list[Block]:
+def _describe_labels(run: Run) -> list[Block]:
     rows = [
-        [label, model, *(show(model, "test", "tuned", "per_label", label, name) for name in LABEL_METRIC_NAMES)]
+        [label, model, *(_show(run, model, "test", "tuned", "per_label", label, name) for name in LABEL_SCORES)]
         for label in run.label_names
         for model in run.models
     ]
-    header = ["Label", "Model", *LABEL_METRIC_NAMES.values()]
+    header = ["Label", "Model", *LABEL_SCORES.values()]
     caption = "Every label on the test part, at thresholds tuned on validation"
     return [Heading("Labels"), Table(caption, header, rows, text_columns=2)]
 
@@ -317,14 +300,15 @@ def _describe_confusions(run: Run) -> list[Block]:
     return [Heading("Confusions"), table] if rows else []
 
 
-def _describe_calibration(run: Run, show: Show) -> list[Block]:
+def _describe_calibration(run: Run) -> list[Block]:
+    metrics = metrics_of("probabilities")
+    names = ("temperature", *(metric.name for metric in metrics))
     rows = [
         [
             model,
             part,
-            show(model, part, "at_0.5", "ece"),
-            show(model, part, "at_0.5", "brier"),
-            *(show(model, part, "calibration", name) for name in ("temperature", "ece", "brier")),
+            *(_show(run, model, part, *metric.path) for metric in metrics),
+            *(_show(run, model, part, "calibration", name) for name in names),
         ]
         for model in run.models
         for part in reversed(PARTS)
@@ -332,39 +316,41 @@ def _describe_calibration(run: Run, show: Show) -> list[Block]:
     ]
     if not rows:
         return []
-    header = ["Model", "Part", "ECE", "Brier", "Temperature", "ECE, scaled", "Brier, scaled"]
+    scaled = [f"{metric.short}, scaled" for metric in metrics]
+    header = ["Model", "Part", *(metric.short for metric in metrics), "Temperature", *scaled]
     note = (
         "Less is better. Scaled: after dividing the logits by a temperature fitted on the validation part, which changes no "
-        "ranking; above 1 it softens a model that was too sure."
+        "ranking; above 1 it softens an overconfident model."
     )
-    return [Heading("Calibration"), Table("How far probabilities can be trusted", header, rows, text_columns=2), Paragraph(note)]
+    return [Heading("Calibration"), Table("Calibration of the probabilities", header, rows, text_columns=2), Paragraph(note)]
 
 
-def _describe_agreement(run: Run, show: Show) -> list[Block]:
-    models = {"student": "agreement", "control": "control_agreement"}
-    columns = [(model, part) for model in models for part in PARTS if dig(run.scores, models[model], part) is not None]
+def _describe_agreement(run: Run) -> list[Block]:
+    columns = [(model, part) for model, entry in AGREEMENTS.items() for part in PARTS if dig(run.scores, entry, part) is not None]
     if not columns:
         return []
-    rows = [[text, *(show(models[model], part, name) for model, part in columns)] for name, text in AGREEMENT_NAMES.items()]
+    rows = [
+        [text, *(_show(run, AGREEMENTS[model], part, name) for model, part in columns)] for name, text in AGREEMENT_NAMES.items()
+    ]
     rows += [
-        [text, *(show(model, part, name) for model, part in columns)]
+        [text, *(_show(run, model, part, name) for model, part in columns)]
         for name, text in SOFT_NAMES.items()
         if any(dig(run.scores, model, part, name) is not None for model, part in columns)
     ]
     header = ["Measure", *(f"{model}, {part}" for model, part in columns)]
-    return [Heading("Agreement with the teacher"), Table("How closely the teacher is followed", header, rows)]
+    return [Heading("Agreement with the teacher"), Table("Agreement of each student with its teacher", header, rows)]
 
 
 def _describe_efficiency(run: Run) -> list[Block]:
     if not run.has("efficiency.json"):
         return []
     efficiency = run.efficiency
-    models = [model for model in ("teacher", "student") if model in efficiency]
+    models = [model for model in MODELS if model in efficiency]
     ratios = efficiency.get("ratios") or {}
     rows = []
     for entry, (name, ratio) in EFFICIENCY_NAMES.items():
         decimals = 0 if entry.startswith("parameters") else 2
-        cells = [format_number(dig(efficiency, model, entry), decimals) for model in models]
+        cells = [_number(dig(efficiency, model, entry), decimals) for model in models]
         value = ratios.get(ratio) if ratio else None
         rows.append([name, *cells, *([UNKNOWN if value is None else f"{value:.2f} ×"] if ratios else [])])
     header = ["Cost", *models, *(["Gain of the student"] if ratios else [])]
@@ -376,9 +362,9 @@ def _describe_efficiency(run: Run) -> list[Block]:
 
 def _describe_training(run: Run) -> list[Block]:
     facts = dig(run.scores, "training") or {}
-    models = [model for model in ("teacher", "student", "control") if isinstance(facts.get(model), Mapping)]
+    models = [model for model in MODELS if isinstance(facts.get(model), Mapping)]
     rows = [
-        [model, *(format_number(facts[model].get(name), 1) for name in TRAINING_NAMES)]
+        [model, *(_number(facts[model].get(name), 1) for name in TRAINING_NAMES)]
         for model in models
         if any(name in facts[model] for name in TRAINING_NAMES)
     ]
@@ -402,7 +388,7 @@ def _histories(run: Run) -> Iterator[tuple[str, list[dict[str, float | None]]]]:
 
 def _describe_progress(history: Sequence[Mapping[str, float | None]]) -> str:
     """Return what changed from the first to the last epoch, as in "total loss 0.9 to 0.4 over 8 epochs"."""
-    names = {"total_loss": "total loss", "val_f1_macro": "validation macro-F1"}
+    names = {"total_loss": "total loss", f"val_{HEADLINE_METRIC.name}": f"validation {HEADLINE_METRIC.label}"}
     changes = [
         f"{text} {format_number(history[0][name])} after the first epoch, {format_number(history[-1][name])} after the last"
         for name, text in names.items()
@@ -421,21 +407,21 @@ def _describe_data(run: Run) -> list[Block]:
         [what, *(f"{facts[name]:,}" for facts in parts.values())]
         for what, name in (("Rows", "rows"), ("Distinct texts", "distinct_texts"))
     ]
-    for label in dataset["label_names"]:
-        rows.append(
-            [f"Positives: {label}", *(_count_positives(facts["labels"][label], facts["rows"]) for facts in parts.values())]
-        )
-    kept = {"dropped_rows": "rows without a text", "leaked_rows": "rows left out because their text stands in another part"}
+    rows += [
+        [f"Positives: {label}", *(_count_positives(facts["labels"][label], facts["rows"]) for facts in parts.values())]
+        for label in dataset["label_names"]
+    ]
+    kept = {"dropped_rows": "rows without a text", "leaked_rows": "rows left out because their text is in another part"}
     notes = [
         f"{sum(counts.values()):,} {text} ({', '.join(f'{name} {count:,}' for name, count in counts.items() if count)})"
         for key, text in kept.items()
         if sum((counts := dataset.get(key) or {}).values())
     ]
-    for key, text in (
-        ("duplicate_texts", "rows repeat the text of an earlier one"),
-        ("conflicting_texts", "texts carry contradicting labels"),
-    ):
-        notes += [f"{dataset[key]:,} {text}"] if dataset.get(key) else []
+    counted = {
+        "duplicate_texts": "rows repeat the text of an earlier one",
+        "conflicting_texts": "texts carry contradicting labels",
+    }
+    notes += [f"{dataset[key]:,} {text}" for key, text in counted.items() if dataset.get(key)]
     blocks: list[Block] = [Heading("Data"), Table("Rows and positives of each part", ["Count", *parts], rows)]
     return [*blocks, Paragraph("; ".join(notes) + ".")] if notes else blocks
 
@@ -452,14 +438,13 @@ def _describe_folds(run: Run) -> list[Block]:
     if "folds" not in run.metrics:
         return []
     rows: list[list[Text]] = [
-        [Link(fold.path.name, f"{fold.path.name}/report"), format_number(fold.metrics["headline"]["value"])] for fold in run.folds
+        [Link(fold.path.name, f"{fold.path.name}/report"), _number(fold.metrics["headline"]["value"])] for fold in run.folds
     ]
-    return [Heading("Folds"), Table("Headline of each fold", ["Fold", METRIC_NAMES["f1_macro"]], rows)]
+    return [Heading("Folds"), Table("Headline of each fold", ["Fold", HEADLINE_METRIC.short], rows)]
 
 
 def _describe_plots(plots: Sequence[str]) -> list[Block]:
-    figures = [Figure(f"plots/{name}", PLOTS[name]) for name in plots]
-    return [Heading("Plots"), *figures] if figures else []
+    return [Heading("Plots"), Figures([Figure(f"plots/{name}", PLOTS[name]) for name in plots])] if plots else []
 
 
 def _describe_reproduction(run: Run) -> list[Block]:
@@ -478,7 +463,7 @@ def _describe_reproduction(run: Run) -> list[Block]:
 
 
 def _describe_disagreements(run: Run, fetch_texts: FetchTexts | None) -> list[Block]:
-    """Show where teacher and student differ most; the texts, abusive as they are, stay hidden until asked for."""
+    """Show where teacher and student differ most; the texts may be abusive and stay hidden until a click."""
     if not run.has(PREDICTION_FILES["test"]) or not {"teacher", "student"} <= run.predictions.probs.keys():
         return []
     predictions = run.predictions
@@ -512,8 +497,6 @@ def _describe_disagreements(run: Run, fetch_texts: FetchTexts | None) -> list[Bl
 
 def _draw_plots(run: Run) -> list[str]:
     """Draw what the files allow and return the names of the plots, in the order of PLOTS."""
-    from research.report import figures
-
     drawings: dict[str, Callable[[io.BytesIO], None]] = {}
     if run.has("history.csv") and run.history:
         best_epoch = dig(run.scores, "training", "student", "best_epoch")
@@ -536,9 +519,6 @@ def _draw_plots(run: Run) -> list[str]:
 
 
 def _add_prediction_drawings(run: Run, drawings: dict[str, Callable[[io.BytesIO], None]]) -> None:
-    from research.evaluation.calibration import compute_calibration  # the same bins as the calibration error's
-    from research.report import figures
-
     predictions = run.predictions
     tables = {model: compute_calibration(predictions.labels, probs) for model, probs in predictions.probs.items()}
     drawings["precision_recall.png"] = lambda target: figures.plot_precision_recall(

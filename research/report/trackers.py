@@ -17,17 +17,17 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from research.errors import first_line
+from research.names import PARTS
 from research.runs.run import Run
 
 log = logging.getLogger(__name__)
 PROJECT = "knowledge-distillation"
-TRACKED_PARTS = ("validation", "test")
 # Every name of a metric goes to every tracker, so it keeps to what the strictest (MLflow) accepts.
 NOT_IN_A_NAME = re.compile(r"[^\w./: -]")
 
 
 def track_run(tracker: str, run: Run) -> None:
-    """Send a finished run to a tracker; an error of the tracker's is one warning, since the run is whole.
+    """Send a finished run to a tracker; an error of the tracker becomes one warning, since the run is complete.
 
     Args:
         tracker: one of `research_config.TRACKERS`.
@@ -54,7 +54,7 @@ def history_rows(run: Run) -> Iterator[tuple[int, dict[str, float]]]:
 def final_scores(run: Run) -> dict[str, float]:
     """Return {"student/test/at_0.5/f1_macro": ...} for every model's scores, the KD gain and the headline."""
     tree: dict[str, Any] = {
-        model: {part: scores for part, scores in run.scores[model].items() if part in TRACKED_PARTS} for model in run.models
+        model: {part: scores for part, scores in run.scores[model].items() if part in PARTS} for model in run.models
     }
     tree |= {name: run.scores[name] for name in ("agreement", "control_agreement", "kd_gain") if name in run.scores}
     scores = {NOT_IN_A_NAME.sub("_", name): value for name, value in flatten(tree)}

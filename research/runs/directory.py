@@ -21,9 +21,9 @@ import numpy.typing as npt
 
 from research.errors import InputError
 from research.flags import format_value
+from research.names import MODELS
 from research.runs.formats import (
     HISTORY_COLUMNS,
-    MODELS,
     PLOTS,
     PREDICTION_FILES,
     dig,

@@ -1,4 +1,4 @@
-"""The formats of a run's files and the names that stand in them (no torch).
+"""The formats of a run's files (no torch).
 
 Every file is whole or absent (written aside, flushed, renamed). Numbers are rounded and keys sorted: the
 same run twice differs in no byte outside efficiency.json, environment.json, report.md, report.html and run.log.
@@ -21,13 +21,11 @@ import numpy.typing as npt
 
 from research.components import COMPONENT_NAMES
 from research.errors import InputError
+from research.names import SCORES_PER_EPOCH
 from research.storage.files import write_atomic
 
 FloatArray = npt.NDArray[np.floating[Any]]
 CHUNK_ROWS = 8192
-MODELS = ("teacher", "control", "student")  # the control is the student trained without the teacher
-PARTS = ("validation", "test")
-HEADLINE_THRESHOLDS = "at_0.5"  # macro-F1 at 0.5 needs no tuned number to be repeated
 PREDICTION_FILES = {"test": "predictions.csv", "validation": "validation_predictions.csv"}
 HISTORY_COLUMNS = (
     "epoch",
@@ -36,9 +34,7 @@ HISTORY_COLUMNS = (
     *COMPONENT_NAMES,
     "grad_norm",
     "skipped_steps",
-    "val_f1_macro",
-    "val_f1_micro",
-    "val_average_precision_macro",
+    *(f"val_{name}" for name in SCORES_PER_EPOCH),
 )
 PLOTS = {
     "training.png": "Loss components and validation scores per epoch",

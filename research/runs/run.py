@@ -13,7 +13,8 @@ import numpy as np
 import numpy.typing as npt
 
 from research.errors import InputError
-from research.runs.formats import HEADLINE_THRESHOLDS, MODELS, PREDICTION_FILES, dig, read_csv, read_json
+from research.names import HEADLINE_METRIC, MODELS
+from research.runs.formats import PREDICTION_FILES, dig, read_csv, read_json
 
 FloatArray = npt.NDArray[np.floating[Any]]
 
@@ -41,6 +42,7 @@ class Run:
 
     @property
     def label_names(self) -> tuple[str, ...]:
+        """The labels, in the order of the columns."""
         return tuple(self.metrics["labels"])
 
     @property
@@ -55,6 +57,7 @@ class Run:
 
     @property
     def models(self) -> tuple[str, ...]:
+        """The models that were evaluated, in the order of MODELS."""
         return tuple(model for model in MODELS if model in self.scores)
 
     @cached_property
@@ -76,18 +79,22 @@ class Run:
 
     @cached_property
     def predictions(self) -> Predictions:
+        """The models' predictions of the test part."""
         return read_predictions(self.path / PREDICTION_FILES["test"])
 
     @cached_property
     def validation_predictions(self) -> Predictions:
+        """The models' predictions of the validation part."""
         return read_predictions(self.path / PREDICTION_FILES["validation"])
 
     @cached_property
     def efficiency(self) -> dict[str, Any]:
+        """Size and speed of the models, and their ratios."""
         return read_json(self.path / "efficiency.json")
 
     @cached_property
     def environment(self) -> dict[str, Any]:
+        """Versions, device, command line, data and timings."""
         return read_json(self.path / "environment.json")
 
     def has(self, name: str) -> bool:
@@ -115,6 +122,7 @@ def load_run(path: str | Path) -> Run:
 
 
 def read_history(path: Path) -> list[dict[str, float | None]]:
+    """Return a {column: value} per epoch, None where nothing was computed."""
     header, values = read_csv(path)
     return [
         {name: None if math.isnan(value) else value for name, value in zip(header, row, strict=True)} for row in values.tolist()
@@ -160,7 +168,7 @@ def teacher_headline(metrics: Mapping[str, Any]) -> float | None:
     entry = metrics["headline"]
     if entry["model"] == "teacher":
         return None
-    return dig(metrics.get("mean", metrics), "teacher", entry["part"], HEADLINE_THRESHOLDS, entry["metric"])
+    return dig(metrics.get("mean", metrics), "teacher", entry["part"], *HEADLINE_METRIC.path)
 
 
 def _format_headline(metrics: Mapping[str, Any]) -> str:

@@ -1,4 +1,4 @@
-"""Flat binary arrays read as memory maps, and rows gathered from ragged ones."""
+"""Arrays on disk: written whole or not at all, read as memory maps, and rows gathered from ragged ones."""
 
 from __future__ import annotations
 
@@ -6,10 +6,31 @@ import contextlib
 import ctypes
 import mmap
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+
+def append_array(file: BinaryIO, array: NDArray[Any]) -> None:
+    """Write an array's cells to an open file, to be read by `map_array`.
+
+    Not by numpy's tofile or save: those lose the last block on a full disk and say nothing.
+    """
+    file.write(np.ascontiguousarray(array).data)
+
+
+def write_array(path: Path, array: NDArray[Any]) -> None:
+    """Write an array's cells alone to a file, to be read by `map_array`."""
+    with open(path, "wb") as file:
+        append_array(file, array)
+
+
+def write_npy(path: Path, array: NDArray[Any]) -> None:
+    """Write an array with its shape in numpy's own format, to be read by np.load."""
+    with open(path, "wb") as file:
+        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(array)))
+        append_array(file, array)
 
 
 def map_array(path: Path, dtype: Any) -> Any:

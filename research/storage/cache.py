@@ -8,6 +8,7 @@ at all. Deleting the cache loses nothing but time.
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import logging
@@ -17,12 +18,16 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from research.storage.files import hash_tree, publish_folder, remove, write_atomic
+from research.errors import InputError, first_line
+from research.storage.files import Stamp, hash_tree, publish_folder, remove, stamp_tree, write_atomic
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 LOCK_POLL_S = 0.2
+# What opening an entry raises when its files, though they are those that were written, do not fit each other.
+UNUSABLE = (OSError, ValueError, LookupError, TypeError)
 Build = Callable[[Path, Path], None]
+Check = Callable[[Path], object]
 
 
 def digest_key(key: Mapping[str, Any]) -> str:
@@ -40,9 +45,9 @@ class Cache:
 
     def __init__(self, root: Path) -> None:
         self.root = root
-        self._verified: set[Path] = set()
+        self._verified: dict[Path, dict[str, Stamp]] = {}
 
-    def fetch(self, kind: str, key: Mapping[str, Any], build: Build) -> Path:
+    def fetch(self, kind: str, key: Mapping[str, Any], build: Build, check: Check = Path.stat) -> Path:
         """Return the entry's folder, building it when it is missing or damaged.
 
         Args:
@@ -50,27 +55,49 @@ class Cache:
             key: Everything the entry's bytes depend on, as JSON values.
             build: Called as build(folder, scratch) to fill `folder`. `scratch` outlives a killed
                 process until the entry is finished, so a long build can resume from it.
+            check: Opens a folder as its reader will and raises one of UNUSABLE when it cannot be used. An
+                entry is checked before it is put into place, and one that fails counts as damaged.
+
+        Raises:
+            OSError: the entry cannot be written, as on a full disk.
         """
         entry = self.root / kind / digest_key(key)[:32]
-        if entry in self._verified and entry.is_dir():
+        if self.is_unchanged(entry):
             return entry
         scratch = entry.with_suffix(".work")
-        # Looked at before locking, so the runs of a sweep check a large entry side by side.
-        if find_fault(entry, key) is not None or scratch.exists():
+        # Looked at before locking, so the runs of a sweep check a large entry side by side. Stamped before it is
+        # looked at, so that a change in between is seen the next time.
+        stamps = stamp_tree(entry)
+        if find_fault(entry, key, check) is not None or scratch.exists():
             entry.parent.mkdir(parents=True, exist_ok=True)
             with _waiting_lock(entry):
-                fault = find_fault(entry, key)
+                stamps = stamp_tree(entry)
+                fault = find_fault(entry, key, check)
                 if fault is None:
                     remove(scratch)  # its builder was killed after finishing the entry
                 else:
                     if entry.exists():
                         log.warning("cache entry %s is damaged (%s): building it again", entry, fault)
-                    _build(entry, key, build)
-        self._verified.add(entry)
+                    _build(entry, key, build, check)
+                    stamps = stamp_tree(entry)
+        self._verified[entry] = stamps
         return entry
 
+    def is_unchanged(self, entry: Path) -> bool:
+        """Whether this process has verified an entry and its files have not been touched since."""
+        return entry in self._verified and entry.is_dir() and self._verified[entry] == stamp_tree(entry)
 
-def _build(entry: Path, key: Mapping[str, Any], build: Build) -> None:
+    def check_unchanged(self, entry: Path) -> None:
+        """Make sure that what was just read of an entry is what was verified.
+
+        Raises:
+            InputError: its files were touched in between.
+        """
+        if not self.is_unchanged(entry):
+            raise InputError(f"cache entry {entry} was changed while it was in use. Run the same command again.")
+
+
+def _build(entry: Path, key: Mapping[str, Any], build: Build, check: Check) -> None:
     """Fill a new entry and put it into place; the caller holds its lock."""
     temporary, scratch = entry.with_suffix(".new"), entry.with_suffix(".work")
     remove(temporary)
@@ -79,6 +106,8 @@ def _build(entry: Path, key: Mapping[str, Any], build: Build) -> None:
         temporary.mkdir()
         scratch.mkdir(exist_ok=True)
         build(temporary, scratch)
+        if reason := _reason_against(temporary, check):
+            raise OSError(errno.EIO, f"it was written, but cannot be read back ({reason})", str(entry))
         write_atomic(temporary / MANIFEST, _render_manifest(key, hash_tree(temporary)))
         publish_folder(temporary, entry)
     except BaseException as error:
@@ -124,8 +153,17 @@ def _render_manifest(key: Mapping[str, Any], files: Mapping[str, str]) -> bytes:
     return _canonical({"key": key, "files": files})
 
 
-def find_fault(entry: Path, key: Mapping[str, Any]) -> str | None:
-    """Say what is wrong with an entry, None when all its bytes are those that were written for the key."""
+def _reason_against(entry: Path, check: Check) -> str | None:
+    """Say why an entry cannot be used by its reader, None when it can."""
+    try:
+        check(entry)
+    except UNUSABLE as error:
+        return first_line(error)
+    return None
+
+
+def find_fault(entry: Path, key: Mapping[str, Any], check: Check = Path.stat) -> str | None:
+    """Say what is wrong with an entry, None when its bytes are those that were written for the key, and fit."""
     if not entry.is_dir():
         return "missing"
     try:
@@ -136,7 +174,7 @@ def find_fault(entry: Path, key: Mapping[str, Any]) -> str | None:
     present.pop(MANIFEST, None)
     # Compared as bytes: an altered manifest has no way to be read as the right one.
     if stored == _render_manifest(key, present):
-        return None
+        return _reason_against(entry, check)
     try:
         listed = dict(json.loads(stored)["files"])
     except (ValueError, KeyError, TypeError, RecursionError):

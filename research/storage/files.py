@@ -5,10 +5,23 @@ What stands aside is named `.*.tmp`, so what a killed process leaves is known fo
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 from pathlib import Path
+from typing import NamedTuple
+
+COPY_BYTES = 1 << 24
+
+
+class Stamp(NamedTuple):
+    """What changes when a file does, and can be had without reading it."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
 
 
 def write_atomic(path: Path, content: bytes | memoryview) -> None:
@@ -87,22 +100,42 @@ def hash_file(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def stamp_file(path: Path) -> Stamp:
+    """Return a file's stamp, that of its target for a link."""
+    status = path.stat()
+    return Stamp(status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino)
+
+
+def stamp_tree(folder: Path) -> dict[str, Stamp]:
+    """Return {relative path: stamp} of every file below `folder`."""
+    stamps = {}
+    for path in folder.rglob("*"):
+        with contextlib.suppress(FileNotFoundError):  # another process has just replaced the folder
+            if path.is_file():
+                stamps[path.relative_to(folder).as_posix()] = stamp_file(path)
+    return stamps
+
+
 def hash_tree(folder: Path) -> dict[str, str]:
     """Return {relative path: SHA-256} of every file below `folder`, sorted by path."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     return {path.relative_to(folder).as_posix(): hash_file(path) for path in paths}
 
 
-def link_folder(source: Path, target: Path) -> None:
-    """Put a folder's files at `target` too, as hard links where the file system allows, else as copies."""
-    temporary = target.with_name(f".{target.name}.tmp")
-    remove(temporary)
-    shutil.copytree(source, temporary, copy_function=_link_or_copy)
-    publish_folder(temporary, target)
+def copy_folder(source: Path, target: Path) -> None:
+    """Write copies of a folder's files to another, so that editing one in place leaves the other as it is."""
+    for path in sorted(source.rglob("*")):
+        copy = target / path.relative_to(source)
+        if not path.is_dir():
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            _copy_file(path, copy)
 
 
-def _link_or_copy(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copy2(source, target)
+def _copy_file(source: Path, target: Path) -> None:
+    """Copy a file's bytes; file systems that share blocks until they are written (Btrfs, XFS) take no space for them."""
+    with open(source, "rb") as reader, open(target, "wb") as writer:
+        with contextlib.suppress(OSError, AttributeError):  # this file system, or this system, copies no ranges
+            while os.copy_file_range(reader.fileno(), writer.fileno(), COPY_BYTES):
+                pass
+        # Whatever is left, from where the copying of ranges came to.
+        shutil.copyfileobj(reader, writer, COPY_BYTES)

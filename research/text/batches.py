@@ -85,6 +85,7 @@ class BatchLoader:
 
     @property
     def num_rows(self) -> int:
+        """How many rows an epoch holds."""
         return len(self.rows)
 
     def __len__(self) -> int:
@@ -101,9 +102,11 @@ class BatchLoader:
             yield self.collate(index)
 
     def plan(self, epoch: int) -> list[NDArray[np.int64]]:
+        """Return the positions in `rows` of each batch of an epoch."""
         return length_batches(self.lengths, self.batch_size, seed=self.seed, epoch=epoch, token_budget=self.token_budget)
 
     def collate(self, index: NDArray[np.int64]) -> Batch:
+        """Return the batch of some positions in `rows`, each array padded to its own longest row."""
         rows = self.rows[index]
         input_ids, real = gather_ragged(self.tokens.ids, self.tokens.offsets, rows, self.tokens.pad_id)
         arrays = {"index": index, "row": rows, "input_ids": input_ids, "attention_mask": real.astype(np.int64)}

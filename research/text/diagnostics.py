@@ -75,6 +75,7 @@ def measure_lost_share(tokenizer: Any, sample: list[str]) -> float:
 
 
 def letters_and_marks(text: str) -> Iterable[str]:
+    """Return the letters and marks of a text, decomposed and without case."""
     folded = unicodedata.normalize("NFKD", text).casefold()
     return (character for character in folded if unicodedata.category(character)[0] in "LM")
 

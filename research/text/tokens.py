@@ -18,7 +18,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from research.errors import InputError
-from research.storage.arrays import map_array, return_free_memory
+from research.logs import PhaseProgress
+from research.storage.arrays import append_array, map_array, return_free_memory
 from research.storage.cache import Cache, digest_key
 
 CHUNK_ROWS = 8192
@@ -30,10 +31,14 @@ TOKENS_FORMAT = 2
 class TextSource(Protocol):
     """What tokenising needs of the comments: their texts in row order and a hash of them all."""
 
-    @property
-    def text_sha256(self) -> str: ...
+    def __len__(self) -> int: ...
 
-    def iter_texts(self) -> Iterator[str]: ...
+    @property
+    def text_sha256(self) -> str:
+        """A hash of all texts, in order."""
+
+    def iter_texts(self) -> Iterator[str]:
+        """Yield every text, in the order of the rows."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +58,7 @@ class Tokens:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
+        """The number of tokens in each row."""
         return np.diff(self.offsets)
 
     def same_ids(self, other: Tokens) -> bool:
@@ -100,35 +106,48 @@ def tokenize(texts: TextSource, tokenizer: Any, max_length: int, cache: Cache, *
     }
 
     def build(folder: Path, _scratch: Path) -> None:
-        write_tokens(folder, texts.iter_texts(), tokenizer, max_length, with_words)
+        write_tokens(folder, texts, tokenizer, max_length, with_words)
         return_free_memory()
 
-    folder = cache.fetch("tokens", key, build)
-    return Tokens(
-        ids=map_array(folder / "ids.bin", np.int32),
-        offsets=map_array(folder / "offsets.bin", np.int64),
-        words=map_array(folder / "words.bin", np.int32) if with_words else None,
-        pad_id=tokenizer.pad_token_id,
-        key=digest_key(key),
-    )
+    def read(folder: Path) -> Tokens:
+        return read_tokens(folder, tokenizer.pad_token_id, digest_key(key), with_words)
+
+    return read(cache.fetch("tokens", key, build, read))
 
 
-def write_tokens(folder: Path, texts: Iterator[str], tokenizer: Any, max_length: int, with_words: bool) -> None:
+def read_tokens(folder: Path, pad_id: int, key: str, with_words: bool) -> Tokens:
+    """Map what `write_tokens` wrote.
+
+    Raises:
+        ValueError: its files do not fit each other.
+    """
+    ids = map_array(folder / "ids.bin", np.int32)
+    offsets = map_array(folder / "offsets.bin", np.int64)
+    words = map_array(folder / "words.bin", np.int32) if with_words else None
+    if offsets[-1] != len(ids) or (words is not None and len(words) != len(ids)):
+        raise ValueError(f"{len(ids)} ids, {offsets[-1]} in its offsets, {len(ids) if words is None else len(words)} words")
+    return Tokens(ids, offsets, words, pad_id, key)
+
+
+def write_tokens(folder: Path, texts: TextSource, tokenizer: Any, max_length: int, with_words: bool) -> None:
     """Stream the texts through the tokenizer in large batches, so memory does not grow with the rows."""
     total = 0
+    stream = texts.iter_texts()
     with (
+        PhaseProgress("tokenising", len(texts), "texts") as progress,
         open(folder / "ids.bin", "wb") as ids_file,
         open(folder / "offsets.bin", "wb") as offsets_file,
         open(folder / "words.bin", "wb") as words_file,
     ):
-        np.zeros(1, dtype=np.int64).tofile(offsets_file)
-        while chunk := list(islice(texts, CHUNK_ROWS)):
+        append_array(offsets_file, np.zeros(1, dtype=np.int64))
+        while chunk := list(islice(stream, CHUNK_ROWS)):
             ids, lengths, words = encode(chunk, tokenizer, max_length, with_words)
-            ids.tofile(ids_file)
-            (total + np.cumsum(lengths)).tofile(offsets_file)
+            append_array(ids_file, ids)
+            append_array(offsets_file, total + np.cumsum(lengths))
             total += int(lengths.sum())
             if words is not None:
-                words.tofile(words_file)
+                append_array(words_file, words)
+            progress.advance(len(chunk))
 
 
 def encode(

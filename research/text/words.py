@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from research.storage.arrays import map_array
+from research.storage.arrays import append_array, map_array
 from research.storage.cache import Cache
 from research.text.tokens import CHUNK_ROWS, NO_WORD, Tokens
 
@@ -37,17 +37,22 @@ def pair_words(student: Tokens, teacher: Tokens, cache: Cache) -> WordPairs:
             for start in range(0, len(student.offsets) - 1, CHUNK_ROWS):
                 stop = min(start + CHUNK_ROWS, len(student.offsets) - 1)
                 left, right, shared, union = share_words(row_words(student, start, stop), row_words(teacher, start, stop))
-                left.tofile(student_file)
-                right.tofile(teacher_file)
+                append_array(student_file, left)
+                append_array(teacher_file, right)
                 shared_words, all_words = shared_words + shared, all_words + union
         (folder / "share.json").write_text(json.dumps(shared_words / max(all_words, 1)))
 
-    folder = cache.fetch("words", {"student": student.key, "teacher": teacher.key}, build)
-    return WordPairs(
-        student=map_array(folder / "student.bin", np.int32),
-        teacher=map_array(folder / "teacher.bin", np.int32),
-        aligned_share=json.loads((folder / "share.json").read_text()),
-    )
+    def read(folder: Path) -> WordPairs:
+        pairs = WordPairs(
+            student=map_array(folder / "student.bin", np.int32),
+            teacher=map_array(folder / "teacher.bin", np.int32),
+            aligned_share=json.loads((folder / "share.json").read_text()),
+        )
+        if (len(pairs.student), len(pairs.teacher)) != (len(student.ids), len(teacher.ids)):
+            raise ValueError(f"words of {len(pairs.student)} and {len(pairs.teacher)} tokens")
+        return pairs
+
+    return read(cache.fetch("words", {"student": student.key, "teacher": teacher.key}, build, read))
 
 
 def row_words(tokens: Tokens, start: int, stop: int) -> NDArray[np.int64]:

@@ -12,6 +12,7 @@ from support.comparison_runs import LABELS, make_truth, write_run
 import research_compare
 from research.compare import figures as plots
 from research.compare.scores import compare_runs
+from research.evaluation.bootstrap import COMPARED_METRICS
 from research.flags import format_value
 
 EFFICIENCY = {
@@ -69,7 +70,7 @@ def test_identical_predictions_differ_by_zero_with_p_one(tmp_path):
     assert (difference.value, difference.low, difference.high, difference.p_value) == (0, 0, 0, 1)
 
 
-@pytest.mark.parametrize("metric", research_compare.statistics.METRICS)
+@pytest.mark.parametrize("metric", COMPARED_METRICS)
 def test_every_metric_is_compared(tmp_path, metric):
     runs = [write_run(tmp_path / f"s{skill}", skill, lr=skill) for skill in (1.0, 5.0)]
     difference = compare_runs(runs, metric=metric, resamples=200).results[1].difference
@@ -359,7 +360,7 @@ def test_markdown_and_latex_escape_names(tmp_path, run_compare):
     write_run(tmp_path / "x", student_path="org/model_{1}#2")
     _, markdown, _ = run_compare(run, tmp_path / "x", "--format", "markdown")
     _, latex, _ = run_compare(run, tmp_path / "x", "--format", "latex")
-    assert r"50%\_a\|b&c" in markdown
+    assert r"50%\_a\|b&amp;c" in markdown
     assert r"50\%\_a\textbar{}b\&c" in latex
     assert r"org/model\_\{1\}\#2" in latex
     columns = {line.replace(r"\|", "").count("|") for line in markdown.splitlines() if line.startswith("|")}
@@ -410,6 +411,21 @@ def test_output_that_cannot_be_written_is_named(tmp_path, run_compare):
     status, _, err = run_compare(run, "--output", tmp_path / "file")
     assert status == 2
     assert str(tmp_path / "file") in err
+
+
+@pytest.mark.parametrize("finished", [True, False])
+def test_run_directory_is_refused_as_output(tmp_path, run_compare, finished):
+    run = write_run(tmp_path / "run")
+    (run / "report.html").write_text("the run's own")
+    if not finished:
+        (run / "metrics.json").unlink()
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    status, out, err = run_compare(run, "--output", run)
+    assert (status, out) == (2, "")
+    assert err.splitlines() == [
+        f"research_compare.py: --output {run} holds a run, whose report.html would be overwritten. Give another folder."
+    ]
+    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
 
 
 def test_a_seed_is_no_swept_flag(tmp_path):

@@ -191,13 +191,6 @@ def test_paired_t_test_of_degenerate_differences(differences, expected):
     assert statistics.paired_t_test(differences) == pytest.approx(expected, nan_ok=True)
 
 
-def test_sign_flip_test_counts_every_pattern():
-    assert statistics.sign_flip_test([1.0, 2.0, 3.0]) == 2 / 8
-    # Of 8 patterns of (3, -1, 1) sums +-5 (2), +-3 (4) and +-1 (2): six are at least 3 away.
-    assert statistics.sign_flip_test([3.0, -1.0, 1.0]) == 6 / 8
-    assert 0 < statistics.sign_flip_test([1.0] * 20) < 0.001
-
-
 def test_mean_and_std_of_one_seed_has_no_std():
     assert statistics.mean_and_std([1.0, 2.0, 3.0]) == (2.0, 1.0)
     assert math.isnan(statistics.mean_and_std([0.5])[1])

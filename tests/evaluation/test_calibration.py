@@ -7,16 +7,13 @@ import pytest
 import torch
 
 from research.evaluation.calibration import (
-    calibrate,
     compute_calibration,
     compute_calibration_error,
     fit_temperature,
     logit,
     sigmoid,
 )
-from research.evaluation.metrics import (
-    evaluate_model,
-)
+from research.evaluation.metrics import calibrate, evaluate_model
 
 
 def test_sigmoid_is_exact_and_never_overflows() -> None:

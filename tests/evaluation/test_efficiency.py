@@ -30,29 +30,45 @@ def test_model_without_an_encoder_is_all_encoder() -> None:
 
 def test_measured_efficiency_is_complete_and_positive() -> None:
     model = TinyClassifier().train()
-    efficiency = measure_efficiency(model, list(LengthSortedLoader()), "cpu", time_budget_s=0.02)
-    assert set(efficiency) == {
-        *count_parameters(model),
-        "size_mb",
-        "latency_ms_batch1",
-        "latency_ms_batch32",
-        "throughput_per_s",
-    }
-    assert all(value > 0 for value in efficiency.values())
+    result = measure_efficiency({"student": model}, {"student": list(LengthSortedLoader())}, "cpu", time_budget_s=0.02)
+    efficiency = result["student"]
+    timed = ("latency_ms_batch1", "latency_ms_batch32", "throughput_per_s")
+    assert set(efficiency) == {*count_parameters(model), "size_mb", *timed, *(f"{name}_range" for name in timed)}
+    assert all(low <= efficiency[name] <= high for name in timed for low, high in [efficiency[f"{name}_range"]])
     assert efficiency["size_mb"] == pytest.approx(efficiency["parameters_total"] * 4 / 1e6)
     assert model.training and model.encoder.training
+    assert set(result) == {"student"}
 
 
-def test_timed_batches_hold_the_rows_asked_for_and_no_needless_padding() -> None:
-    shapes = set()
+class Clockwork(nn.Module):
+    """Takes a number of seconds a cell, on a clock of its own, and notes what it was asked."""
 
-    class Recorder(nn.Module):
-        def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
-            shapes.add((len(input_ids), bool(attention_mask.any(dim=0).all())))
-            return {"logits": attention_mask.float()}
+    def __init__(self, clock: list[float], seconds: float, asked: list[tuple[str, tuple[int, ...]]], name: str) -> None:
+        super().__init__()
+        self.clock, self.seconds, self.asked, self.name = clock, seconds, asked, name
 
-    measure_efficiency(Recorder(), list(LengthSortedLoader()), "cpu", time_budget_s=0.01)
-    assert shapes == {(1, True), (32, True)}
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> dict[str, torch.Tensor]:
+        assert attention_mask.any(dim=0).all(), "needless padding"
+        self.asked.append((self.name, tuple(input_ids.shape)))
+        self.clock[0] += self.seconds * input_ids.numel()
+        return {"logits": attention_mask.float()}
+
+
+def test_models_answer_the_same_rows_in_turn_so_the_ratio_is_that_of_the_models(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A teacher so slow that it uses up the time budget is still timed on every batch, as the student is."""
+    clock, asked = [0.0], []  # type: ignore[var-annotated]
+    monkeypatch.setattr("research.evaluation.efficiency.time.perf_counter", lambda: clock[0])
+    models = {name: Clockwork(clock, seconds, asked, name) for name, seconds in (("teacher", 0.004), ("student", 0.001))}
+    batches = list(LengthSortedLoader(num_rows=96, batch_size=32))
+    result = measure_efficiency(models, dict.fromkeys(models, batches), "cpu", time_budget_s=0.5)
+    for name in ("latency_batch1", "latency_batch32", "throughput"):
+        assert result["ratios"][name] == pytest.approx(4)
+        assert result["ratio_ranges"][name] == pytest.approx([4, 4])
+    of_teacher, of_student = ([shape for name, shape in asked if name == side] for side in models)
+    assert of_teacher == of_student
+    assert {shape[0] for shape in of_teacher} == {1, 32}
+    one_round = [name for name, _ in asked[: 2 * len(batches)]]
+    assert one_round == ["teacher"] * len(batches) + ["student"] * len(batches)
 
 
 def efficiency_of(millions: float, embeddings: float, latency_ms: float) -> dict[str, float]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 from support.builders import LABELS, QUICK_EXTRAS, ROOT, build_model_folder, make_texts
 from support.fault_injection import (
     DAMAGES,
@@ -32,6 +32,7 @@ from support.fault_injection import (
     fork_server,
     hold_run_directory,
     kill_runs,
+    limit_runs,
     read_results,
 )
 
@@ -352,6 +353,162 @@ def test_edited_test_table_of_a_finished_run_is_refused(lab: Lab) -> None:
     assert (status, "another content of test.csv" in errors) == (2, True)
 
 
+# Models that change under a run or after it
+
+
+def link_out(folder: Path) -> None:
+    """Move the files of a model, subfolders included, elsewhere and leave links, as the hub's cache has them."""
+    store = folder.with_name(f"{folder.name} of elsewhere")
+    for path in [path for path in folder.rglob("*") if path.is_file()]:
+        blob = store / path.relative_to(folder)
+        blob.parent.mkdir(parents=True, exist_ok=True)
+        path.rename(blob)
+        path.symlink_to(blob)
+
+
+def link_subfolders(folder: Path) -> None:
+    """Move the subfolders of a model elsewhere and leave links."""
+    store = folder.with_name(f"{folder.name} of elsewhere")
+    store.mkdir()
+    for path in [path for path in folder.iterdir() if path.is_dir()]:
+        path.rename(store / path.name)
+        path.symlink_to(store / path.name)
+
+
+def scale_weights(path: Path, factor: float = 1.01) -> None:
+    """Write other weights of the same size into a file."""
+    content = save({name: tensor * factor for name, tensor in load_file(path).items()}, {"format": "pt"})
+    with open(path, "r+b") as file:
+        file.write(content)
+
+
+def make_checkpoint(lab: Lab) -> Path:
+    """Fine-tune a teacher with another table and cache; return its folder, for --teacher_checkpoint."""
+    status, errors = lab.run("--pipeline", "baseline", "--no-with_control", "--output_dir", "other", "--cache_dir", "cache_other")
+    assert status == 0, errors
+    return (lab.folder / "other" / "teacher").rename(lab.folder / "checkpoint")
+
+
+CHECKPOINT = ("--teacher_checkpoint", "checkpoint", "--no-with_control")
+
+
+@pytest.mark.parametrize("link", [link_out, link_subfolders])
+def test_linked_checkpoint_whose_weights_change_gives_no_old_logits(lab: Lab, link: Callable[[Path], None]) -> None:
+    link(make_checkpoint(lab))
+    assert lab.run(*CHECKPOINT, "--output_dir", "before")[0] == 0
+    scale_weights((lab.folder / "checkpoint" / "encoder" / "model.safetensors").resolve())
+    assert lab.run(*CHECKPOINT)[0] == 0
+    assert lab.run(*CHECKPOINT, "--output_dir", "fresh", "--cache_dir", "fresh_cache")[0] == 0
+    before, after, fresh = (read_results(lab.folder / name) for name in ("before", "run", "fresh"))
+    assert after == fresh
+    assert after["predictions.csv"] != before["predictions.csv"]
+
+
+@pytest.mark.parametrize("model", ["teacher", "student", "checkpoint"])
+def test_finished_run_whose_model_has_changed_is_refused(lab: Lab, model: str) -> None:
+    flags, folder, file = ["--no-with_control"], f"models/{model}", "model.safetensors"
+    if model == "checkpoint":
+        make_checkpoint(lab)
+        flags, folder, file = [*CHECKPOINT], "checkpoint", "encoder/model.safetensors"
+    assert lab.run(*flags)[0] == 0
+    results = read_results(lab.folder / "run")
+    path = lab.folder / folder / file
+    os.utime(path)
+    assert "finished already" in lab.run(*flags)[1], "another time alone is no change"
+    scale_weights(path)
+    status, errors = lab.run(*flags)
+    side = "student" if model == "student" else "teacher"
+    assert (status, errors.splitlines()) == (
+        2,
+        [
+            f"error: run was made from other files of the {side} {folder} ({file}). "
+            "Use another --output_dir, or --overwrite to run on the model as it is now."
+        ],
+    )
+    assert read_results(lab.folder / "run") == results
+    status, errors = lab.run(*flags, "--overwrite")
+    assert status == 0, errors
+    assert read_results(lab.folder / "run")["predictions.csv"] != results["predictions.csv"]
+    assert "finished already" in lab.run(*flags)[1]
+
+
+def test_finished_run_answers_where_its_models_are_gone_or_its_environment_is_of_an_earlier_version(lab: Lab) -> None:
+    flags = ("--pipeline", "student_only", "--no-with_control")
+    assert lab.run(*flags)[0] == 0
+    environment = lab.folder / "run" / "environment.json"
+    content = json.loads(environment.read_text(encoding="utf-8"))
+    assert set(content["models"]) == {"student"}
+    shutil.move(lab.folder / "models" / "student", lab.folder / "moved")
+    assert "finished already" in lab.run(*flags)[1]
+    shutil.move(lab.folder / "moved", lab.folder / "models" / "student")
+    change_weights("student")(lab.folder)
+    del content["models"]
+    environment.write_text(json.dumps(content), encoding="utf-8")
+    assert "finished already" in lab.run(*flags)[1]
+
+
+def test_folds_of_two_students_are_refused_not_mixed(lab: Lab) -> None:
+    flags = ("--num_folds", "2", "--pipeline", "student_only", "--no-with_control")
+    interrupt(lab, STEP, 7, *flags)
+    change_weights("student")(lab.folder)
+    status, errors = lab.run(*flags)
+    assert status == 2
+    assert "run/fold_1 was made from other files of the student models/student (model.safetensors)" in errors
+
+
+@pytest.mark.parametrize("model", ["teacher", "student"])
+def test_weights_swapped_between_hashing_and_loading_poison_nothing(
+    lab: Lab, inputs: Path, tmp_path_factory: pytest.TempPathFactory, model: str
+) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, f"research.experiment.{model}_stage.load_encoder", 1, lambda: change_weights(model)(lab.folder))
+        line = lab.fails(2)
+    assert f"model 'models/{model}': model.safetensors changed while the run was reading it" in line
+    fresh = copy_inputs(inputs, tmp_path_factory.mktemp("fresh"))
+    change_weights(model)(fresh)
+    clean = attempt(fresh)
+    assert clean.status == 0, clean.errors
+    lab.ends_like(read_results(fresh / "run"))
+
+
+def test_checkpoint_swapped_while_it_is_loaded_is_loaded_again(lab: Lab) -> None:
+    path = make_checkpoint(lab) / "encoder" / "model.safetensors"
+    loads: list[str] = []
+
+    def load(*arguments: Any, **keywords: Any) -> Any:
+        loaded = load_classifier(*arguments, **keywords)
+        if not loads:
+            scale_weights(path)
+        loads.append("loaded")
+        return loaded
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(inputs_room, "load_classifier", load)
+        assert lab.run(*CHECKPOINT)[0] == 0
+    assert len(loads) == 2
+    assert lab.run(*CHECKPOINT, "--output_dir", "fresh", "--cache_dir", "fresh_cache")[0] == 0
+    assert read_results(lab.folder / "run") == read_results(lab.folder / "fresh")
+
+
+def test_cached_teacher_altered_between_checking_and_loading_is_not_used(lab: Lab, expected: dict[str, bytes]) -> None:
+    interrupt(lab, "research.experiment.teacher_stage.fetch_logits", 1)
+    path = next((lab.folder / "cache" / "teachers").glob("*/model/encoder/model.safetensors"))
+    with pytest.MonkeyPatch.context() as patch:
+        at_call(patch, "research.experiment.teacher_stage.load_classifier", 1, lambda: scale_weights(path))
+        assert "was changed while it was in use" in lab.fails(2)
+    assert "is damaged" in lab.ends_like(expected)
+
+
+def test_what_is_written_into_a_runs_teacher_stays_there(lab: Lab, expected: dict[str, bytes]) -> None:
+    lab.ends_like(expected)
+    for path in (lab.folder / "run" / "teacher").rglob("*"):
+        if path.is_file():
+            with open(path, "r+b") as file:
+                file.write(b"edited in place")
+    assert "is damaged" not in lab.run("--output_dir", "second")[1]
+    assert read_results(lab.folder / "second") == expected
+
+
 # Memory, disk and numbers that are none
 
 
@@ -432,6 +589,15 @@ def test_full_disk_is_one_line_and_the_same_command_goes_on_after_making_room(
     status, errors = lab.run(f"--{flag}", place)
     assert status == 0, errors
     assert read_results(lab.folder / ("small/run" if flag == "output_dir" else "run")) == expected
+
+
+def test_files_that_end_early_are_one_line_and_the_same_command_goes_on(
+    inputs: Path, untouched_folder: Path, untouched: Attempt, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    """A short form of the benchmark."""
+    result = limit_runs(tmp_path, inputs, untouched_folder, untouched, expected, wanted=8)
+    assert result["limits_that_differ"] == []
+    assert result["limits_end_in"]["an error line, then the same bytes"] >= 4
 
 
 def test_non_finite_loss_names_step_component_and_rows_and_keeps_the_last_good_checkpoint(lab: Lab) -> None:

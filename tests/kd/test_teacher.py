@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from support.builders import QUICK_EXTRAS, TOKENIZERS, build_encoder, build_model_folder, make_table, make_texts
+from support.fault_injection import file_size_limit, tear
 
 import research_main
 from research.kd import teacher as teacher_room
@@ -37,6 +38,9 @@ class Corpus:
     """Texts, with the hash that names them."""
 
     texts: tuple[str, ...] = TEXTS
+
+    def __len__(self) -> int:
+        return len(self.texts)
 
     @property
     def text_sha256(self) -> str:
@@ -208,6 +212,44 @@ def test_another_teacher_tokenizer_text_or_layer_is_another_entry(folders: dict[
         entries = {kind: {path for path in (tmp_path / kind).iterdir() if path.is_dir()} for kind in ("logits", "layers")}
         counts.append((len(entries["logits"]), len(entries["layers"])))
     assert counts == [(1, 1), (1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (5, 6)]
+
+
+@pytest.mark.parametrize("library", ["torch", "transformers"])
+def test_another_version_of_a_library_is_another_entry(setup: Setup, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
+    before = teacher_room.output_key(setup.teacher, setup.teacher_loader(), CPU)
+    installed = teacher_room.version
+    monkeypatch.setattr(teacher_room, "version", lambda name: "0.0.1" if name == library else installed(name))
+    assert teacher_room.output_key(setup.teacher, setup.teacher_loader(), CPU) != before
+
+
+@pytest.mark.parametrize("name", ["logits.npy", "hidden", "map", "rows.bin", "lengths.bin", "layout.json"])
+def test_torn_outputs_with_a_manifest_of_their_own_are_made_again(
+    setup: Setup, caplog: pytest.LogCaptureFixture, name: str
+) -> None:
+    """What an earlier version left on a full disk."""
+    loader = setup.loader(np.arange(len(TEXTS)))
+
+    def fetch(cache: Cache) -> tuple[np.ndarray, ...]:
+        logits = fetch_logits(setup.teacher, setup.teacher_loader(), CPU, cache)
+        store = fetch_layers(setup.teacher, compared_layers(), loader, CPU, cache)
+        return tuple(map(np.array, (logits, *store.states.values(), *store.maps.values())))
+
+    whole = fetch(setup.cache)
+    tear(next(path for path in setup.cache.root.glob("l*/*/*") if name in path.name))
+    for left, right in zip(whole, fetch(Cache(setup.cache.root)), strict=True):
+        np.testing.assert_array_equal(left, right)
+    assert caplog.text.count("is damaged") == 1
+
+
+@pytest.mark.parametrize("lost", [1, 2000])
+def test_outputs_that_do_not_fit_on_the_disk_are_an_error_and_no_entry(setup: Setup, tmp_path: Path, lost: int) -> None:
+    """The tofile of numpy itself tofile said nothing when it was the last block that did not fit."""
+    loader = setup.loader(np.arange(len(TEXTS)))
+    store = fetch_layers(setup.teacher, compared_layers(), loader, CPU, setup.cache)
+    largest = max(array.nbytes for array in [*store.states.values(), *store.maps.values()])
+    with file_size_limit(largest - lost), pytest.raises(OSError, match="File too large"):
+        fetch_layers(setup.teacher, compared_layers(), loader, CPU, Cache(tmp_path / "full"))
+    assert [path.suffix for path in (tmp_path / "full" / "layers").iterdir()] == [".lock"]
 
 
 # The same through the command line

@@ -20,13 +20,12 @@ from research.models.attention import RECORDED_SDPA
 from research.models.classifiers import EncoderClassifier, SequenceClassifier, StudentModel, TeacherModel, TextClassifier
 from research.models.cutting import cut_layers
 from research.models.encoders import (
-    fingerprint_model,
     load_encoder,
     load_model_config,
     load_tokenizer,
     prepare_encoder,
-    resolve_model_folder,
 )
+from research.models.fingerprint import read_model_files, resolve_model_folder
 from research.models.mapping import pick_layers
 from research.models.saved import load_classifier, save_classifier
 
@@ -491,17 +490,8 @@ def test_model_that_does_not_exist_is_an_error_of_one_line_naming_it(name: str) 
         lambda: load_tokenizer(name),
         lambda: load_classifier(name, LABELS),
         lambda: resolve_model_folder(name),
+        lambda: read_model_files(name, weights=False),
     ):
         with pytest.raises(InputError) as caught:
             load()
         assert name in str(caught.value) and "\n" not in str(caught.value)
-
-
-def test_fingerprint_changes_with_the_weights_and_not_with_the_readme(tmp_path: Path) -> None:
-    folder = build_encoder("bert", tmp_path, VOCABULARY, seed=1)
-    before = fingerprint_model(str(folder))
-    (folder / "README.md").write_text("a model", encoding="utf-8")
-    assert fingerprint_model(str(folder)) == before
-    build_encoder("bert", folder, VOCABULARY, seed=2)
-    changed = {name for name, digest in fingerprint_model(str(folder)).items() if digest != before[name]}
-    assert changed == {"model.safetensors"}

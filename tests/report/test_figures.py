@@ -18,13 +18,6 @@ def test_thinning_keeps_the_ends_and_moves_no_curve_further_than_can_be_seen() -
     assert len(figures.thin_points(points[:1])) == 1
 
 
-def test_precision_recall_shares_a_point_among_ties() -> None:
-    truth = np.array([True, False, True, False])
-    precision, recall = figures.precision_recall_points(truth, np.array([0.9, 0.5, 0.5, 0.1]))
-    np.testing.assert_allclose(precision, [1, 2 / 3, 1 / 2])
-    np.testing.assert_allclose(recall, [1 / 2, 1, 1])
-
-
 def test_missing_font_is_named_once(caplog: pytest.LogCaptureFixture) -> None:
     fonts._warn_missing_font.cache_clear()
     for _ in range(2):

@@ -21,6 +21,7 @@ from research.report.document import (
     Code,
     Document,
     Figure,
+    Figures,
     Heading,
     Hidden,
     Link,
@@ -28,9 +29,9 @@ from research.report.document import (
     Strong,
     Table,
     Typed,
+    render_html,
     render_markdown,
 )
-from research.report.html import render_html
 from research.runs.directory import RunDirectory
 from research_config import ExperimentConfig, saved_settings
 
@@ -78,11 +79,28 @@ def test_page_holds_nothing_from_elsewhere(page: Path) -> None:
     outline = Outline(page.read_text(encoding="utf-8"))
     for _, attributes in outline.tags:
         for name in ("src", "href", "srcset", "action", "data"):
-            assert (attributes.get(name) or "data:").startswith(("data:", "fold_"))
+            assert (attributes.get(name) or "data:").startswith(("data:", "fold_", "#"))
         assert not any(name.startswith("on") for name in attributes)
     assert len(outline.all("script")) == 1 and len(outline.all("style")) == 1
     policy = next(tag["content"] or "" for tag in outline.all("meta") if tag.get("http-equiv") == "Content-Security-Policy")
     assert "default-src 'none'" in policy and "unsafe" not in policy and "http" not in policy
+
+
+def test_a_report_without_plots_draws_none_and_shows_none(page: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    shutil.copytree(page.parent, folder, ignore=shutil.ignore_patterns("plots"))
+    metrics = {"labels": [], "headline": {"model": "student", "part": "test", "metric": "f1_macro", "value": 0.5}}
+    run_page.write_report(folder, metrics, plots=False)
+    assert not (folder / "plots").exists()
+    assert Outline((folder / "report.html").read_text(encoding="utf-8")).all("img") == []
+    assert "![" not in (folder / "report.md").read_text(encoding="utf-8")
+
+
+def test_contents_lead_to_every_section(page: Path) -> None:
+    outline = Outline(page.read_text(encoding="utf-8"))
+    anchors = [f"#{tag['id']}" for tag in outline.all("h2")]
+    assert len(set(anchors)) == len(anchors) > 5
+    assert [tag["href"] for tag in outline.all("a")] == anchors
 
 
 def test_page_can_be_read_aloud(page: Path) -> None:
@@ -109,7 +127,7 @@ def test_every_inline_and_block_is_rendered_both_ways() -> None:
         Paragraph(("see ", Strong("this*"), ", ", Typed("--kd_alpha"), " and ", Link("fold_1", "fold_1/report"))),
         Table("caption", ["name", "value"], [["a|b", "1"], ["c", Hidden("Show", "secret\u0007 text")]]),
         Code("python x.py ```"),
-        Figure("plots/x.png", "What it shows"),
+        Figures([Figure("plots/x.png", "What it shows")]),
     ]
     markdown = render_markdown(Document("t", blocks))
     assert r"see **this\***, `--kd_alpha` and [fold_1](fold_1/report.md)" in markdown
@@ -213,16 +231,31 @@ def test_a_click_on_a_header_sorts_by_number_and_back(browser: Any, page: Path) 
 
 
 def test_signs_and_empty_cells_sort_as_numbers_do(browser: Any, tmp_path: Path) -> None:
-    cells = ["+0.02", "–", "1,200", "<0.001", "-0.5", "[0.3, 0.4]", "", "9 %"]
+    cells = ["+0.02", "–", "1,200", "<0.001", "-0.5", "0.3 to 0.4", "", "9 %"]
     table = Table("numbers", ["n", "value"], [[str(place), cell] for place, cell in enumerate(cells)])
     path = tmp_path / "report.html"
     path.write_text(render_html(Document("t", [table]), {}), encoding="utf-8")
     open_page(browser, path)
     click_header(browser, 0, 1)
-    rising = ["-0.5", "<0.001", "+0.02", "[0.3, 0.4]", "9\u00a0%", "1,200"]
+    rising = ["-0.5", "<0.001", "+0.02", "0.3 to 0.4", "9\u00a0%", "1,200"]
     assert column(browser, 0, 1)[:6] == rising and set(column(browser, 0, 1)[6:]) == {"–", ""}
     click_header(browser, 0, 1)
     assert column(browser, 0, 1)[:6] == rising[::-1] and set(column(browser, 0, 1)[6:]) == {"–", ""}
+
+
+def test_first_column_stays_and_dark_readers_get_dark_paper(browser: Any, page: Path) -> None:
+    open_page(browser, page, 390)
+    cell = "document.querySelectorAll('table')[1].tBodies[0].rows[0].cells[0]"
+    before = browser.execute_script(f"return {cell}.getBoundingClientRect().left")
+    browser.execute_script("document.querySelectorAll('.scroll')[1].scrollLeft = 200")
+    assert browser.execute_script(f"return {cell}.getBoundingClientRect().left") == before
+    background = "return getComputedStyle(document.body).backgroundColor"
+    assert browser.execute_script(background) == "rgb(255, 255, 255)"
+    scheme = {"name": "prefers-color-scheme", "value": "dark"}
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
+    dark = browser.execute_script(background)
+    browser.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+    assert dark == "rgb(22, 24, 27)"
 
 
 def test_texts_are_hidden_until_they_are_clicked(browser: Any, page: Path) -> None:
@@ -261,5 +294,5 @@ def test_page_of_a_comparison_sorts_too(browser: Any, tmp_path: Path) -> None:
 
 
 def test_rendering_imports_neither_numpy_nor_torch() -> None:
-    code = "import sys, research.report.html; sys.exit(bool({'numpy', 'torch', 'matplotlib'} & set(sys.modules)))"
+    code = "import sys, research.report.document; sys.exit(bool({'numpy', 'torch', 'matplotlib'} & set(sys.modules)))"
     assert subprocess.run([sys.executable, "-c", code], cwd=Path(__file__).parents[2], check=False).returncode == 0

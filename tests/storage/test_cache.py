@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from research.errors import InputError
 from research.storage.cache import MANIFEST, Cache, digest_key, find_fault
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -206,6 +207,53 @@ def test_failed_build_without_scratch_files_leaves_nothing(tmp_path: Path) -> No
     with pytest.raises(ValueError, match="a fault in the text"):
         Cache(tmp_path).fetch("tokens", KEY, fail)
     assert litter(tmp_path) == []
+
+
+def refuse_short_ids(folder: Path) -> None:
+    """A reader that knows how many ids there have to be."""
+    if (size := (folder / "ids.bin").stat().st_size) != 64:
+        raise ValueError(f"{size} ids")
+
+
+def test_entry_that_its_reader_cannot_use_is_built_again_with_one_warning(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    def build_torn(folder: Path, scratch: Path) -> None:
+        Counting()(folder, scratch)
+        truncate_to_half(folder / "ids.bin")
+
+    entry = Cache(tmp_path).fetch("tokens", KEY, build_torn)
+    assert find_fault(entry, KEY) is None, "its manifest is that of the torn file"
+    build = Counting()
+    for _ in range(2):
+        assert Cache(tmp_path).fetch("tokens", KEY, build, refuse_short_ids) == entry
+    assert_whole(entry)
+    assert len(build.scratch) == 1
+    assert [record.getMessage() for record in caplog.records] == [f"cache entry {entry} is damaged (32 ids): building it again"]
+
+
+def test_entry_that_cannot_be_read_back_is_never_put_into_place(tmp_path: Path) -> None:
+    def build_nothing(_folder: Path, _scratch: Path) -> None:
+        pass
+
+    with pytest.raises(OSError, match=r"cannot be read back \(.*ids\.bin") as caught:
+        Cache(tmp_path).fetch("tokens", KEY, build_nothing, refuse_short_ids)
+    assert caught.value.filename == str(tmp_path / "tokens" / digest_key(KEY)[:32])
+    assert litter(tmp_path) == []
+    assert not Path(caught.value.filename).exists()
+
+
+def test_entry_altered_while_this_process_lives_is_noticed(tmp_path: Path) -> None:
+    cache = Cache(tmp_path)
+    entry = cache.fetch("tokens", KEY, Counting())
+    cache.check_unchanged(entry)
+    flip_first_byte(entry / "ids.bin")
+    with pytest.raises(InputError, match=f"cache entry {entry} was changed while it was in use"):
+        cache.check_unchanged(entry)
+    build = Counting()
+    assert cache.fetch("tokens", KEY, build) == entry
+    assert_whole(entry)
+    cache.check_unchanged(entry)
 
 
 def test_second_process_waits_and_uses_what_the_first_one_built(tmp_path: Path) -> None:

@@ -9,7 +9,6 @@ import logging
 import multiprocessing
 import os
 import pickle
-import resource
 import time
 import zipfile
 from collections.abc import Callable
@@ -20,6 +19,7 @@ import pytest
 import torch
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from support.fault_injection import file_size_limit
 
 from research.storage.checkpoints import CheckpointFolder
 
@@ -197,13 +197,8 @@ def test_hostile_checkpoint_runs_no_code(tmp_path: Path) -> None:
 def test_full_disk_keeps_the_checkpoint_before_and_leaves_no_litter(tmp_path: Path) -> None:
     save_steps(tmp_path, 10, 20)
     before = sorted(tmp_path.iterdir())
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (2000, hard))
-    try:
-        with pytest.raises(OSError, match="File too large"):
-            save_steps(tmp_path, 30)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    with file_size_limit(2000), pytest.raises(OSError, match="File too large"):
+        save_steps(tmp_path, 30)
     assert sorted(tmp_path.iterdir()) == before
     assert loaded_step(tmp_path) == 20
 

@@ -3,26 +3,14 @@
 from __future__ import annotations
 
 import os
-import resource
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from support.fault_injection import file_size_limit
 
 from research.storage import files
-from research.storage.files import hash_tree, link_folder, publish_folder, remove, remove_litter, write_atomic
-
-
-@contextmanager
-def full_disk(room: int) -> Iterator[None]:
-    """Make every file end after `room` bytes: a write past it fails as on a full disk."""
-    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+from research.storage.files import copy_folder, hash_tree, publish_folder, remove, remove_litter, write_atomic
 
 
 def names(folder: Path) -> list[str]:
@@ -47,7 +35,7 @@ def test_write_replaces_the_content_and_leaves_no_other_file(tmp_path: Path) -> 
 def test_full_disk_leaves_the_old_content_and_no_litter(tmp_path: Path) -> None:
     path = tmp_path / "metrics.json"
     write_atomic(path, b"old")
-    with full_disk(1000), pytest.raises(OSError, match="File too large"):
+    with file_size_limit(1000), pytest.raises(OSError, match="File too large"):
         write_atomic(path, bytes(5000))
     assert path.read_bytes() == b"old"
     assert names(tmp_path) == ["metrics.json"]
@@ -147,15 +135,34 @@ def test_tree_hash_changes_with_a_byte_and_with_a_name(tmp_path: Path) -> None:
     assert hash_tree(folder) != before
 
 
-@pytest.mark.parametrize("links_work", [True, False])
-def test_linked_folder_holds_the_same_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, links_work: bool) -> None:
-    source = make_folder(tmp_path / "entry", "weights")
-    if not links_work:
+def refuse_ranges(*_arguments: object) -> int:
+    raise OSError("this file system copies no ranges")
 
-        def refuse(*_arguments: object) -> None:
-            raise OSError("no hard links here")
 
-        monkeypatch.setattr(files.os, "link", refuse)
-    link_folder(source, tmp_path / "teacher")
+def copy_one_range(*arguments: int) -> int:
+    """Copy ten bytes, then refuse, as between two file systems of which one fills up its quota of shared blocks."""
+    copied = [] if os.lseek(arguments[0], 0, os.SEEK_CUR) else [real_copy_file_range(arguments[0], arguments[1], 10)]
+    return copied[0] if copied else refuse_ranges()
+
+
+real_copy_file_range = os.copy_file_range
+
+
+@pytest.mark.parametrize("copy", [real_copy_file_range, refuse_ranges, copy_one_range])
+def test_copied_folder_holds_the_same_bytes_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, copy: Callable[..., int]
+) -> None:
+    source = make_folder(tmp_path / "entry", "weights of a model")
+    monkeypatch.setattr(files.os, "copy_file_range", copy)
+    copy_folder(source, tmp_path / "teacher")
+    assert hash_tree(tmp_path / "teacher") == hash_tree(source)
     assert names(tmp_path / "teacher") == ["config.json", "deep", "deep/weights.bin"]
-    assert os.path.samefile(source / "config.json", tmp_path / "teacher" / "config.json") is links_work
+    with open(tmp_path / "teacher" / "config.json", "r+") as file:
+        file.write("edited")
+    assert (source / "config.json").read_text() == "weights of a model"
+
+
+def test_copy_that_does_not_fit_on_the_disk_is_an_error(tmp_path: Path) -> None:
+    source = make_folder(tmp_path / "entry", "weights" * 1000)
+    with file_size_limit(6999), pytest.raises(OSError, match="File too large"):
+        copy_folder(source, tmp_path / "teacher")

@@ -42,9 +42,9 @@ class TinyClassifier(nn.Module):
 class LengthSortedLoader:
     """Rows of growing length, longest first, padded batch by batch."""
 
-    def __init__(self, num_rows: int = 11, batch_size: int = 4, prefix: str = "") -> None:
+    def __init__(self, num_rows: int = 11, batch_size: int = 4) -> None:
         rng = np.random.default_rng(1)
-        self.num_rows, self.batch_size, self.prefix = num_rows, batch_size, prefix
+        self.num_rows, self.batch_size = num_rows, batch_size
         self.rows = [torch.from_numpy(rng.integers(1, 50, size=length)) for length in rng.integers(2, 20, num_rows)]
 
     def __iter__(self) -> Iterator[dict[str, torch.Tensor]]:
@@ -54,7 +54,7 @@ class LengthSortedLoader:
             input_ids = nn.utils.rnn.pad_sequence([self.rows[row] for row in index], batch_first=True)
             yield {
                 "index": torch.tensor(index),
-                f"{self.prefix}input_ids": input_ids,
-                f"{self.prefix}attention_mask": (input_ids > 0).long(),
+                "input_ids": input_ids,
+                "attention_mask": (input_ids > 0).long(),
                 "labels": torch.zeros(len(index), 3),
             }

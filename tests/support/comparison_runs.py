@@ -5,6 +5,10 @@ from typing import Any
 
 import numpy as np
 
+from research.components import COMPONENT_NAMES
+from research.evaluation.metrics import build_metrics
+from research.names import MODELS, SCORES_PER_EPOCH
+from research.report.run_page import write_report
 from research.runs.directory import RunDirectory
 from research_config import ExperimentConfig, saved_settings
 
@@ -59,4 +63,19 @@ def write_run(
             **dict.fromkeys(models, scores),
         }
     )
+    return path
+
+
+def write_scored_run(path: Path) -> Path:
+    """Write a run of all three models with the metrics, the history and the report that a run computes."""
+    truth = make_truth()
+    probs = {model: make_probs(truth, skill, 1) for model, skill in zip(MODELS, (4, 2, 3), strict=True)}
+    parts = {model: {"validation": values, "test": values} for model, values in probs.items()}
+    with RunDirectory(path) as directory:
+        directory.claim(saved_settings(ExperimentConfig(label_columns=LABELS, with_control=True)))
+        columns = (*COMPONENT_NAMES, *(f"val_{name}" for name in SCORES_PER_EPOCH))
+        directory.write_history([{"epoch": 1, **dict.fromkeys(columns, 0.5)}])
+        directory.write_predictions("test", range(len(truth)), LABELS, truth, probs)
+        directory.write_metrics(build_metrics(LABELS, dict.fromkeys(("train", "validation", "test"), truth), parts, {}))
+    write_report(path)
     return path

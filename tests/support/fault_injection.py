@@ -7,9 +7,11 @@ from __future__ import annotations
 
 import ctypes
 import functools
+import json
 import multiprocessing
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -25,6 +27,8 @@ from pathlib import Path
 from typing import Any
 
 from research.runs.directory import RunDirectory
+from research.storage.cache import MANIFEST
+from research.storage.files import hash_tree
 from support.builders import QUICK_EXTRAS, ROOT, build_model_folder, make_table, make_texts
 
 PHASES = ("start", "tokenize", "teacher", "teacher_outputs", "student", "control", "save")
@@ -47,6 +51,8 @@ PRELOADED = [
 ]  # fmt: skip
 TIMEOUT_S = 120
 KILLS_PER_RUN = 3
+# What the command says has to fit into a file of the least size, or its error line could not be read.
+SMALLEST_LIMIT = 1500
 GOLDEN_RATIO = 0.6180339887
 
 
@@ -95,6 +101,27 @@ def truncate(path: Path) -> None:
 DAMAGES: dict[str, Callable[[Path], None]] = {"flip one byte": flip_byte, "truncate to half": truncate, "delete": Path.unlink}
 
 
+@contextmanager
+def file_size_limit(room: int) -> Iterator[None]:
+    """Make every file of this process end after `room` bytes: a write past it fails as on a full disk."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (room, hard))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+
+
+def tear(path: Path) -> None:
+    """Lose the last bytes of a cache entry's file, in its manifest too, as numpy once did on a full disk."""
+    size = path.stat().st_size
+    os.truncate(path, size - min(8, size // 2))
+    manifest = path.parent / MANIFEST
+    key = json.loads(manifest.read_text(encoding="ascii"))["key"]
+    manifest.unlink()
+    manifest.write_text(json.dumps({"files": hash_tree(path.parent), "key": key}, sort_keys=True), encoding="ascii")
+
+
 def find_litter(folder: Path) -> list[Path]:
     """Return what a finished run has no use for: half-written files, checkpoints, scratch folders."""
     patterns = ("run/**/.*.tmp", "run/**/checkpoint*", "cache/**/.*.tmp", "cache/**/*.new", "cache/**/*.work")
@@ -122,12 +149,21 @@ def fork_server() -> ForkServerContext:
 
 
 def attempt(
-    folder: Path, flags: Sequence[str] = FLAGS, *, kill_at_write: int | None = None, kill_after_s: float | None = None
+    folder: Path,
+    flags: Sequence[str] = FLAGS,
+    *,
+    kill_at_write: int | None = None,
+    kill_after_s: float | None = None,
+    limit: tuple[int, int] | None = None,
 ) -> Attempt:
-    """Run the command once in `folder`; SIGKILL it just before a write (counted from 1), or after some seconds."""
+    """Run the command once in `folder`; SIGKILL it just before a write (counted from 1), or after some seconds.
+
+    Args:
+        limit: A write, and the bytes after which every file ends from then on.
+    """
     shared = RawArray(ctypes.c_int, 2)
     started = time.monotonic()
-    process = fork_server().Process(target=_run, args=(folder, list(flags), kill_at_write, shared))
+    process = fork_server().Process(target=_run, args=(folder, list(flags), kill_at_write, limit, shared))
     process.start()
     process.join(TIMEOUT_S if kill_after_s is None else kill_after_s)
     if process.is_alive():
@@ -145,7 +181,7 @@ def attempt(
     )
 
 
-def _run(folder: Path, flags: list[str], kill_at_write: int | None, shared: Any) -> None:
+def _run(folder: Path, flags: list[str], kill_at_write: int | None, limit: tuple[int, int] | None, shared: Any) -> None:
     """The child: the real command, with its output in files."""
     import research_main
     from research.experiment.runtime import Runtime
@@ -154,7 +190,7 @@ def _run(folder: Path, flags: list[str], kill_at_write: int | None, shared: Any)
     for descriptor, name in ((1, "stdout.txt"), (2, "stderr.txt")):
         os.dup2(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), descriptor)
     _watch_phases(Runtime, shared)
-    _count_writes(folder, kill_at_write, shared)
+    _count_writes(folder, kill_at_write, limit, shared)
     sys.exit(research_main.main(flags, QUICK_EXTRAS))
 
 
@@ -172,14 +208,16 @@ def _watch_phases(runtime: Any, shared: Any) -> None:
     runtime.timed = watched
 
 
-def _count_writes(folder: Path, kill_at_write: int | None, shared: Any) -> None:
-    """Count what changes files below `folder`, and die just before the chosen change."""
+def _count_writes(folder: Path, kill_at_write: int | None, limit: tuple[int, int] | None, shared: Any) -> None:
+    """Count what changes files below `folder`, and die, or let files end early, just before the chosen change."""
     changes = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "os.link", "os.symlink", "os.truncate"}
     prefix = f"{folder}{os.sep}"
     fsync = os.fsync
 
     def is_chosen() -> bool:
         shared[0] += 1
+        if limit is not None and shared[0] == limit[0]:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (limit[1], resource.RLIM_INFINITY))
         return shared[0] == kill_at_write
 
     def hook(event: str, arguments: tuple[Any, ...]) -> None:
@@ -279,6 +317,36 @@ def damage_files(folder: Path, inputs: Path, reference: Attempt, expected: dict[
         "damages_end_in": dict(ends),
         "damages_that_differ": differ,
     }
+
+
+def limit_runs(
+    folder: Path, inputs: Path, untouched: Path, reference: Attempt, expected: dict[str, bytes], wanted: int
+) -> dict[str, Any]:
+    """Let files end early from a write on, `wanted` times, and count how the runs end and go on without the limit.
+
+    The writes are spread evenly over those of a run. A limit is a byte less than the size of one of its files, so
+    that this one lacks its last byte and all larger ones are cut.
+    """
+    sizes = {path.stat().st_size for path in untouched.rglob("*") if path.is_file()}
+    rooms = [size - 1 for size in sorted(sizes) if size > SMALLEST_LIMIT]
+    ends: Counter[str] = Counter()
+    phases: Counter[str] = Counter()
+    differ = []
+    for number in range(wanted):
+        write = 1 + int(((number + 0.5) * GOLDEN_RATIO) % 1.0 * reference.writes)
+        room = rooms[number % len(rooms)]
+        place = copy_inputs(inputs, folder / f"limit_{number}")
+        limited = attempt(place, limit=(write, room))
+        stopped = limited.status == 1 and limited.errors.count("error:") == 1 and "Traceback" not in limited.errors
+        last = attempt(place) if stopped else limited
+        whole = last.status == 0 and read_results(place / "run") == expected and not find_litter(place)
+        if whole and "is damaged" not in last.errors and "cannot be used" not in last.errors:
+            ends["an error line, then the same bytes" if stopped else "the same bytes"] += 1
+            phases[limited.phase] += stopped
+            shutil.rmtree(place)
+        else:
+            differ.append(f"{place.name}: files end after {room} bytes from write {write} on, {limited.phase}")
+    return {"limits": wanted, "limits_by_phase": dict(phases), "limits_end_in": dict(ends), "limits_that_differ": differ}
 
 
 def stop_half_way(folder: Path, inputs: Path, reference: Attempt) -> Path:

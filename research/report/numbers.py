@@ -1,0 +1,36 @@
+"""How reports, tables and figures write a number, an interval and a p value; what is missing is an empty text."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def is_missing(value: float | None) -> bool:
+    """Whether there is no number: None in a file, nan in an array."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
+
+
+def format_number(value: Any, decimals: int = 4, sign: str = "") -> str:
+    """Return a count with thousands separators, another number with `decimals`; `sign` "+" marks rises too."""
+    if is_missing(value):
+        return ""
+    if isinstance(value, int):
+        return f"{value:,}"
+    if not isinstance(value, float):
+        return str(value)
+    return f"{round(value, decimals) + 0.0:{sign},.{decimals}f}"  # without the sum, -0.00001 would read -0.0000
+
+
+def format_interval(low: float | None, high: float | None, sign: str = "") -> str:
+    """Return both ends of an interval, as in "0.7012 to 0.7345"."""
+    if is_missing(low) or is_missing(high):
+        return ""
+    return f"{format_number(low, sign=sign)} to {format_number(high, sign=sign)}"
+
+
+def format_p_value(value: float | None) -> str:
+    """Return a p value to three decimals; smaller ones are no better known than that."""
+    if value is None or math.isnan(value):
+        return ""
+    return "<0.001" if value < 0.001 else f"{value:.3f}"
