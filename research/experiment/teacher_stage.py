@@ -46,8 +46,14 @@ def get_teacher(context: RunContext) -> Teacher:
     inputs = context.inputs
     checkpoint, shape = inputs.checkpoint, inputs.shapes["teacher"]
     if checkpoint is not None:
+        identity = {
+            "files": inputs.model_files["teacher"].sha256,
+            "labels": list(inputs.comments.label_names),
+            # That of the flag, where the files do not say.
+            "pooling": getattr(checkpoint.model, "pooling", None),
+        }
         return Teacher(
-            {"files": inputs.model_files["teacher"].sha256, "labels": list(inputs.comments.label_names)},
+            identity,
             shape,
             lambda: checkpoint.model,
             storing_seen(
