@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from research.errors import InputError
-from research.experiment.command import report_bad_input, report_interrupt, run_one
 from research.experiment.demo import DEMO_SETTINGS, build_demo
-from research.logs import quiet_libraries, start_logging
-from research.runs.run import result_line
+from research.logs import quiet_libraries, report_bad_input, report_interrupt, start_logging
 from research_config import Arguments, ExperimentConfig, parse_arguments
 
 if TYPE_CHECKING:
@@ -33,6 +31,10 @@ def main(argv: Sequence[str] | None = None, extras: Extras | None = None) -> int
     start_logging()
     try:
         arguments = parse_arguments(argv)
+        # With numpy, which --help and a bad flag do without.
+        from research.experiment.command import run_one
+        from research.runs.run import result_line
+
         config = apply_demo(arguments) if arguments.config.demo else arguments.config
         if config.sweep:
             from research.experiment.sweep import run_sweep  # with multiprocessing and tqdm, for --sweep alone
