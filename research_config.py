@@ -140,6 +140,7 @@ class ExperimentConfig:
         repeatable=True,
     )
     jobs: int = setting(1, "what to run", "worker processes of --sweep", check=between(1), decides="place")
+    dry_run: bool = setting(False, "what to run", "say what would be run and what is there already, and stop", decides="place")
     num_folds: int = setting(1, "what to run", "folds of cross-validation; 1 is one split", check=between(1), decides="data")
 
     dataset_path: str = setting(

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Exit statuses.
+DONE, FAILED, BAD_INPUT, WEAK_TEACHER, INTERRUPTED = 0, 1, 2, 3, 130
 LONGEST_VALUE = 120
 LONGEST_REASON = 300
 ROWS_SHOWN = 8

@@ -38,6 +38,7 @@ from support.fault_injection import (
 
 import research_main
 from research.errors import InputError
+from research.experiment import dataset as dataset_room
 from research.experiment import inputs as inputs_room
 from research.experiment import runtime as runtime_room
 from research.models.encoders import load_encoder, load_tokenizer
@@ -58,7 +59,8 @@ class Lab:
     def run(self, *more: str) -> tuple[int, str]:
         """Run the command; return its status and stderr."""
         runtime_room.open_cache.cache_clear()
-        inputs_room._load_data.cache_clear()
+        dataset_room._read_tables.cache_clear()
+        dataset_room._split_tables.cache_clear()
         self.capture()
         status = research_main.main([*FLAGS, *more], QUICK_EXTRAS)
         errors = self.capture()[1]
