@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
-import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +23,9 @@ from research.flags import (
     fields_that_decide,
     find_missing,
     find_obstacle,
+    find_package,
     make_parser,
+    matching,
     parse_flags,
     setting,
 )
@@ -343,7 +342,13 @@ class ExperimentConfig:
         decides=BOTH_MODELS,
     )
 
-    device: str = setting("auto", "runtime and output", "auto (cuda when there is one), cpu, cuda, cuda:1", decides="machine")
+    device: str = setting(
+        "auto",
+        "runtime and output",
+        "auto (cuda when there is one), cpu, cuda, cuda:1",
+        check=matching(r"auto|cpu|cuda(:[0-9]{1,2})?", "auto, cpu, cuda or cuda:N"),
+        decides="machine",
+    )
     num_threads: int | None = setting(
         None, "runtime and output", "CPU threads (default: torch's own choice)", check=between(1), decides="machine"
     )
@@ -380,6 +385,7 @@ class ExperimentConfig:
         "runtime and output",
         "also send config, history and final scores to a tracker",
         choices=("none", *TRACKERS),
+        check=lambda name: None if name == "none" else find_package(name),
         decides="place",
     )
     overwrite: bool = setting(
@@ -478,8 +484,6 @@ def check_config(config: ExperimentConfig) -> list[str]:
         *check_fields(config),
         *check_distillation(config),
         *check_data_flags(config),
-        *check_device(config),
-        *check_tracker(config),
         *check_places(config),
     ]
 
@@ -527,21 +531,6 @@ def check_data_flags(config: ExperimentConfig) -> list[str]:
     if shares >= 1:
         problems.append(f"--val_fraction: must be under 1 together with --test_fraction, got {shares:g}")
     return problems
-
-
-def check_device(config: ExperimentConfig) -> list[str]:
-    """Return the problem with a device that torch could not read."""
-    if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", config.device):
-        return []
-    return [f"--device: must be auto, cpu, cuda or cuda:N, got {quote_value(config.device)}"]
-
-
-def check_tracker(config: ExperimentConfig) -> list[str]:
-    """Say so before anything is computed when the tracker's library is not there."""
-    name = config.track
-    if name not in TRACKERS or name in sys.modules or importlib.util.find_spec(name) is not None:
-        return []
-    return [f"--track: the package {name} is not installed; pip install {name}, or leave out --track"]
 
 
 def check_places(config: ExperimentConfig) -> list[str]:
