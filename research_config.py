@@ -31,6 +31,7 @@ from research.flags import (
     setting,
 )
 from research.models.mapping import parse_layer_mapping
+from research.models.pooling import POOLINGS
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,7 @@ class ExperimentConfig:
         repeatable=True,
     )
     jobs: int = setting(1, "what to run", "worker processes of --sweep", check=between(1), decides="place")
+    dry_run: bool = setting(False, "what to run", "say what would be run and what is there already, and stop", decides="place")
     num_folds: int = setting(1, "what to run", "folds of cross-validation; 1 is one split", check=between(1), decides="data")
 
     dataset_path: str = setting(
@@ -246,8 +248,8 @@ class ExperimentConfig:
     pooling: str = setting(
         "cls",
         "student",
-        "text vector of both models: first token, or mean of the tokens",
-        choices=("cls", "mean"),
+        "text vector of both models; " + "; ".join(f"{name}: {meaning}" for name, meaning in POOLINGS.items()),
+        choices=tuple(POOLINGS),
         decides=BOTH_MODELS,
     )
     freeze_student_encoder: bool = setting(False, "student", "train the student's classifier only", decides="student")

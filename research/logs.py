@@ -12,6 +12,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from research.errors import BAD_INPUT, INTERRUPTED, FlagErrors, InputError, escape_controls
+
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 30.0
@@ -53,16 +55,54 @@ class LogFile(logging.FileHandler):
             super().close()
 
 
+class Remembering(logging.Handler):
+    """Keeps messages that come before there is a log file."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a message."""
+        self.records.append(record)
+
+
 @contextmanager
-def log_to_file(path: Path) -> Iterator[None]:
-    """Write every message to the run's log too."""
+def remembering() -> Iterator[list[logging.LogRecord]]:
+    """Collect what is logged inside, besides logging it."""
+    handler = Remembering()
+    logging.getLogger().addHandler(handler)
+    try:
+        yield handler.records
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+@contextmanager
+def log_to_file(path: Path, earlier: Iterable[logging.LogRecord] = ()) -> Iterator[None]:
+    """Write every message to the run's log too, after those that came before the run had a folder."""
     handler = LogFile(path)
+    for record in earlier:
+        handler.handle(record)
     logging.getLogger().addHandler(handler)
     try:
         yield
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
+
+
+def report_bad_input(error: InputError) -> int:
+    """Say what is wrong, one line a problem, and return the exit status."""
+    for problem in error.problems if isinstance(error, FlagErrors) else (str(error),):
+        print(f"error: {escape_controls(problem)}", file=sys.stderr)
+    return BAD_INPUT
+
+
+def report_interrupt() -> int:
+    """Say how to go on after Ctrl-C, and return the exit status."""
+    print("interrupted: the same command goes on from here", file=sys.stderr)
+    return INTERRUPTED
 
 
 def quiet_libraries() -> None:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from research.errors import (
-    FlagErrors,
+    DONE,
+    FAILED,
+    WEAK_TEACHER,
     InputError,
     Interrupted,
     StopRequest,
@@ -20,9 +21,10 @@ from research.errors import (
     describe_os_error,
     is_out_of_memory,
 )
+from research.experiment.dataset import load_dataset
 from research.experiment.sources import check_models
 from research.flags import fields_of_kind
-from research.logs import log_to_file, quiet_libraries
+from research.logs import log_to_file, quiet_libraries, remembering, report_bad_input, report_interrupt
 from research.runs.directory import RunDirectory
 from research.runs.formats import read_json
 from research.storage.files import hash_file
@@ -32,7 +34,8 @@ if TYPE_CHECKING:
     from research.experiment.runtime import Extras
 
 log = logging.getLogger("research")
-DONE, FAILED, BAD_INPUT, WEAK_TEACHER, INTERRUPTED = 0, 1, 2, 3, 130
+# What --dry_run says of a run directory, by what is in it.
+WOULD_BE = {"absent": "written", "unfinished": "resumed", "finished": "answered from"}
 
 
 def run_one(config: ExperimentConfig, argv: list[str], extras: Extras | None = None) -> tuple[int, dict[str, Any] | None]:
@@ -46,19 +49,6 @@ def run_one(config: ExperimentConfig, argv: list[str], extras: Extras | None = N
         return error.status, None
     except KeyboardInterrupt:
         return report_interrupt(), None
-
-
-def report_bad_input(error: InputError) -> int:
-    """Say what is wrong, one line a problem."""
-    for problem in error.problems if isinstance(error, FlagErrors) else (error,):
-        print(f"error: {problem}", file=sys.stderr)
-    return BAD_INPUT
-
-
-def report_interrupt() -> int:
-    """Say how to go on after Ctrl-C."""
-    print("interrupted: the same command goes on from here", file=sys.stderr)
-    return INTERRUPTED
 
 
 class RunFailed(Exception):
@@ -93,28 +83,37 @@ def find_finished(config: ExperimentConfig) -> dict[str, Any] | None:
     return read_json(run_dir.path / "metrics.json")
 
 
-def run(config: ExperimentConfig, argv: list[str], extras: Extras | None = None) -> dict[str, Any]:
-    """Check the inputs, claim the run directory and run.
+def run(config: ExperimentConfig, argv: list[str], extras: Extras | None = None) -> dict[str, Any] | None:
+    """Check the inputs, claim the run directory and run; None after --dry_run, which stops before that.
 
     Raises:
         InputError: a problem in what the user supplied; nothing has been written.
         RunFailed: the run began and cannot go on.
     """
-    # With torch, which a finished run, a bad flag and --help answer without.
-    from research.experiment.inputs import load_inputs
-    from research.experiment.run import run_experiment, run_folds
-    from research.experiment.runtime import Extras, start_runtime
+    with remembering() as said:
+        dataset = load_dataset(config, fold=0 if config.num_folds > 1 else None)
+        # With torch and transformers, which take seconds: a bad flag or table, --help and a finished run do without.
+        from research.experiment.inputs import load_inputs
+        from research.experiment.plan import describe_plan
+        from research.experiment.run import run_experiment, run_folds
+        from research.experiment.runtime import Extras, start_runtime
 
-    quiet_libraries()
-    runtime = start_runtime(config, ["python", "research_main.py", *argv], extras or Extras())
-    inputs = load_inputs(config, fold=0 if config.num_folds > 1 else None)
+        quiet_libraries()
+        runtime = start_runtime(config, ["python", "research_main.py", *argv], extras or Extras())
+        inputs = load_inputs(dataset)
+        for line in describe_plan(inputs, runtime):
+            log.info("%s", line)
     settings = saved_settings(inputs.config)
     with RunDirectory(config.run_dir) as run_dir:
+        if config.dry_run:
+            status = run_dir.preview(settings, overwrite=config.overwrite)
+            log.info("dry run: %s would be %s; nothing was written", run_dir.path, WOULD_BE[status])
+            return None
         with explaining_failures(config):
             status = run_dir.claim(settings, overwrite=config.overwrite)
         if status == "finished":
             return read_json(run_dir.path / "metrics.json")
-        with log_to_file(run_dir.path / "run.log"), catching_signals(runtime.stop), explaining_failures(config):
+        with log_to_file(run_dir.path / "run.log", said), catching_signals(runtime.stop), explaining_failures(config):
             log.info("%s %s", "resuming" if status == "unfinished" else "writing", run_dir.path)
             if config.num_folds > 1:
                 return run_folds(inputs.config, settings, runtime, run_dir, inputs)

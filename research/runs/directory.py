@@ -118,6 +118,11 @@ class RunDirectory:
             self.release()
         return status
 
+    def preview(self, config: Mapping[str, Any], overwrite: bool = False) -> Status:
+        """Say what `claim` would, and refuse what it would, without writing or locking anything."""
+        status = self._check_claim(to_plain(config, decimals=None), overwrite, ())
+        return "absent" if overwrite else status
+
     def release(self) -> None:
         """Let others claim the folder; harmless when it is not held."""
         if self._lock is None:
