@@ -68,7 +68,13 @@ def first_line(error: BaseException) -> str:
     Libraries go on with advice for programmers, which does not apply to a flag's value.
     """
     lines = str(error).strip().splitlines()
-    return _shorten(escape_controls(lines[0]), LONGEST_REASON) if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    # "Class validation error for validator 'x':" is followed by the reason.
+    text = " ".join(map(str.strip, lines[:2])) if lines[0].endswith(":") else lines[0]
+    # A LookupError's text is the bare key, which reads as if it were the reason.
+    text = f"{type(error).__name__} {text}" if isinstance(error, LookupError) else text
+    return _shorten(escape_controls(text), LONGEST_REASON)
 
 
 def _shorten(text: str, longest: int) -> str:

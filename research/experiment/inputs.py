@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import nn
 
 from research.errors import InputError, naming_flag
 from research.experiment.dataset import Dataset
 from research.experiment.seen_texts import Known, part_from_seen
-from research.kd.layers import compare_layers
+from research.kd.layers import LayerComparison, compare_layers
 from research.models.classifiers import ModelShape
 from research.models.encoders import load_model_config, load_tokenizer
 from research.models.fingerprint import ModelFiles, load_settled, read_model_files
 from research.models.saved import SavedClassifier, load_classifier
+from research.models.trial import Demands, try_classifier, try_encoder, try_pretrained
 from research_config import PIPELINES, ExperimentConfig, settings_that_decide
 from research_data import Comments, Split
 
@@ -57,7 +60,9 @@ def load_inputs(dataset: Dataset) -> Inputs:
     if parts.teacher and config.teacher_checkpoint:
         path = config.teacher_checkpoint
         with naming_flag("teacher_checkpoint"):
-            checkpoint, files["teacher"] = load_settled(path, lambda: load_classifier(path, comments.label_names))
+            checkpoint, files["teacher"] = load_settled(
+                path, lambda: load_classifier(path, comments.label_names, pooling=config.pooling)
+            )
         teacher_tokenizer, shapes["teacher"] = checkpoint.tokenizer, ModelShape.of(checkpoint.model.backbone_config)
         split, teacher_texts = part_from_seen(config, checkpoint.settings, comments, split)
     elif parts.teacher:
@@ -70,7 +75,7 @@ def load_inputs(dataset: Dataset) -> Inputs:
         files["student"] = read_model_files(config.student_path, weights=config.student_init == "pretrained")
     if parts.student:
         shapes["student"] = cut_shape(config, shapes["student"])
-    check_mapping(config, shapes)
+    try_models(config, checkpoint, check_mapping(config, shapes))
     return Inputs(config, comments, split, teacher_tokenizer, student_tokenizer, checkpoint, shapes, files, teacher_texts)
 
 
@@ -94,14 +99,44 @@ def cut_shape(config: ExperimentConfig, student: ModelShape) -> ModelShape:
     return dataclasses.replace(student, num_layers=config.student_layers)
 
 
-def check_mapping(config: ExperimentConfig, shapes: Mapping[str, ModelShape]) -> None:
-    """Check --layer_mapping against the models' depths."""
+def check_mapping(config: ExperimentConfig, shapes: Mapping[str, ModelShape]) -> LayerComparison | None:
+    """Check --layer_mapping against the models' depths; return what is compared of the layers."""
     if "teacher" not in shapes or "student" not in shapes:
-        return
+        return None
     try:
-        compare_layers(config, shapes["teacher"], shapes["student"])
+        return compare_layers(config, shapes["teacher"], shapes["student"])
     except ValueError as error:
         raise InputError(f"--layer_mapping: {error}") from error
+
+
+def try_models(config: ExperimentConfig, checkpoint: SavedClassifier | None, comparison: LayerComparison | None) -> None:
+    """Try each model on a few tokens as the run will use it.
+
+    Raises:
+        InputError: one cannot do what is asked of it.
+    """
+    parts = PIPELINES[config.pipeline]
+    teacher = student = Demands(config.max_length, config.pooling)
+    if comparison is not None:
+        teacher, student = (
+            dataclasses.replace(teacher, **dataclasses.asdict(compared)) for compared in (comparison.teacher, comparison.student)
+        )
+    student = dataclasses.replace(student, layers=config.student_layers)
+    copied = parts.student and config.student_init == "teacher"
+    if checkpoint is not None:
+        name = str(config.teacher_checkpoint)
+        with naming_flag("teacher_checkpoint"):
+            try_classifier(name, checkpoint.model, teacher)
+            if copied:
+                try_encoder(name, copy.deepcopy(cast(nn.Module, checkpoint.model.encoder)), student)
+    elif parts.teacher:
+        with naming_flag("teacher_path"):
+            try_pretrained(config.teacher_path, teacher)
+            if copied:
+                try_pretrained(config.teacher_path, student)
+    if parts.student and not copied:
+        with naming_flag("student_path"):
+            try_pretrained(config.student_path, student, random_init=config.student_init == "random")
 
 
 def hash_rows(comments: Comments, rows: NDArray[np.int64]) -> str:

@@ -81,7 +81,13 @@ def get_teacher(context: RunContext) -> Teacher:
 
 def identify_checkpoint(inputs: Inputs) -> dict[str, Any]:
     """Return what identifies the teacher of --teacher_checkpoint."""
-    return {"files": inputs.model_files["teacher"].sha256, "labels": list(inputs.comments.label_names)}
+    assert inputs.checkpoint is not None
+    return {
+        "files": inputs.model_files["teacher"].sha256,
+        "labels": list(inputs.comments.label_names),
+        # That of the flag, where the files do not say.
+        "pooling": getattr(inputs.checkpoint.model, "pooling", None),
+    }
 
 
 def identify_entry(folder: Path) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from research.errors import InputError
+from research.errors import InputError, first_line
 from research.storage.files import Stamp, hash_tree, publish_folder, remove, stamp_tree, write_atomic
 
 log = logging.getLogger(__name__)
@@ -163,7 +163,7 @@ def _reason_against(entry: Path, check: Check) -> str | None:
     try:
         check(entry)
     except UNUSABLE as error:
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     return None
 
 

@@ -758,15 +758,16 @@ def test_names_and_texts_of_the_table_are_escaped_in_the_reports(lab: Lab) -> No
         assert "&lt;script&gt;" in text
 
 
-# Bad tables and configs
+# Bad tables, configs and model folders
 
 
-def test_bad_tables_and_configs_end_in_one_line_each(tmp_path: Path) -> None:
+def test_bad_tables_configs_and_models_end_in_one_line_each(tmp_path: Path) -> None:
     """A short form of the benchmark."""
-    command = [sys.executable, str(ROOT / "benchmarks" / "fuzz.py"), "--cases", "150"]
+    command = [sys.executable, str(ROOT / "benchmarks" / "fuzz.py"), "--cases", "150", "--models", "60"]
     done = subprocess.run(command, cwd=tmp_path, env=os.environ | CHILD, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout)
     assert result["cases"] >= 150
     assert result["refused"] > result["cases"] / 2
+    assert result["models"]["loaded"] + result["models"]["refused"] == 60
     assert not list(tmp_path.iterdir())
