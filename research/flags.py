@@ -29,6 +29,7 @@ Settings = TypeVar("Settings")
 Check = Callable[[Any], str | None]
 # What a value is beyond its type: a file, a name in its header, or a folder.
 Kind = Literal["value", "table", "column", "model", "folder"]
+PATHS: tuple[Kind, ...] = ("table", "model", "folder")
 METAVARS = {"table": "FILE", "column": "NAME", "model": "MODEL", "folder": "FOLDER"}
 # Past this a seed, a size or a count overflows in one of the libraries below.
 LARGEST_WHOLE_NUMBER = 2**31 - 1
@@ -273,7 +274,7 @@ def read_config_file(settings_class: type[Any], path: Path, other_keys: Collecti
 
 
 def convert(settings_class: type[Any], name: str, value: Any) -> Any:
-    """Turn a flag's text or a JSON value into the field's type.
+    """Turn a flag's text or a JSON value into the field's type; `~` in a path is the user's home.
 
     Raises:
         ValueError: what was expected and what came, without the flag's name.
@@ -291,7 +292,8 @@ def convert(settings_class: type[Any], name: str, value: Any) -> Any:
         raise ValueError(f"must be a list of names, got {quote_value(value)}")
     if takes(str):
         if is_plain_text(value):
-            return value
+            # A shell leaves the ~ of --output_dir=~/run as it is.
+            return os.path.expanduser(value) if settings_class.__dataclass_fields__[name].metadata["kind"] in PATHS else value
         raise ValueError(f"must be a text that is not empty, got {quote_value(value)}")
     return convert_number(value, int if takes(int) else float)
 
