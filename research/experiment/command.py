@@ -5,8 +5,9 @@ from __future__ import annotations
 import logging
 import signal
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from research.errors import (
@@ -33,26 +34,61 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("research")
 DONE, FAILED, BAD_INPUT, WEAK_TEACHER, INTERRUPTED = 0, 1, 2, 3, 130
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its exit status, its metrics when it is finished, and what was wrong, one line a problem."""
+
+    status: int
+    metrics: dict[str, Any] | None = None
+    problems: tuple[str, ...] = ()
 
 
 def run_one(config: ExperimentConfig, argv: list[str], extras: Extras | None = None) -> tuple[int, dict[str, Any] | None]:
     """Do one run, unless it is finished already; return its exit status and its metrics."""
+    stop = StopRequest()
+    with catching_signals(stop):
+        outcome = attempt(config, argv, stop, extras)
+    if outcome.status == INTERRUPTED:
+        report_interrupt()
+    elif outcome.status == BAD_INPUT:
+        print_problems(outcome.problems)
+    return outcome.status, outcome.metrics
+
+
+def attempt(config: ExperimentConfig, argv: list[str], stop: StopRequest, extras: Extras | None = None) -> Outcome:
+    """Do one run, unless it is finished already; whatever stops it, but for a bug of our own, becomes its outcome."""
     try:
         metrics = find_finished(config)
-        return DONE, run(config, argv, extras) if metrics is None else metrics
+        if metrics is not None:
+            log.info("%s is finished already", config.run_dir)
+            return Outcome(DONE, metrics)
+        return Outcome(DONE, run(config, argv, stop, extras))
     except InputError as error:
-        return report_bad_input(error), None
+        return Outcome(BAD_INPUT, problems=list_problems(error))
     except RunFailed as error:
-        return error.status, None
+        return Outcome(error.status, problems=(str(error),))
     except KeyboardInterrupt:
-        return report_interrupt(), None
+        return Outcome(INTERRUPTED)
 
 
 def report_bad_input(error: InputError) -> int:
     """Say what is wrong, one line a problem."""
-    for problem in error.problems if isinstance(error, FlagErrors) else (error,):
-        print(f"error: {problem}", file=sys.stderr)
+    print_problems(list_problems(error))
     return BAD_INPUT
+
+
+def list_problems(error: InputError) -> tuple[str, ...]:
+    """Return what is wrong, one line a problem."""
+    return error.problems if isinstance(error, FlagErrors) else (str(error),)
+
+
+def print_problems(problems: Sequence[str]) -> None:
+    """Write problems to stderr as the command's errors."""
+    for problem in problems:
+        print(f"error: {problem}", file=sys.stderr)
 
 
 def report_interrupt() -> int:
@@ -89,11 +125,10 @@ def find_finished(config: ExperimentConfig) -> dict[str, Any] | None:
         part.check_tables(file_sha256, paths)
         check_models(part, config)
         part.drop_checkpoints()
-    log.info("%s is finished already", run_dir.path)
     return read_json(run_dir.path / "metrics.json")
 
 
-def run(config: ExperimentConfig, argv: list[str], extras: Extras | None = None) -> dict[str, Any]:
+def run(config: ExperimentConfig, argv: list[str], stop: StopRequest, extras: Extras | None = None) -> dict[str, Any]:
     """Check the inputs, claim the run directory and run.
 
     Raises:
@@ -106,7 +141,7 @@ def run(config: ExperimentConfig, argv: list[str], extras: Extras | None = None)
     from research.experiment.runtime import Extras, start_runtime
 
     quiet_libraries()
-    runtime = start_runtime(config, ["python", "research_main.py", *argv], extras or Extras())
+    runtime = start_runtime(config, ["python", "research_main.py", *argv], stop, extras or Extras())
     inputs = load_inputs(config, fold=0 if config.num_folds > 1 else None)
     settings = saved_settings(inputs.config)
     with RunDirectory(config.run_dir) as run_dir:
@@ -114,7 +149,7 @@ def run(config: ExperimentConfig, argv: list[str], extras: Extras | None = None)
             status = run_dir.claim(settings, overwrite=config.overwrite)
         if status == "finished":
             return read_json(run_dir.path / "metrics.json")
-        with log_to_file(run_dir.path / "run.log"), catching_signals(runtime.stop), explaining_failures(config):
+        with log_to_file(run_dir.path / "run.log"), explaining_failures(config):
             log.info("%s %s", "resuming" if status == "unfinished" else "writing", run_dir.path)
             if config.num_folds > 1:
                 return run_folds(inputs.config, settings, runtime, run_dir, inputs)
@@ -142,17 +177,27 @@ def explaining_failures(config: ExperimentConfig) -> Iterator[None]:
 
 @contextmanager
 def catching_signals(stop: StopRequest) -> Iterator[None]:
-    """Turn the first SIGTERM or SIGINT into a request to stop after the step; a second one stops at once."""
-
-    def handle(_number: int, _frame: Any) -> None:
-        if stop.requested or not stop.heeded:
-            raise KeyboardInterrupt
-        stop.requested = True
-        log.warning("stopping after this step, with a checkpoint")
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    """Let signals ask for a stop inside, as `answer_signals` does."""
+    previous = answer_signals(stop)
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def answer_signals(stop: StopRequest) -> dict[signal.Signals, Any]:
+    """Turn the first SIGTERM or SIGINT into a request to stop after the step; return the handlers before.
+
+    A second one stops at once, as does the first one while no step is being taken.
+    """
+
+    def handle(_number: int, _frame: Any) -> None:
+        again, stop.requested = stop.requested, True
+        if again and stop.told_twice:
+            return
+        if again or not stop.heeded:
+            raise KeyboardInterrupt
+        log.warning("stopping after this step, with a checkpoint")
+
+    return {number: signal.signal(number, handle) for number in STOP_SIGNALS}
