@@ -139,6 +139,7 @@ class ExperimentConfig:
         repeatable=True,
     )
     jobs: int = setting(1, "what to run", "worker processes of --sweep", check=between(1), decides="place")
+    dry_run: bool = setting(False, "what to run", "say what would be run and what is there already, and stop", decides="place")
     num_folds: int = setting(1, "what to run", "folds of cross-validation; 1 is one split", check=between(1), decides="data")
 
     dataset_path: str = setting(
@@ -189,11 +190,7 @@ class ExperimentConfig:
     )
     max_length: int = setting(128, "data", "longest text in tokens, special tokens included", check=between(4), decides="tokens")
     text_normalization: str = setting(
-        "nfc",
-        "data",
-        "Unicode normalisation of the texts before tokenising",
-        choices=("none", "nfc", "nfkc"),
-        decides=("data", "tokens"),
+        "nfc", "data", "Unicode normalisation of the texts", choices=("none", "nfc", "nfkc"), decides=("data", "tokens")
     )
 
     teacher_path: str = setting(
@@ -343,7 +340,12 @@ class ExperimentConfig:
 
     device: str = setting("auto", "runtime and output", "auto (cuda when there is one), cpu, cuda, cuda:1", decides="machine")
     num_threads: int | None = setting(
-        None, "runtime and output", "CPU threads (default: torch's own choice)", check=between(1), decides="machine"
+        None,
+        "runtime and output",
+        "CPU threads (default: torch's own choice, with --jobs a share of the cores); the last digits of a result repeat "
+        "only with as many, which environment.json names",
+        check=between(1),
+        decides="machine",
     )
     checkpoint_minutes: float = setting(
         10.0,
@@ -353,18 +355,10 @@ class ExperimentConfig:
         decides="place",
     )
     output_dir: str | None = setting(
-        None,
-        "runtime and output",
-        "where the run is written (default: results/<pipeline>_<fingerprint>)",
-        decides="place",
-        kind="folder",
+        None, "runtime and output", "the run's folder (default: results/<pipeline>_<fingerprint>)", decides="place", kind="folder"
     )
     cache_dir: str = setting(
-        "cache",
-        "runtime and output",
-        "what runs share: tokenised text, teachers, teacher outputs",
-        decides="place",
-        kind="folder",
+        "cache", "runtime and output", "shared by runs: tokenised text, teachers, teacher outputs", decides="place", kind="folder"
     )
     cache_budget_gb: float = setting(
         20.0,
@@ -381,7 +375,10 @@ class ExperimentConfig:
         decides="place",
     )
     overwrite: bool = setting(
-        False, "runtime and output", "start afresh in an output_dir that already holds a run", decides="place"
+        False,
+        "runtime and output",
+        "start afresh in an output_dir that already holds a run; once begun, the same command goes on until it is finished",
+        decides="place",
     )
 
     @property
