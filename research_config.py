@@ -31,6 +31,7 @@ from research.flags import (
     setting,
 )
 from research.models.mapping import parse_layer_mapping
+from research.models.pooling import POOLINGS
 
 
 @dataclass(frozen=True)
@@ -243,8 +244,8 @@ class ExperimentConfig:
     pooling: str = setting(
         "cls",
         "student",
-        "text vector of both models: first token, or mean of the tokens",
-        choices=("cls", "mean"),
+        "text vector of both models; " + "; ".join(f"{name}: {meaning}" for name, meaning in POOLINGS.items()),
+        choices=tuple(POOLINGS),
         decides=BOTH_MODELS,
     )
     freeze_student_encoder: bool = setting(False, "student", "train the student's classifier only", decides="student")

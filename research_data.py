@@ -67,7 +67,7 @@ class Comments:
 
     tables: tuple[Table, ...]
     text_normalization: str
-    label_names: tuple[str, ...]
+    columns: Columns
     labels: NDArray[np.float32]
     source: NDArray[np.int8]
     source_row: NDArray[np.int64]
@@ -83,7 +83,12 @@ class Comments:
     @property
     def text_column(self) -> str:
         """The text column of the main table."""
-        return self.tables[0].text_column
+        return self.columns.text
+
+    @property
+    def label_names(self) -> tuple[str, ...]:
+        """The label columns of the main table."""
+        return self.columns.labels
 
     @property
     def dropped(self) -> int:
@@ -150,7 +155,7 @@ def load_comments(
     return Comments(
         tables=tuple(tables),
         text_normalization=text_normalization,
-        label_names=columns.labels,
+        columns=columns,
         labels=np.where(codes == UNKNOWN, np.float32(np.nan), codes.astype(np.float32)),
         source=source_of_row,
         source_row=np.frombuffer(store.source_row, np.int64),

@@ -18,7 +18,7 @@ from research.components import COMPONENT_NAMES
 from research.errors import StopRequest, TrainingFault, describe_fault, naming_lack_of_memory
 from research.evaluation.metrics import DEFAULT_THRESHOLD, compute_metrics
 from research.evaluation.predict import evaluating
-from research.kd.loop import EpochLoop, OnStep, TrainingResult, Validate
+from research.kd.loop import EpochLoop, TrainingResult, Validate
 from research.kd.losses import MultiLabelDistillationLoss, compute_attention_loss, compute_hidden_state_loss
 from research.kd.objective import DistillationObjective, LabelObjective
 from research.kd.targets import LiveTeacher, TeacherTargets
@@ -224,7 +224,7 @@ class DistillationTrainer:
         *,
         checkpoints: CheckpointFolder | None = None,
         stop: StopRequest | None = None,
-        on_step: OnStep | None = None,
+        name: str = "student",
     ) -> TrainingResult:
         """Train until the last epoch or until validation stops improving, resuming from a checkpoint.
 
@@ -235,7 +235,7 @@ class DistillationTrainer:
             Interrupted: `stop` was requested; a checkpoint has been written.
         """
         weights = None if class_weights is None else class_weights.to(self.device)
-        return EpochLoop(self, loader, validate, weights, checkpoints, stop, on_step).run()
+        return EpochLoop(self, loader, validate, weights, checkpoints, stop, name).run()
 
 
 def choose_autocast_dtype(config: ExperimentConfig, device: torch.device) -> torch.dtype | None:

@@ -13,10 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from research.errors import InputError
-from research.experiment.command import report_bad_input, report_interrupt, run_one
 from research.experiment.demo import DEMO_SETTINGS, build_demo
-from research.logs import quiet_libraries, start_logging
-from research.runs.run import result_line
+from research.logs import quiet_libraries, report_bad_input, report_interrupt, start_logging
 from research_config import Arguments, ExperimentConfig, parse_arguments
 
 if TYPE_CHECKING:
@@ -32,16 +30,27 @@ def main(argv: Sequence[str] | None = None, extras: Extras | None = None) -> int
     argv = list(sys.argv[1:] if argv is None else argv)
     start_logging()
     try:
-        arguments = parse_arguments(argv)
-        config = apply_demo(arguments) if arguments.config.demo else arguments.config
-        if config.sweep:
-            from research.experiment.sweep import run_sweep  # with multiprocessing and tqdm, for --sweep alone
-
-            return run_sweep(config, extras)
+        return run_arguments(parse_arguments(argv), argv, extras)
     except InputError as error:
         return report_bad_input(error)
     except KeyboardInterrupt:
         return report_interrupt()
+
+
+def run_arguments(arguments: Arguments, argv: list[str], extras: Extras | None) -> int:
+    """Run the demo, a sweep or one run."""
+    # With numpy, which --help and a bad flag do without.
+    from research.experiment.command import RunFailed, run_one
+    from research.runs.run import result_line
+
+    try:
+        config = apply_demo(arguments) if arguments.config.demo else arguments.config
+    except RunFailed as error:
+        return error.status
+    if config.sweep:
+        from research.experiment.sweep import run_sweep  # with what compares runs, for --sweep alone
+
+        return run_sweep(config, extras)
     status, metrics = run_one(config, argv, extras)
     if metrics is not None:
         print(result_line(config.run_dir, metrics))
@@ -50,9 +59,15 @@ def main(argv: Sequence[str] | None = None, extras: Extras | None = None) -> int
 
 def apply_demo(arguments: Arguments) -> ExperimentConfig:
     """Fill the flags the user did not give with the demo's, and build its corpus and models."""
+    # With torch, which a bad flag does without.
+    from research.experiment.command import explaining_failures
+    from research.models.saved import raising_os_errors
+
     config = arguments.config
     quiet_libraries()
-    files = build_demo(Path(config.cache_dir) / "demo", config.split_seed)
+    folder = Path(config.cache_dir) / "demo"
+    with explaining_failures(config), raising_os_errors(folder):
+        files = build_demo(folder, config.split_seed)
     settings = {name: value for name, value in DEMO_SETTINGS.items() if name not in arguments.explicit}
     paths = {field.name: str(getattr(files, field.name)) for field in dataclasses.fields(files)}
     return dataclasses.replace(config, **(settings | paths))  # type: ignore[arg-type]

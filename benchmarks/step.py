@@ -189,6 +189,9 @@ class ListedTexts:
         self.texts = texts
         self.text_sha256 = "timed"
 
+    def __len__(self) -> int:
+        return len(self.texts)
+
     def iter_texts(self) -> Iterator[str]:
         return iter(self.texts)
 

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Exit statuses.
+DONE, FAILED, BAD_INPUT, WEAK_TEACHER, INTERRUPTED = 0, 1, 2, 3, 130
 LONGEST_VALUE = 120
 LONGEST_REASON = 300
 ROWS_SHOWN = 8
@@ -27,6 +29,11 @@ class FlagErrors(InputError):
     def __init__(self, problems: Sequence[str]) -> None:
         self.problems = tuple(map(escape_controls, problems))
         super().__init__("\n".join(self.problems))
+
+
+def list_problems(error: InputError) -> tuple[str, ...]:
+    """Return what is wrong, one text a problem."""
+    return error.problems if isinstance(error, FlagErrors) else (str(error),)
 
 
 @contextmanager
@@ -62,7 +69,13 @@ def first_line(error: BaseException) -> str:
     Libraries go on with advice for programmers, which does not apply to a flag's value.
     """
     lines = str(error).strip().splitlines()
-    return _shorten(escape_controls(lines[0]), LONGEST_REASON) if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    # "Class validation error for validator 'x':" is followed by the reason.
+    text = " ".join(map(str.strip, lines[:2])) if lines[0].endswith(":") else lines[0]
+    # A LookupError's text is the bare key, which reads as if it were the reason.
+    text = f"{type(error).__name__} {text}" if isinstance(error, LookupError) else text
+    return _shorten(escape_controls(text), LONGEST_REASON)
 
 
 def _shorten(text: str, longest: int) -> str:

@@ -1,19 +1,32 @@
-"""Messages to stderr and to a run's log file."""
+"""Messages to stderr and to a run's log file, and how far a phase is."""
 
 from __future__ import annotations
 
 import logging
 import os
 import sys
-from collections.abc import Iterator
+import time
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+from research.errors import BAD_INPUT, INTERRUPTED, InputError, escape_controls, list_problems
+
+log = logging.getLogger(__name__)
+Item = TypeVar("Item")
+SECONDS_BETWEEN_LINES = 30.0
+# Marks the lines that a terminal does not show, since a bar does.
+PROGRESS_LINE = {"is_progress": True}
 
 
 def start_logging(level: int = logging.INFO) -> None:
     """Send one-line messages to stderr, so stdout holds nothing but the result."""
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
-    logging.getLogger().handlers[0].setLevel(level)
+    handler = logging.getLogger().handlers[0]
+    handler.setLevel(level)
+    handler.addFilter(lambda record: not (hasattr(record, "is_progress") and sys.stderr.isatty()))
     # These libraries log what is not the user's business at info level.
     for name in ("filelock", "httpx", "matplotlib", "fontTools", "transformers"):
         logging.getLogger(name).setLevel(logging.WARNING)
@@ -42,16 +55,59 @@ class LogFile(logging.FileHandler):
             super().close()
 
 
+class Remembering(logging.Handler):
+    """Keeps messages that come before there is a log file."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a message."""
+        self.records.append(record)
+
+
 @contextmanager
-def log_to_file(path: Path) -> Iterator[None]:
-    """Write every message to the run's log too."""
+def remembering() -> Iterator[list[logging.LogRecord]]:
+    """Collect what is logged inside, besides logging it."""
+    handler = Remembering()
+    logging.getLogger().addHandler(handler)
+    try:
+        yield handler.records
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+@contextmanager
+def log_to_file(path: Path, earlier: Iterable[logging.LogRecord] = ()) -> Iterator[None]:
+    """Write every message to the run's log too, after those that came before the run had a folder."""
     handler = LogFile(path)
+    for record in earlier:
+        handler.handle(record)
     logging.getLogger().addHandler(handler)
     try:
         yield
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
+
+
+def report_bad_input(error: InputError) -> int:
+    """Say what is wrong, one line a problem, and return the exit status."""
+    report_problems(list_problems(error))
+    return BAD_INPUT
+
+
+def report_problems(problems: Iterable[str]) -> None:
+    """Write problems to stderr as the command's errors."""
+    for problem in problems:
+        print(f"error: {escape_controls(problem)}", file=sys.stderr)
+
+
+def report_interrupt() -> int:
+    """Say how to go on after Ctrl-C, and return the exit status."""
+    print("interrupted: the same command goes on from here", file=sys.stderr)
+    return INTERRUPTED
 
 
 def quiet_libraries() -> None:
@@ -61,3 +117,64 @@ def quiet_libraries() -> None:
 
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
+
+
+class PhaseProgress:
+    """How far a phase is: a bar on a terminal, elsewhere and in the log file a line every 30 seconds.
+
+    Args:
+        name: The phase, as in "teacher evaluation".
+        total: How many units it has, at most.
+        unit: What is counted, in the plural.
+        done: Units that an earlier process did; they say nothing of how long the others take.
+    """
+
+    def __init__(self, name: str, total: int, unit: str, done: int = 0) -> None:
+        self.name, self.total, self.unit = name, total, unit
+        self.done = self.done_before = done
+        self.started_s = self.last_line_s = time.monotonic()
+        self.bar: Any = None
+        if sys.stderr.isatty():
+            from tqdm import tqdm  # for a terminal only, so that a log in a file costs nothing
+
+            self.bar = tqdm(desc=name, total=total, unit=unit.removesuffix("s"), initial=done, leave=False)
+
+    def __enter__(self) -> PhaseProgress:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        if self.bar is not None:
+            self.bar.close()
+
+    def advance(self, count: int = 1) -> None:
+        """Count units that have been done, and say so when it is time."""
+        self.done += count
+        if self.bar is not None:
+            self.bar.update(count)
+        now_s = time.monotonic()
+        if now_s - self.last_line_s >= SECONDS_BETWEEN_LINES:
+            self.last_line_s = now_s
+            left_s = (now_s - self.started_s) * (self.total - self.done) / (self.done - self.done_before)
+            share = 100 * self.done // self.total
+            line = f"{self.name}: {share} % ({self.done:,} of {self.total:,} {self.unit}), {format_duration(left_s)} left"
+            log.info(line, extra=PROGRESS_LINE)
+
+
+def with_progress(items: Iterable[Item], name: str, total: int, unit: str = "batches") -> Iterator[Item]:
+    """Pass items on, and say how far they are as `PhaseProgress` does."""
+    with PhaseProgress(name, total, unit) as progress:
+        for item in items:
+            yield item
+            progress.advance()
+
+
+def format_duration(seconds: float) -> str:
+    """Return a time as exact as it is long: "0.8 s", "42 s", "3 min 20 s", "2 h 05 min"."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"

@@ -7,6 +7,7 @@ import json
 import subprocess
 import sys
 import tempfile
+import time
 from pathlib import Path
 
 import numpy as np
@@ -202,7 +203,8 @@ def test_no_text_column_is_an_error_and_a_wrong_delimiter_is_suspected(tmp_path)
 
 def test_text_column_is_found_in_any_case(tmp_path):
     path = write(tmp_path / "a.csv", "Id,Tweet,spam\n7,a,0\n8,b,1\n")
-    assert tables.find_columns(path) == tables.Columns("Tweet", ("spam",))
+    columns = tables.find_columns(path)
+    assert (columns.text, columns.labels) == ("Tweet", ("spam",))
 
 
 def test_column_without_values_or_name_is_no_label(tmp_path):
@@ -212,7 +214,35 @@ def test_column_without_values_or_name_is_no_label(tmp_path):
 
 def test_default_labels_win_over_other_binary_columns(tmp_path):
     path = write(tmp_path / "a.csv", "is_female,spam,threat,religious,sexual,bully,text\n1,0,0,0,0,1,a\n")
-    assert tables.find_columns(path).labels == tables.DEFAULT_LABELS
+    columns = tables.find_columns(path)
+    assert columns.labels == tables.DEFAULT_LABELS
+    assert columns.others == {"is_female": None}
+
+
+def test_column_that_is_no_label_is_named_with_its_first_other_cell(tmp_path):
+    content = "Gender,text,hate,likes,score,nothing\n,a,0,1,0,\n,b,1,0,1,\nfemale,c,1,0,7,\n"
+    columns = tables.find_columns(write(tmp_path / "a.csv", content))
+    assert columns.labels == ("hate", "likes")
+    assert {name: str(reason) for name, reason in columns.others.items()} == {
+        "Gender": "is 'female' on line 4", "score": "is '7' on line 4", "nothing": "is empty",
+    }  # fmt: skip
+    assert tables.find_columns(tmp_path / "a.csv", label_columns=["hate"]).others == {}
+
+
+@pytest.mark.parametrize("header", ["text,bully", "text,bully,bully"])
+def test_table_of_60000_columns_is_read_at_once(tmp_path, header):
+    """Each name was looked for among all others, which took minutes."""
+    more = [f"c{number}" for number in range(60_000)]
+    path = write(tmp_path / "a.csv", "".join(",".join([row, *cells]) + "\n" for row, cells in (
+        (header, more), ("a" + ",0" * header.count(","), ["x"] * 60_000), ("b" + ",1" * header.count(","), ["x"] * 60_000)
+    )))  # fmt: skip
+    started = time.monotonic()
+    if header.endswith(",bully,bully"):
+        fault(path, "'bully' stands twice")
+    else:
+        assert data.load_comments(path).label_names == ("bully",)
+        fault(path, "'hate'", "and 59982 more", label_columns=["hate"])
+    assert time.monotonic() - started < 5
 
 
 def test_key_that_only_a_later_json_line_has_is_a_column(tmp_path):
@@ -485,8 +515,8 @@ def test_bn_cyberbully5_keeps_its_counts_and_splits_alike():
 
 def test_gender_and_profession_are_no_labels():
     path = real_table("bn_cyberbully5.csv")
-    columns = tables.find_binary_columns(path, ["Gender", "Profession", "spam"])
-    assert columns == ("spam",)
+    assert set(tables.find_columns(path).others) == {"Gender", "Profession"}
+    assert None not in tables.find_columns(path).others.values()
 
 
 @pytest.mark.parametrize(
@@ -498,7 +528,8 @@ def test_gender_and_profession_are_no_labels():
     ],
 )
 def test_columns_of_real_tables_are_found(name, text_column, labels):
-    assert tables.find_columns(real_table(name)) == tables.Columns(text_column, tuple(labels.split()))
+    columns = tables.find_columns(real_table(name))
+    assert (columns.text, columns.labels) == (text_column, tuple(labels.split()))
 
 
 def test_ethos_is_refused_for_its_fractions():

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
@@ -236,6 +238,33 @@ def test_autocast_is_float32_on_the_cpu_unless_bfloat16_is_asked_for() -> None:
     assert choose_autocast_dtype(tiny_config(amp=False), cuda) is None
 
 
+def after_each_step(trainer: DistillationTrainer, patch: pytest.MonkeyPatch, call: Callable[[int], None]) -> None:
+    """Call something with each step's number once the step has been taken."""
+    take_step = trainer.take_step
+
+    def step_and_call(batches: Any, optimizer: Any, class_weights: Any, step: int) -> bool:
+        updated = take_step(batches, optimizer, class_weights, step)
+        call(step)
+        return updated
+
+    patch.setattr(trainer, "take_step", step_and_call)
+
+
+def test_epochs_of_teacher_and_student_are_told_apart_with_their_losses_and_times(caplog: pytest.LogCaptureFixture) -> None:
+    """The total of a student moves from 7.95 to 7.69 while it learns all it will: the excess over the floor is shown."""
+    caplog.set_level("INFO")
+    config = tiny_config(kd_method="multi_level", epochs=2)
+    DistillationTrainer(None, tiny_student(), config, "cpu").fit(tiny_loader(), constant_validation, name="teacher")
+    DistillationTrainer(tiny_teacher(), tiny_student(), config, "cpu").fit(tiny_loader(), constant_validation)
+    number = r"\d+\.\d{4}"
+    epochs = [line for line in caplog.messages if "epoch" in line]
+    for line, name, epoch in zip(epochs, ["teacher"] * 2 + ["student"] * 2, [1, 2] * 2, strict=True):
+        losses = ["hard loss"] if name == "teacher" else ["soft excess", "hard loss", "hidden loss", "attention loss"]
+        shown = ", ".join(f"{loss} {number}" for loss in losses)
+        best = r" \(best\)" if epoch == 1 else ""
+        assert re.fullmatch(rf"{name} epoch {epoch} of 2: {shown}, validation macro-F1 {number}{best}, \d+\.\d s", line), line
+
+
 @pytest.mark.parametrize("amp_dtype", [None, torch.float16])
 def test_non_finite_loss_stops_before_the_step_and_names_step_component_and_rows(
     amp_dtype: torch.dtype | None, monkeypatch: pytest.MonkeyPatch
@@ -246,12 +275,9 @@ def test_non_finite_loss_stops_before_the_step_and_names_step_component_and_rows
     answers = KeptTeacher(ModelShape(4, 24, 2, VOCABULARY), logits)
     trainer = DistillationTrainer(answers, tiny_student(), tiny_config(), "cpu")
     seen: list[dict[str, torch.Tensor]] = []
+    after_each_step(trainer, monkeypatch, lambda step: seen.append(weights_of(trainer.student)))
     with pytest.raises(TrainingFault, match=r"^step \d+: soft_loss is nan.*Rows .*\b7\b") as caught:
-        trainer.fit(
-            tiny_loader(),
-            constant_validation,
-            on_step=lambda step, total: seen.append(weights_of(trainer.student)),
-        )
+        trainer.fit(tiny_loader(), constant_validation)
     assert "\n" not in str(caught.value)
     assert all(torch.isfinite(tensor).all() for tensor in trainer.student.state_dict().values())
     assert len(seen) < 2 or equal_weights(seen[-1], seen[-2])
@@ -270,7 +296,7 @@ def test_train_step_leaves_the_student_as_it_was_and_can_go_on_after_a_bad_batch
     assert not equal_weights(before, weights_of(trainer.student))
 
 
-def test_resumed_training_matches_uninterrupted_training_bit_for_bit(tmp_path: Path) -> None:
+def test_resumed_training_matches_uninterrupted_training_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = tiny_config(kd_method="multi_level", epochs=3)
 
     def train(folder: Path, stop: StopRequest, stop_at: int) -> tuple[list[dict[str, object]], dict[str, torch.Tensor]]:
@@ -278,11 +304,8 @@ def test_resumed_training_matches_uninterrupted_training_bit_for_bit(tmp_path: P
         student = tiny_student()
         trainer = DistillationTrainer(tiny_teacher(), student, config, "cpu")
         torch.manual_seed(9)
-
-        def on_step(step: int, total: int) -> None:
-            stop.requested = step == stop_at
-
-        result = trainer.fit(tiny_loader(), constant_validation, checkpoints=CheckpointFolder(folder), stop=stop, on_step=on_step)
+        after_each_step(trainer, monkeypatch, lambda step: setattr(stop, "requested", step == stop_at))
+        result = trainer.fit(tiny_loader(), constant_validation, checkpoints=CheckpointFolder(folder), stop=stop)
         return result.history, weights_of(student)
 
     whole_history, whole_weights = train(tmp_path / "whole", StopRequest(), -1)

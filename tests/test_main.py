@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import subprocess
 import sys
 import unicodedata
@@ -254,6 +255,31 @@ def test_bad_input_is_one_line_with_status_2_and_writes_nothing(name: str, lab: 
     assert all(fragment in line for fragment in fragments), line
 
 
+@pytest.mark.parametrize("name", ["label of 2", "no text column", "too few rows", "broken UTF-8", "alpha of an unknown label"])
+def test_bad_table_is_refused_without_torch(name: str, lab: Lab) -> None:
+    """Importing torch and transformers first made every refusal take ten seconds."""
+    given, fragments = BAD_INPUTS[name]
+    flags = given if isinstance(given, str) else given(lab)
+    errors, loaded = run_and_list_modules(f"{QUICK} {flags}", 2)
+    assert all(fragment in errors for fragment in fragments), errors
+    assert not {"torch", "transformers"} & loaded
+
+
+def run_and_list_modules(flags: str, status: int) -> tuple[str, set[str]]:
+    """Run a command in a process of its own; return its stderr and the modules it had imported at its end."""
+    script = (
+        "import sys, research_main\n"
+        "try:\n    status = research_main.main(sys.argv[1:])\n"
+        "except SystemExit as stop:\n    status = stop.code\n"
+        "print(status, *sys.modules)"
+    )
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", script, *flags.split()], env=environment, capture_output=True, text=True)
+    found, *modules = ended.stdout.splitlines()[-1].split()
+    assert found == str(status), ended.stderr
+    return ended.stderr, set(modules)
+
+
 def test_every_fault_of_the_flags_is_reported_on_a_line_of_its_own(lab: Lab) -> None:
     status, _, errors = lab.run("--kd_alpha 1.5 --kd_temperature 0 --kd_method magic --dataset_path none.csv")
     assert status == 2
@@ -274,6 +300,70 @@ def test_label_without_a_positive_row_is_a_warning_and_the_run_goes_on(lab: Lab)
     status, _, errors = lab.run(f"{QUICK} --pipeline student_only --output_dir results/run")
     assert status == 0
     assert "label 'threat' has no positive row to train on" in errors
+
+
+# What is said before anything is computed
+
+
+def test_run_begins_with_what_it_read_and_what_it_will_do_and_its_log_file_says_so_too(lab: Lab) -> None:
+    rows = table_rows(lab)
+    rows[3][4] = ""
+    write_rows(lab.folder / "data" / "comments.csv", [*rows, rows[1], ["", *rows[1][1:]]])
+    flags = f"{QUICK} --cache_dir other --unlabelled_path more.csv --output_dir results/run"
+    write_rows(lab.folder / "more.csv", [["text"], ["আরও একটি"], rows[1][:1]])
+    status, _, errors = lab.run(flags)
+    assert status == 0
+    lines = [
+        "data/comments.csv: 81 rows, 80 distinct texts in column 'text'; 1 rows without a text are left out",
+        "labels, with their share of positives: ",
+        "rows (distinct texts) of each part: train ",
+        "device: cpu (",
+        "there already: nothing",
+        "to compute: the teacher's tokens, the student's tokens, teacher (at most 1 epochs of ",
+        "writing results/run",
+    ]
+    said = errors.splitlines()
+    found = [next(place for place, line in enumerate(said) if line.startswith(start)) for start in lines]
+    assert found == sorted(found)
+    bully = 100 * np.mean([float(row[1]) for row in [*rows[1:], rows[1]]])
+    assert said[found[1]].startswith(f"{lines[1]}bully {bully:.1f} %, sexual ")
+    assert re.search(r"threat \d+\.\d % \(1\.2 % unknown\)", said[found[1]])
+    in_file = (lab.folder / "results/run/run.log").read_text(encoding="utf-8")
+    assert all(start in in_file for start in lines)
+
+
+def test_dry_run_says_what_is_there_and_writes_nothing(lab: Lab) -> None:
+    flags = f"{QUICK} --cache_dir other --with_control --output_dir results/run"
+    before = snapshot(lab.folder)
+    status, output, errors = lab.run(f"{flags} --dry_run")
+    assert (status, output) == (0, "") and snapshot(lab.folder) == before
+    assert "there already: nothing\n" in errors
+    assert "dry run: results/run would be written; nothing was written" in errors
+    assert lab.run(flags)[0] == 0
+    before = snapshot(lab.folder)
+    _, _, errors = lab.run(f"{flags.replace('results/run', 'results/other')} --seed 7 --dry_run")
+    assert "there already: the teacher's tokens, the student's tokens, teacher, teacher outputs\n" in errors
+    assert re.search(r"^to compute: student \(at most 2 epochs of \d+ rows\), control \(", errors, re.MULTILINE)
+    assert "results/run holds a run with another config: --seed 42 there, 7 asked" in lab.refused(f"{flags} --seed 7 --dry_run")
+    assert "results/run would be written" in lab.run(f"{flags} --seed 7 --overwrite --dry_run")[2]
+    assert snapshot(lab.folder) == before
+
+
+def test_label_columns_that_were_found_are_named_with_what_was_left_and_why(lab: Lab) -> None:
+    rows = table_rows(lab)
+    path = lab.folder / "data" / "comments.csv"
+    more = [["none", "id"], *([str(place % 2), f"c{place}"] for place in range(len(rows)))]
+    write_rows(path, [[*row, *cells] for row, cells in zip(rows, more, strict=False)])
+    errors = lab.run(f"{QUICK} --dry_run")[2]
+    assert "label columns: the five known ones; left: none (holds only 0 and 1), id (is 'c0' on line 2)." in errors
+    assert "warning: none also holds only 0 and 1, but no label is made of it" in errors
+    assert "label columns" not in lab.run(f"{QUICK} --dry_run --label_columns {' '.join(LABELS)} none")[2]
+    rows[0] = ["text", "bully", "sexual", "religious", "threat", "likes"]
+    write_rows(path, [[*row, *cells] for row, cells in zip(rows, more, strict=False)])
+    errors = lab.run(f"{QUICK} --dry_run")[2]
+    assert re.search(r"share of positives: bully .*, likes .*, none ", errors)
+    assert "label columns: every column that holds only 0, 1 and empty cells; left: id (is 'c0' on line 2)." in errors
+    assert "warning" not in errors
 
 
 # The run directory and running again
@@ -299,31 +389,18 @@ def test_same_command_in_two_directories_gives_the_same_bytes(lab: Lab) -> None:
 
 def test_finished_run_answers_at_once_without_torch_and_changes_nothing(lab: Lab) -> None:
     run_dir = lab.done("run")
-    flags = f"{QUICK} --output_dir results/run"
     before = snapshot(run_dir)
-    script = (
-        "import sys, research_main\n"
-        "status = research_main.main(sys.argv[1:])\n"
-        "print({'torch', 'transformers', 'sklearn', 'matplotlib'} & set(sys.modules), status)"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    again = subprocess.run([sys.executable, "-c", script, *flags.split()], env=environment, capture_output=True, text=True)
-    lines = again.stdout.splitlines()
-    assert lines[-1] == "set() 0", again.stderr
-    assert lines[0].startswith("results/run  student test f1_macro=")
+    errors, loaded = run_and_list_modules(f"{QUICK} --output_dir results/run", 0)
+    assert "results/run is finished already" in errors
+    assert not {"torch", "transformers", "sklearn", "matplotlib"} & loaded
     assert snapshot(run_dir) == before
+    assert lab.run(f"{QUICK} --output_dir results/run")[1].startswith("results/run  student test f1_macro=")
 
 
-def test_help_loads_none_of_the_large_libraries(tmp_path: Path) -> None:
-    script = (
-        "import sys, research_main\n"
-        "try:\n    research_main.main(['--help'])\n"
-        "except SystemExit as stop:\n    print({'torch', 'transformers', 'sklearn', 'matplotlib'} & set(sys.modules), stop.code)"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    shown = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert shown.stdout.splitlines()[-1] == "set() 0"
-    assert "--kd_temperature" in shown.stdout
+@pytest.mark.parametrize(("flags", "status"), [("--help", 0), ("--kd_alpha 2", 2)])
+def test_help_and_a_bad_flag_load_none_of_the_large_libraries(flags: str, status: int) -> None:
+    _, loaded = run_and_list_modules(flags, status)
+    assert not {"numpy", "torch", "transformers", "sklearn", "matplotlib", "tqdm"} & loaded
 
 
 def test_directory_of_another_config_is_refused_naming_the_flags_until_overwrite(lab: Lab) -> None:
@@ -383,6 +460,23 @@ def test_rows_left_out_of_training_are_not_asked_about(lab: Lab) -> None:
     run_dir = lab.done("run", "--data_fraction 0.3 --cache_dir own_cache")
     rows = read_json(run_dir / "metrics.json")["rows"]
     assert rows["train"] < 30 and rows_asked(lab) == sorted(rows.values())
+
+
+def test_every_phase_says_how_far_it_is_on_stderr_and_in_the_log_file(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("research.logs.SECONDS_BETWEEN_LINES", 0.0)
+    flags = f"{QUICK} --kd_method hidden --layer_mapping 2:2 --with_control --cache_dir other --output_dir results/run"
+    status, _, errors = lab.run(flags)
+    assert status == 0
+    found = re.findall(r"^(.+): (\d+) % \(.+ of .+\), .+ left$", errors, re.MULTILINE)
+    phases = {
+        "tokenising", "teacher outputs", "teacher layers",
+        *(f"{name} {phase}" for name in ("teacher", "student", "control") for phase in ("training", "validation")),
+        *(f"{name} evaluation on {part}" for name in ("student", "control") for part in ("validation", "test")),
+    }  # fmt: skip
+    assert {name for name, _ in found} == phases
+    assert {name for name, share in found if share == "100"} == phases
+    in_file = (lab.folder / "results/run/run.log").read_text(encoding="utf-8")
+    assert all(f"{name}: 100 % (" in in_file for name in phases)
 
 
 # Pipelines and flags

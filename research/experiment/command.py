@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from research.errors import (
-    FlagErrors,
+    BAD_INPUT,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    WEAK_TEACHER,
     InputError,
     Interrupted,
     StopRequest,
@@ -20,10 +23,12 @@ from research.errors import (
     describe_lack_of_memory,
     describe_os_error,
     is_out_of_memory,
+    list_problems,
 )
+from research.experiment.dataset import load_dataset
 from research.experiment.sources import check_models
 from research.flags import fields_of_kind
-from research.logs import log_to_file, quiet_libraries
+from research.logs import log_to_file, quiet_libraries, remembering, report_interrupt, report_problems
 from research.runs.directory import RunDirectory
 from research.runs.formats import read_json
 from research.storage.files import hash_file
@@ -33,8 +38,9 @@ if TYPE_CHECKING:
     from research.experiment.runtime import Extras
 
 log = logging.getLogger("research")
-DONE, FAILED, BAD_INPUT, WEAK_TEACHER, INTERRUPTED = 0, 1, 2, 3, 130
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# What --dry_run says of a run directory, by what is in it.
+WOULD_BE = {"absent": "written", "unfinished": "resumed", "finished": "answered from"}
 
 
 @dataclass(frozen=True)
@@ -54,7 +60,7 @@ def run_one(config: ExperimentConfig, argv: list[str], extras: Extras | None = N
     if outcome.status == INTERRUPTED:
         report_interrupt()
     elif outcome.status == BAD_INPUT:
-        print_problems(outcome.problems)
+        report_problems(outcome.problems)
     return outcome.status, outcome.metrics
 
 
@@ -72,29 +78,6 @@ def attempt(config: ExperimentConfig, argv: list[str], stop: StopRequest, extras
         return Outcome(error.status, problems=(str(error),))
     except KeyboardInterrupt:
         return Outcome(INTERRUPTED)
-
-
-def report_bad_input(error: InputError) -> int:
-    """Say what is wrong, one line a problem."""
-    print_problems(list_problems(error))
-    return BAD_INPUT
-
-
-def list_problems(error: InputError) -> tuple[str, ...]:
-    """Return what is wrong, one line a problem."""
-    return error.problems if isinstance(error, FlagErrors) else (str(error),)
-
-
-def print_problems(problems: Sequence[str]) -> None:
-    """Write problems to stderr as the command's errors."""
-    for problem in problems:
-        print(f"error: {problem}", file=sys.stderr)
-
-
-def report_interrupt() -> int:
-    """Say how to go on after Ctrl-C."""
-    print("interrupted: the same command goes on from here", file=sys.stderr)
-    return INTERRUPTED
 
 
 class RunFailed(Exception):
@@ -128,28 +111,37 @@ def find_finished(config: ExperimentConfig) -> dict[str, Any] | None:
     return read_json(run_dir.path / "metrics.json")
 
 
-def run(config: ExperimentConfig, argv: list[str], stop: StopRequest, extras: Extras | None = None) -> dict[str, Any]:
-    """Check the inputs, claim the run directory and run.
+def run(config: ExperimentConfig, argv: list[str], stop: StopRequest, extras: Extras | None = None) -> dict[str, Any] | None:
+    """Check the inputs, claim the run directory and run; None after --dry_run, which stops before that.
 
     Raises:
         InputError: a problem in what the user supplied; nothing has been written.
         RunFailed: the run began and cannot go on.
     """
-    # With torch, which a finished run, a bad flag and --help answer without.
-    from research.experiment.inputs import load_inputs
-    from research.experiment.run import run_experiment, run_folds
-    from research.experiment.runtime import Extras, start_runtime
+    with remembering() as said:
+        dataset = load_dataset(config, fold=0 if config.num_folds > 1 else None)
+        # With torch and transformers, which take seconds: a bad flag or table, --help and a finished run do without.
+        from research.experiment.inputs import load_inputs
+        from research.experiment.plan import describe_plan
+        from research.experiment.run import run_experiment, run_folds
+        from research.experiment.runtime import Extras, start_runtime
 
-    quiet_libraries()
-    runtime = start_runtime(config, ["python", "research_main.py", *argv], stop, extras or Extras())
-    inputs = load_inputs(config, fold=0 if config.num_folds > 1 else None)
+        quiet_libraries()
+        runtime = start_runtime(config, ["python", "research_main.py", *argv], stop, extras or Extras())
+        inputs = load_inputs(dataset)
+        for line in describe_plan(inputs, runtime):
+            log.info("%s", line)
     settings = saved_settings(inputs.config)
     with RunDirectory(config.run_dir) as run_dir:
+        if config.dry_run:
+            status = run_dir.preview(settings, overwrite=config.overwrite)
+            log.info("dry run: %s would be %s; nothing was written", run_dir.path, WOULD_BE[status])
+            return None
         with explaining_failures(config):
             status = run_dir.claim(settings, overwrite=config.overwrite)
         if status == "finished":
             return read_json(run_dir.path / "metrics.json")
-        with log_to_file(run_dir.path / "run.log"), explaining_failures(config):
+        with log_to_file(run_dir.path / "run.log", said), explaining_failures(config):
             log.info("%s %s", "resuming" if status == "unfinished" else "writing", run_dir.path)
             if config.num_folds > 1:
                 return run_folds(inputs.config, settings, runtime, run_dir, inputs)

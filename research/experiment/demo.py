@@ -18,6 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from research.storage.files import flush_tree
+
 if TYPE_CHECKING:
     from tokenizers import Tokenizer
     from tokenizers.normalizers import Normalizer
@@ -89,6 +91,7 @@ def build_demo(folder: Path, seed: int) -> DemoFiles:
         with tempfile.TemporaryDirectory(prefix=".demo-", dir=folder) as scratch:
             unfinished = Path(scratch) / "demo"
             _write_demo(unfinished, seed)
+            flush_tree(unfinished)
             try:
                 os.rename(unfinished, target)
             except OSError:

@@ -23,7 +23,8 @@ from research.kd.loop import TrainingResult
 from research.kd.targets import TeacherTargets
 from research.kd.teacher import Teacher
 from research.models.classifiers import StudentModel
-from research.models.encoders import cut_layers, load_encoder
+from research.models.cutting import cut_layers
+from research.models.encoders import load_encoder
 from research.models.fingerprint import check_unchanged
 from research.storage.cache import digest_key
 from research.storage.checkpoints import CheckpointFolder
@@ -82,7 +83,7 @@ def _train(
     loader = context.training_batches(rows, tokens, config.seed, **carried)
     identity = digest_key(training_identity(teacher, rows, context))
     training = train(name, trainer, loader, CheckpointFolder(checkpoints, identity), context)
-    return TrainedStudent(student, training, predict_parts(student, tokens, context))
+    return TrainedStudent(student, training, predict_parts(name, student, tokens, context))
 
 
 def build_student(teacher: Teacher | None, inputs: Inputs) -> StudentModel:

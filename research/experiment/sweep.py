@@ -19,24 +19,14 @@ from typing import TYPE_CHECKING, Any
 from research.compare.pages import write_comparison
 from research.compare.scores import compare_runs
 from research.compare.tables import FORMATS
-from research.errors import InputError, StopRequest, first_line
-from research.experiment.command import (
-    BAD_INPUT,
-    DONE,
-    FAILED,
-    Outcome,
-    attempt,
-    catching_signals,
-    find_finished,
-    list_problems,
-    report_interrupt,
-)
+from research.errors import BAD_INPUT, DONE, FAILED, InputError, StopRequest, first_line, list_problems
+from research.experiment.command import Outcome, attempt, catching_signals, find_finished
 from research.experiment.grid import command_line, expand_sweep, parse_sweep
 from research.experiment.overwriting import Overwriting
 from research.experiment.sweep_progress import SweepProgress
 from research.experiment.workers import Pool, Say
 from research.flags import fields_of_kind
-from research.logs import log_to_file, start_logging
+from research.logs import log_to_file, report_interrupt, start_logging
 from research.runs.directory import RunDirectory
 from research.runs.run import best_line, result_line, validation_headline
 from research_config import ExperimentConfig, saved_settings
@@ -90,7 +80,7 @@ def look_up(config: ExperimentConfig) -> Outcome | None:
     """Return the outcome of a run that is finished already or refused, None when there is something to do."""
     try:
         columns = fields_of_kind(config, "column")
-        RunDirectory(config.run_dir).check_claim(saved_settings(config), config.overwrite, columns)
+        RunDirectory(config.run_dir).preview(saved_settings(config), config.overwrite, columns)
         metrics = find_finished(config)
     except InputError as error:
         return Outcome(BAD_INPUT, problems=list_problems(error))

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 
 from research.errors import InputError
 from research.experiment.command import Outcome
+from research.logs import format_duration
 from research.runs.formats import dig, read_json
 from research.runs.run import result_line
 from research_config import ExperimentConfig
@@ -54,15 +55,15 @@ class SweepProgress:
         """Say how a run ended and how long the others will take."""
         seconds = time.monotonic() - self.began_s.pop(run)
         if outcome.metrics is None:
-            log.error("%s: failed after %s: %s", self._name(run), say_duration(seconds), "; ".join(outcome.problems))
+            log.error("%s: failed after %s: %s", self._name(run), format_duration(seconds), "; ".join(outcome.problems))
             return
         # Beside the runs that pay for what all share, or wait for it, the first estimate knows no other.
         first = len(self.costs_s) < self.num_workers
         self.costs_s.append(max(0.0, seconds - self._shared_s(run)) if first else seconds)
         left = self.seconds_left()
-        rest = f"; about {say_duration(left)} left" if left else ""
+        rest = f"; about {format_duration(left)} left" if left else ""
         line = result_line(self.runs[run].run_dir, outcome.metrics)
-        log.info("[%d/%d] %s after %s%s", run + 1, len(self.runs), line, say_duration(seconds), rest)
+        log.info("[%d/%d] %s after %s%s", run + 1, len(self.runs), line, format_duration(seconds), rest)
 
     def seconds_left(self) -> float:
         """Return how long the runs that wait and those at work will take, if they cost what the finished ones did."""
@@ -81,11 +82,3 @@ class SweepProgress:
 
     def _name(self, run: int) -> str:
         return f"[{run + 1}/{len(self.runs)}] {self.runs[run].run_dir}"
-
-
-def say_duration(seconds: float) -> str:
-    """Return a time as people say it: 45 s, 12 min, 3 h 20 min."""
-    minutes = round(seconds / 60)
-    if seconds < 90:
-        return f"{seconds:.0f} s"
-    return f"{minutes} min" if minutes < 90 else f"{minutes // 60} h {minutes % 60} min"

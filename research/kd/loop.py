@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from research.errors import Interrupted, StopRequest
+from research.logs import PhaseProgress, format_duration
 from research.models.classifiers import TextClassifier
 from research.storage.checkpoints import CheckpointFolder
 from research.text.batches import Batch, BatchLoader
@@ -48,7 +49,8 @@ class TrainingResult:
 
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
-OnStep = Callable[[int, int], None]
+# What an epoch's line leaves out: the soft loss keeps the teacher's own entropy, so it and the total look stuck.
+NOT_IN_LINE = ("total_loss", "soft_loss")
 
 
 class Trainer(Protocol):
@@ -91,7 +93,7 @@ class EpochLoop:
         class_weights: (C,) weight of the positives in the hard loss, on the device.
         checkpoints: Where training goes on from, if anywhere.
         stop: Looked at after every step.
-        on_step: Told each step's number and how many there are at most.
+        name: Whose training it is, in log lines.
     """
 
     def __init__(
@@ -102,8 +104,9 @@ class EpochLoop:
         class_weights: Tensor | None = None,
         checkpoints: CheckpointFolder | None = None,
         stop: StopRequest | None = None,
-        on_step: OnStep | None = None,
+        name: str = "student",
     ) -> None:
+        self.name = name
         self.trainer = trainer
         self.config = trainer.config
         self.loader = loader
@@ -111,7 +114,6 @@ class EpochLoop:
         self.class_weights = class_weights
         self.checkpoints = checkpoints
         self.stop = stop or StopRequest()
-        self.on_step = on_step
         self.optimizer = trainer.build_optimizer()
         self.total_steps = -(-len(loader) // self.config.gradient_accumulation) * self.config.epochs
         self.progress = Progress()
@@ -129,21 +131,23 @@ class EpochLoop:
         started = time.monotonic()
         self._resume()
         patience = self.config.early_stopping_patience
-        while self.progress.epoch < self.config.epochs and self.progress.epoch - self.progress.best_epoch < patience:
-            self.stop.heeded = True
-            self._train_epoch()
-            self.stop.heeded = False
-            if self.stop.requested:  # by a signal after the last step was looked at
-                self._save()
-                raise Interrupted
-            self._finish_epoch()
+        with PhaseProgress(f"{self.name} training", self.total_steps, "steps", done=self.progress.global_step) as steps:
+            while self.progress.epoch < self.config.epochs and self.progress.epoch - self.progress.best_epoch < patience:
+                epoch_started = time.monotonic()
+                self.stop.heeded = True
+                self._train_epoch(steps)
+                self.stop.heeded = False
+                if self.stop.requested:  # by a signal after the last step was looked at
+                    self._save()
+                    raise Interrupted
+                self._finish_epoch(epoch_started)
         self.trainer.student.load_state_dict(self.best_state)
         progress = self.progress
         return TrainingResult(
             progress.history, progress.best_epoch, progress.best_f1, progress.skipped_steps, time.monotonic() - started
         )
 
-    def _train_epoch(self) -> None:
+    def _train_epoch(self, steps: PhaseProgress) -> None:
         progress = self.progress
         self.trainer.set_training_mode()
         accumulation = self.config.gradient_accumulation
@@ -155,6 +159,7 @@ class EpochLoop:
             if len(group) < accumulation and remaining:
                 continue
             self._take_step(group)
+            steps.advance()
             group = []
             if progress.global_step % self.checks_every == 0:
                 self._add_up_losses()
@@ -176,8 +181,6 @@ class EpochLoop:
         progress.global_step += 1
         progress.batches_done += len(group)
         progress.skipped_steps += not updated
-        if self.on_step is not None:
-            self.on_step(progress.global_step, self.total_steps)
 
     def _add_up_losses(self) -> None:
         sums, rows = self.trainer.read_losses()
@@ -185,7 +188,7 @@ class EpochLoop:
             self.progress.sums[name] = self.progress.sums.get(name, 0.0) + value
         self.progress.rows_summed += rows
 
-    def _finish_epoch(self) -> None:
+    def _finish_epoch(self, started: float) -> None:
         """Validate, keep the best weights, write the history row and a checkpoint."""
         progress = self.progress
         try:
@@ -207,14 +210,17 @@ class EpochLoop:
             progress.best_f1, progress.best_epoch = scores["f1_macro"], progress.epoch
             self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in self.trainer.student.state_dict().items()}
         progress.sums, progress.rows_summed, progress.batches_done = {}, 0, 0
-        log.info(
-            "epoch %d: loss %.4f, validation macro-F1 %.4f%s",
-            progress.epoch,
-            means["total_loss"],
-            scores["f1_macro"],
-            " (best)" if progress.best_epoch == progress.epoch else "",
-        )
+        log.info("%s", self._describe_epoch(means, scores["f1_macro"], time.monotonic() - started))
         self._save()
+
+    def _describe_epoch(self, means: Mapping[str, float], f1: float, seconds: float) -> str:
+        """Return an epoch's line: its losses, its validation score and how long both took."""
+        progress = self.progress
+        shown = [name for name in self.trainer.objective.components if name not in NOT_IN_LINE]
+        losses = [f"{name.replace('_', ' ')} {means[name]:.4f}" for name in shown]
+        best = " (best)" if progress.best_epoch == progress.epoch else ""
+        where = f"{self.name} epoch {progress.epoch} of {self.config.epochs}"
+        return f"{where}: {', '.join(losses)}, validation macro-F1 {f1:.4f}{best}, {format_duration(seconds)}"
 
     def _checkpoint_is_due(self) -> bool:
         return time.monotonic() - self.last_checkpoint_s > 60 * self.config.checkpoint_minutes
@@ -244,7 +250,7 @@ class EpochLoop:
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.trainer.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.trainer.device)
-        log.info("resuming at step %d of %d", self.progress.global_step, self.total_steps)
+        log.info("%s: resuming at step %d of %d", self.name, self.progress.global_step, self.total_steps)
 
 
 def schedule(step: int, total_steps: int, warmup_ratio: float) -> float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import sys
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import cached_property
@@ -20,10 +19,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from research.evaluation.predict import predict_logits
 from research.kd.layers import ComparedLayers, LayerOutputs, align_outputs
+from research.logs import with_progress
 from research.models.classifiers import ModelShape, TextClassifier, freeze
 from research.storage.arrays import append_array, map_array, read_ragged, return_free_memory, write_array, write_npy
 from research.storage.cache import Cache
@@ -78,7 +77,7 @@ def fetch_logits(teacher: Teacher, loader: BatchLoader, device: torch.device, ca
     assert loader.teacher_tokens is None
 
     def build(folder: Path, _scratch: Path) -> None:
-        batches = with_progress(loader, "teacher logits")
+        batches = with_progress(loader, "teacher outputs", len(loader))
         logits = predict_logits(teacher.model.to(device), batches, device, num_rows=loader.num_rows)
         write_npy(folder / "logits.npy", logits)
 
@@ -88,27 +87,27 @@ def fetch_logits(teacher: Teacher, loader: BatchLoader, device: torch.device, ca
             raise ValueError(f"logits of {len(logits)} rows")
         return logits
 
-    folder = cache.fetch("logits", output_key(teacher, loader, device), build, read)
+    key = output_key(teacher.identity, loader.tokens.key, loader.rows, device)
+    folder = cache.fetch("logits", key, build, read)
     return_free_memory()
     return read(folder)
 
 
-def output_key(teacher: Teacher, loader: BatchLoader, device: torch.device) -> dict[str, Any]:
-    """Return what the teacher's outputs on a loader's rows depend on, to the last bit."""
-    tokens = loader.teacher_tokens or loader.tokens
+def output_key(identity: Mapping[str, Any], tokens_key: str, rows: NDArray[np.int64], device: torch.device) -> dict[str, Any]:
+    """Return what a teacher's outputs on some rows depend on, to the last bit.
+
+    Args:
+        identity: What identifies the teacher.
+        tokens_key: That of the tokens it reads.
+    """
     return {
-        "teacher": teacher.identity,
-        "tokens": tokens.key,
-        "rows": hashlib.sha256(np.ascontiguousarray(loader.rows).tobytes()).hexdigest(),
+        "teacher": identity,
+        "tokens": tokens_key,
+        "rows": hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest(),
         "device": device.type,
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }
-
-
-def with_progress(loader: BatchLoader, name: str) -> Any:
-    """Return the loader with a progress bar when a person watches."""
-    return tqdm(loader, desc=name, unit="batch", disable=not sys.stderr.isatty(), leave=False)
 
 
 class LayerStore:
@@ -195,7 +194,8 @@ def fetch_layers(teacher: Teacher, layers: ComparedLayers, loader: BatchLoader, 
 
     The loader carries the teacher's ids, and both sides' words when the tokenizers differ.
     """
-    key = output_key(teacher, loader, device) | {
+    tokens = loader.teacher_tokens or loader.tokens
+    key = output_key(teacher.identity, tokens.key, loader.rows, device) | {
         "student_tokens": loader.tokens.key if loader.words is not None else None,
         "layers": (layers.hidden, layers.attention),
         "relations": layers.relations,
@@ -226,7 +226,7 @@ def write_layers(
     # A file's width: that of a state, which relations need not share with the hidden states.
     widths: tuple[dict[str, int], dict[str, int]] = ({}, {})
     with ExitStack() as open_files:
-        for batch in with_progress(loader, "teacher states"):
+        for batch in with_progress(loader, "teacher layers", len(loader)):
             outputs, mask = run_layers(model, layers, move_batch(batch, device))
             rows.append(batch["row"].numpy())
             lengths.append(mask.sum(dim=1).cpu().numpy())

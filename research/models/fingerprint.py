@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from research.errors import InputError
+from research.errors import InputError, first_line
 from research.storage.files import Stamp, hash_file, stamp_file
 
 WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
@@ -108,7 +108,7 @@ def resolve_model_folder(name: str, *, weights: bool = True) -> Path:
         try:
             found = cached_file(name, file, _raise_exceptions_for_missing_entries=False)
         except OSError as error:
-            raise InputError(f"model '{name}': {str(error).strip().splitlines()[0]}") from error
+            raise InputError(f"model '{name}': {first_line(error)}") from error
         if found is not None:
             return Path(found).parent
     raise InputError(f"model '{name}': no weights found (looked for {', '.join(wanted)})")

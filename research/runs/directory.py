@@ -124,6 +124,12 @@ class RunDirectory:
             self.release()
         return status
 
+    def preview(self, config: Mapping[str, Any], overwrite: bool = False, unresolved: Collection[str] = ()) -> Status:
+        """Say what `claim` would, and refuse what it would, without writing or locking anything."""
+        asked = to_plain(config, decimals=None)
+        status = self._check_claim(asked, overwrite, unresolved)
+        return "absent" if overwrite and not self._is_overwriting(asked) else status
+
     def release(self) -> None:
         """Let others claim the folder; harmless when it is not held."""
         if self._lock is None:
@@ -208,10 +214,6 @@ class RunDirectory:
                 f"{self.path} was made from another content of {paths[changed[0]]}. "
                 "Use another --output_dir, or --overwrite to run on the table as it is now."
             )
-
-    def check_claim(self, config: Mapping[str, Any], overwrite: bool = False, unresolved: Collection[str] = ()) -> Status:
-        """Say what `claim` would find there, and refuse what it would refuse; nothing is taken or written."""
-        return self._check_claim(to_plain(config, decimals=None), overwrite, unresolved)
 
     def _is_overwriting(self, asked: Mapping[str, Any]) -> bool:
         """Whether there is the beginning of this very run, made by an earlier command with --overwrite."""

@@ -18,7 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from research.errors import InputError
+from research.errors import InputError, first_line
 from research.storage.files import Stamp, hash_tree, publish_folder, remove, stamp_tree, write_atomic
 
 log = logging.getLogger(__name__)
@@ -82,6 +82,11 @@ class Cache:
                     stamps = stamp_tree(entry)
         self._verified[entry] = stamps
         return entry
+
+    def find(self, kind: str, key: Mapping[str, Any]) -> Path | None:
+        """Return an entry's folder when there is one; whether it is whole, `fetch` finds out."""
+        entry = self.root / kind / digest_key(key)[:32]
+        return entry if entry.is_dir() else None
 
     def is_unchanged(self, entry: Path) -> bool:
         """Whether this process has verified an entry and its files have not been touched since."""
@@ -158,7 +163,7 @@ def _reason_against(entry: Path, check: Check) -> str | None:
     try:
         check(entry)
     except UNUSABLE as error:
-        return (str(error).splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     return None
 
 

@@ -8,8 +8,9 @@ import json
 import math
 import unicodedata
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, cast
 from xml.etree.ElementTree import ParseError
@@ -167,8 +168,7 @@ def _read_json_lines(path: Path) -> Rows:
 def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> Row:
     row = dict(pairs)
     if len(row) < len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        twice = Counter(name for name, _ in pairs).most_common(1)[0][0]
         raise ValueError(f"key {twice!r} stands twice in an object")
     return row
 
@@ -220,8 +220,8 @@ def _import_optional(module: str, package: str, path: Path) -> Any:
 
 
 def _check_names(path: Path, names: Sequence[str]) -> None:
-    for name in names:
-        if names.count(name) > 1:
+    for name, count in Counter(names).items():
+        if count > 1:
             what = f"column {name!r} stands twice" if name else "several columns have no name"
             raise InputError(f"{path}: {what} in the header. Give every column a name of its own.")
 
@@ -248,11 +248,27 @@ def _listed(names: Iterable[str], limit: int = 20) -> str:
 
 
 @dataclass(frozen=True)
+class NoLabel:
+    """The first cell of a column that no label column has; of a column without any value, no cell of no line."""
+
+    line: int | None = None
+    cell: Any = None
+
+    def __str__(self) -> str:
+        return "is empty" if self.line is None else f"is {quote_value(self.cell, LONGEST_CELL)} on line {self.line}"
+
+
+@dataclass(frozen=True)
 class Columns:
-    """The text column and the label columns of a table."""
+    """The text column and the label columns of a table.
+
+    Where the labels were not named, `others` holds every column that was left: what keeps it from being a
+    label, or None for one that could be a label too.
+    """
 
     text: str
     labels: tuple[str, ...]
+    others: Mapping[str, NoLabel | None] = field(default_factory=dict)
 
 
 def find_columns(path: str | Path, text_column: str | None = None, label_columns: Sequence[str] | None = None) -> Columns:
@@ -260,7 +276,7 @@ def find_columns(path: str | Path, text_column: str | None = None, label_columns
 
     Without `text_column`, the first of TEXT_COLUMNS present in any case. Without `label_columns`,
     DEFAULT_LABELS when all are present, else every other column that holds only 0, 1 and empty
-    cells and at least one value; only that last search reads the whole table.
+    cells and at least one value; the table is read until every column is known to be no label.
 
     Raises:
         InputError: a column is missing, named twice or used for both, or no label column is found.
@@ -269,15 +285,18 @@ def find_columns(path: str | Path, text_column: str | None = None, label_columns
     names = read_columns(path)
     text = find_text_column(path, names, text_column)
     if label_columns is not None:
-        labels = tuple(label_columns)
-        check_label_names(path, labels, text, names)
-    elif set(DEFAULT_LABELS) <= set(names):
-        labels = DEFAULT_LABELS
-    else:
-        labels = find_binary_columns(path, [name for name in names if name and name != text])
-    if text in labels:
-        raise InputError(f"{path}: {text!r} is both text and label. Set --text_column or --label_columns.")
-    return Columns(text, labels)
+        check_label_names(path, label_columns, text, names)
+        return Columns(text, tuple(label_columns))
+    known = DEFAULT_LABELS if set(DEFAULT_LABELS) <= set(names) else ()
+    if text in known:
+        raise _used_twice(path, text)
+    cells = judge_columns(path, [name for name in names if name and name not in (text, *known)])
+    if known:
+        return Columns(text, known, cells)
+    labels = tuple(name for name, reason in cells.items() if reason is None)
+    if not labels:
+        raise _no_label_column(path, cells)
+    return Columns(text, labels, {name: reason for name, reason in cells.items() if reason is not None})
 
 
 def find_text_column(path: Path, names: Sequence[str], text_column: str | None) -> str:
@@ -299,37 +318,45 @@ def check_label_names(path: Path, labels: Sequence[str], text: str, names: Seque
     """Check that the table has each label column, once, and that none is the text."""
     if not labels:
         raise InputError(f"{path}: no label column is named. Set --label_columns.")
+    present, counts = set(names), Counter(labels)
     for label in labels:
-        if label not in names:
+        if label not in present:
             raise InputError(f"{path}: no column {label!r}; found {_listed(names)}. Set --label_columns.")
-        if labels.count(label) > 1:
+        if counts[label] > 1:
             raise InputError(f"{path}: label {label!r} is named twice. Name it once in --label_columns.")
+    if text in present.intersection(labels):
+        raise _used_twice(path, text)
 
 
-def find_binary_columns(path: Path, candidates: Sequence[str]) -> tuple[str, ...]:
-    """Return the candidates holding only 0, 1 and empty cells, and at least one value."""
-    open_columns = list(candidates)
+def _used_twice(path: Path, text: str) -> InputError:
+    return InputError(f"{path}: {text!r} is both text and label. Set --text_column or --label_columns.")
+
+
+def judge_columns(path: Path, names: Sequence[str]) -> dict[str, NoLabel | None]:
+    """Say of each column what keeps it from being a label; None when it holds only 0, 1 and empty cells, and a value."""
+    open_columns = dict.fromkeys(names)
     with_value: set[str] = set()
-    fractions: list[str] = []
+    judged: dict[str, NoLabel | None] = dict.fromkeys(names)
     for line, row in read_rows(path):
         for name in tuple(open_columns):
             code = label_code(row.get(name))
             if code is None:
-                open_columns.remove(name)
-                if _is_fraction(row.get(name)):
-                    fractions.append(f"{name!r} is {quote_value(row.get(name), LONGEST_CELL)} on line {line}")
+                del open_columns[name]
+                judged[name] = NoLabel(line, row.get(name))
             elif code != UNKNOWN:
                 with_value.add(name)
         if not open_columns:
             break
-    labels = tuple(name for name in open_columns if name in with_value)
-    if labels:
-        return labels
+    return judged | {name: NoLabel() for name in open_columns if name not in with_value}
+
+
+def _no_label_column(path: Path, cells: Mapping[str, NoLabel | None]) -> InputError:
+    fractions = [f"{name!r} {reason}" for name, reason in cells.items() if reason is not None and _is_fraction(reason.cell)]
     if fractions:
         remedy = "Binarise fractions first, say 1 from 0.5 up."
-        raise InputError(f"{path}: no column holds only 0 and 1; {'; '.join(fractions[:3])}. {remedy}")
-    raise InputError(
-        f"{path}: no label column holding only 0 and 1 among {_listed(candidates) or 'no columns'}. "
+        return InputError(f"{path}: no column holds only 0 and 1; {'; '.join(fractions[:3])}. {remedy}")
+    return InputError(
+        f"{path}: no label column holding only 0 and 1 among {_listed(list(cells)) or 'no columns'}. "
         "Add one column of 0 and 1 per label, or set --label_columns."
     )
 

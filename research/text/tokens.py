@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -18,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from research.errors import InputError
+from research.logs import PhaseProgress
 from research.storage.arrays import append_array, map_array, return_free_memory
 from research.storage.cache import Cache, digest_key
 
@@ -29,6 +31,8 @@ TOKENS_FORMAT = 2
 
 class TextSource(Protocol):
     """What tokenising needs of the comments: their texts in row order and a hash of them all."""
+
+    def __len__(self) -> int: ...
 
     @property
     def text_sha256(self) -> str:
@@ -84,8 +88,6 @@ def tokenize(texts: TextSource, tokenizer: Any, max_length: int, cache: Cache, *
     Raises:
         InputError: the tokenizer has no padding token, or no offsets when words are asked for.
     """
-    import tokenizers
-
     if tokenizer.pad_token_id is None:
         raise InputError(f"tokenizer {tokenizer.name_or_path}: has no padding token; set pad_token in its config")
     if with_words and not tokenizer.is_fast:
@@ -93,23 +95,28 @@ def tokenize(texts: TextSource, tokenizer: Any, max_length: int, cache: Cache, *
             f"tokenizer {tokenizer.name_or_path}: is a slow one without character offsets, so its words cannot be "
             "aligned with the other model's. Use --kd_method logit or a fast tokenizer (tokenizer.json)."
         )
-    key = {
-        "text": texts.text_sha256,
-        "tokenizer": fingerprint_tokenizer(tokenizer),
-        "max_length": max_length,
-        "words": with_words,
-        "tokenizers": tokenizers.__version__,
-        "format": TOKENS_FORMAT,
-    }
+    key = tokens_key(texts, tokenizer, max_length, with_words=with_words)
 
     def build(folder: Path, _scratch: Path) -> None:
-        write_tokens(folder, texts.iter_texts(), tokenizer, max_length, with_words)
+        write_tokens(folder, texts, tokenizer, max_length, with_words)
         return_free_memory()
 
     def read(folder: Path) -> Tokens:
         return read_tokens(folder, tokenizer.pad_token_id, digest_key(key), with_words)
 
     return read(cache.fetch("tokens", key, build, read))
+
+
+def tokens_key(texts: TextSource, tokenizer: Any, max_length: int, *, with_words: bool) -> dict[str, Any]:
+    """Return everything that the tokens of `tokenize` depend on."""
+    return {
+        "text": texts.text_sha256,
+        "tokenizer": fingerprint_tokenizer(tokenizer),
+        "max_length": max_length,
+        "words": with_words,
+        "tokenizers": version("tokenizers"),
+        "format": TOKENS_FORMAT,
+    }
 
 
 def read_tokens(folder: Path, pad_id: int, key: str, with_words: bool) -> Tokens:
@@ -126,22 +133,25 @@ def read_tokens(folder: Path, pad_id: int, key: str, with_words: bool) -> Tokens
     return Tokens(ids, offsets, words, pad_id, key)
 
 
-def write_tokens(folder: Path, texts: Iterator[str], tokenizer: Any, max_length: int, with_words: bool) -> None:
+def write_tokens(folder: Path, texts: TextSource, tokenizer: Any, max_length: int, with_words: bool) -> None:
     """Stream the texts through the tokenizer in large batches, so memory does not grow with the rows."""
     total = 0
+    stream = texts.iter_texts()
     with (
+        PhaseProgress("tokenising", len(texts), "texts") as progress,
         open(folder / "ids.bin", "wb") as ids_file,
         open(folder / "offsets.bin", "wb") as offsets_file,
         open(folder / "words.bin", "wb") as words_file,
     ):
         append_array(offsets_file, np.zeros(1, dtype=np.int64))
-        while chunk := list(islice(texts, CHUNK_ROWS)):
+        while chunk := list(islice(stream, CHUNK_ROWS)):
             ids, lengths, words = encode(chunk, tokenizer, max_length, with_words)
             append_array(ids_file, ids)
             append_array(offsets_file, total + np.cumsum(lengths))
             total += int(lengths.sum())
             if words is not None:
                 append_array(words_file, words)
+            progress.advance(len(chunk))
 
 
 def encode(

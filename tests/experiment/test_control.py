@@ -19,6 +19,7 @@ from research.evaluation.gain import describe_gain, measure_gain
 from research.evaluation.metrics import count_confusions, most_disagreeing
 from research.experiment.saving import fetch_texts
 from research.kd.loop import EpochLoop
+from research.logs import PhaseProgress
 from research.report.run_page import write_report
 from research.runs.directory import RunDirectory
 from research.runs.folds import aggregate_folds
@@ -215,10 +216,10 @@ def test_a_run_stopped_in_either_training_resumes_both(
     epochs = iter(range(1, 100))
     trained = []
 
-    def train_or_stop(loop: EpochLoop) -> None:
+    def train_or_stop(loop: EpochLoop, steps: PhaseProgress) -> None:
         if next(epochs) == epochs_before + 1:
             raise KeyboardInterrupt
-        train_epoch(loop)
+        train_epoch(loop, steps)
         trained.append(loop)
 
     monkeypatch.setattr(EpochLoop, "_train_epoch", train_or_stop)

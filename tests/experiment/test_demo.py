@@ -28,8 +28,10 @@ from support.builders import (
     make_table,
     make_texts,
 )
+from support.fault_injection import file_size_limit
 from transformers import AutoModel, AutoTokenizer
 
+import research_main
 from research.experiment.demo import DEMO_LABELS, DEMO_VERSION, FLIPPED_CELL_SHARE, DemoFiles, build_demo, generate_table
 
 ENCODER_KINDS = ("bert", "electra", "distilbert", "mobilebert", "xlm-roberta", "roberta", "albert", "deberta-v2")
@@ -90,6 +92,19 @@ def test_interrupted_build_leaves_nothing_behind(tmp_path: Path, monkeypatch: py
     with pytest.raises(KeyboardInterrupt):
         build_demo(tmp_path, seed=3)
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("room", [100_000, 1_000_000], ids=["in the table", "in the weights"])
+def test_demo_that_does_not_fit_on_the_disk_is_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], room: int) -> None:
+    with file_size_limit(room):
+        status = research_main.main(["--demo", "--output_dir", str(tmp_path / "run"), "--cache_dir", str(tmp_path / "cache")])
+    errors = capsys.readouterr().err
+    assert status == 1
+    assert [line for line in errors.splitlines() if line.startswith(("error:", "Traceback"))] == [
+        line for line in errors.splitlines() if line.startswith("error: File too large: ")
+    ]
+    assert not list((tmp_path / "cache" / "demo").iterdir())
+    assert not (tmp_path / "run").exists()
 
 
 def test_build_leaves_the_global_random_state_alone(tmp_path: Path) -> None:

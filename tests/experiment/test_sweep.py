@@ -15,12 +15,12 @@ from support.builders import build_model_folder, make_table, make_texts
 from support.small_runs import make_metrics
 
 import research_main
-from research.errors import StopRequest
+from research.errors import FAILED, StopRequest
 from research.experiment import sweep as sweep_room
 from research.experiment import sweep_progress
-from research.experiment.command import FAILED, Outcome
+from research.experiment.command import Outcome
 from research.experiment.sweep import Task, run_in_worker, threads_per_run
-from research.experiment.sweep_progress import SweepProgress, say_duration
+from research.experiment.sweep_progress import SweepProgress
 from research.experiment.workers import Event
 from research.flags import fields_of_kind
 from research.runs.directory import RunDirectory
@@ -156,7 +156,7 @@ def test_failed_run_is_told_at_once_and_at_the_end_and_the_others_are_printed(
     acted(act)
     assert run_sweep("--sweep", "kd_alpha=0.3,0.5,0.9") == 3
     captured = capsys.readouterr()
-    assert re.search(r"\[2/3\] out/kd_alpha_0.5: failed after \d+ s: the teacher is too weak\n\[3/3\]", captured.err)
+    assert re.search(r"\[2/3\] out/kd_alpha_0.5: failed after [\d.]+ s: the teacher is too weak\n\[3/3\]", captured.err)
     assert captured.err.rstrip().endswith("out/kd_alpha_0.5: failed: the teacher is too weak")
     assert [line.split()[0] for line in captured.out.splitlines()[:2]] == ["out/kd_alpha_0.3", "out/kd_alpha_0.9"]
     assert captured.out.splitlines()[-1].startswith("out  2 of 3 runs; best on validation: out/kd_alpha_0.3 ")
@@ -321,7 +321,7 @@ def test_time_left_leaves_out_what_the_first_runs_do_for_the_others(
     progress.end(0, Outcome(0, make_metrics()))
     progress.start(2)
     # Four wait, of 100 s each for two workers; the one at work has taken longer than that.
-    assert "after 12 min; about 3 min left" in caplog.text
+    assert "after 11 min 40 s; about 3 min 20 s left" in caplog.text
     assert progress.seconds_left() == pytest.approx((100 + 3 * 100) / 2)
     now[0] = 720.0
     progress.end(1, Outcome(0, make_metrics()))
@@ -341,10 +341,3 @@ def test_warning_is_passed_on_once_and_a_dead_process_is_named(caplog: pytest.Lo
     assert caplog.messages.count("[1/2] out/0: label 'threat' has no positives") == 1
     assert caplog.messages[-1] == "[2/2] out/1: its process was killed by SIGKILL; the run will be tried once more"
     assert progress.waiting == {1}
-
-
-@pytest.mark.parametrize(
-    ("seconds", "said"), [(0.2, "0 s"), (89, "89 s"), (100, "2 min"), (3600, "60 min"), (12_000, "3 h 20 min")]
-)
-def test_durations_are_said_as_people_say_them(seconds: float, said: str) -> None:
-    assert say_duration(seconds) == said

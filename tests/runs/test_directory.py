@@ -127,11 +127,11 @@ def test_beginning_of_a_run_without_overwrite_is_overwritten_once(tmp_path: Path
         assert run.claim(CONFIG, overwrite=True) == "unfinished"
 
 
-def test_check_of_a_claim_refuses_what_the_claim_would_and_takes_nothing(tmp_path: Path) -> None:
+def test_preview_refuses_what_the_claim_would_and_takes_nothing(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
-    assert run.check_claim(CONFIG) == "absent"
+    assert run.preview(CONFIG) == "absent"
     assert not run.path.exists()
     write_run(run.path)
-    assert run.check_claim(CONFIG) == "finished"
+    assert run.preview(CONFIG) == "finished"
     with pytest.raises(InputError, match="another config"):
-        run.check_claim({**CONFIG, "kd_alpha": 0.5})
+        run.preview({**CONFIG, "kd_alpha": 0.5})

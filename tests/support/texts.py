@@ -27,6 +27,9 @@ HARD_TEXTS = [
 class Texts:
     texts: list[str]
 
+    def __len__(self) -> int:
+        return len(self.texts)
+
     @property
     def text_sha256(self) -> str:
         return hashlib.sha256("\0".join(self.texts).encode()).hexdigest()

@@ -23,6 +23,9 @@ class Source:
 
     text_sha256 = "of the texts"
 
+    def __len__(self) -> int:
+        return len(TEXTS)
+
     def iter_texts(self) -> Iterator[str]:
         return iter(TEXTS)
 
