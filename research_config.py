@@ -190,11 +190,7 @@ class ExperimentConfig:
     )
     max_length: int = setting(128, "data", "longest text in tokens, special tokens included", check=between(4), decides="tokens")
     text_normalization: str = setting(
-        "nfc",
-        "data",
-        "Unicode normalisation of the texts before tokenising",
-        choices=("none", "nfc", "nfkc"),
-        decides=("data", "tokens"),
+        "nfc", "data", "Unicode normalisation of the texts", choices=("none", "nfc", "nfkc"), decides=("data", "tokens")
     )
 
     teacher_path: str = setting(
@@ -350,7 +346,12 @@ class ExperimentConfig:
         decides="machine",
     )
     num_threads: int | None = setting(
-        None, "runtime and output", "CPU threads (default: torch's own choice)", check=between(1), decides="machine"
+        None,
+        "runtime and output",
+        "CPU threads (default: torch's own choice, with --jobs a share of the cores); the last digits of a result repeat "
+        "only with as many, which environment.json names",
+        check=between(1),
+        decides="machine",
     )
     checkpoint_minutes: float = setting(
         10.0,
@@ -360,18 +361,10 @@ class ExperimentConfig:
         decides="place",
     )
     output_dir: str | None = setting(
-        None,
-        "runtime and output",
-        "where the run is written (default: results/<pipeline>_<fingerprint>)",
-        decides="place",
-        kind="folder",
+        None, "runtime and output", "the run's folder (default: results/<pipeline>_<fingerprint>)", decides="place", kind="folder"
     )
     cache_dir: str = setting(
-        "cache",
-        "runtime and output",
-        "what runs share: tokenised text, teachers, teacher outputs",
-        decides="place",
-        kind="folder",
+        "cache", "runtime and output", "shared by runs: tokenised text, teachers, teacher outputs", decides="place", kind="folder"
     )
     cache_budget_gb: float = setting(
         20.0,
@@ -389,7 +382,10 @@ class ExperimentConfig:
         decides="place",
     )
     overwrite: bool = setting(
-        False, "runtime and output", "start afresh in an output_dir that already holds a run", decides="place"
+        False,
+        "runtime and output",
+        "start afresh in an output_dir that already holds a run; once begun, the same command goes on until it is finished",
+        decides="place",
     )
 
     @property
