@@ -97,21 +97,12 @@ def log_to_file(path: Path, earlier: Iterable[logging.LogRecord] = ()) -> Iterat
 
 
 def print_result(text: str) -> int:
-    """Print what a command found to stdout, and return the exit status."""
-    with suppress(OSError):  # which comes again
-        print(text)
-    return flush_stdout()
-
-
-def flush_stdout() -> int:
-    """Make sure that what was printed is out, and return the exit status.
+    """Print what a command found to stdout, and return the exit status.
 
     A reader that has gone, as `head` does, wants no more; a full disk is an error.
     """
-    if sys.stdout is None:  # closed by the shell, so nothing is wanted
-        return DONE
     try:
-        sys.stdout.flush()
+        print(text, flush=True)
     except BrokenPipeError:
         _drop_stdout()
     except OSError as error:
