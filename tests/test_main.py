@@ -477,12 +477,10 @@ def test_every_phase_says_how_far_it_is_on_stderr_and_in_the_log_file(lab: Lab, 
 # What the shell gives and takes
 
 
-def in_process(folder: Path, flags: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    """Run the command in a process of its own, with its stderr and, unless it goes elsewhere, its stdout."""
-    environment = os.environ | options.pop("env", {})
+def in_process(folder: Path, flags: str, stdout: Any = subprocess.PIPE, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run the command in a process of its own."""
     command = [sys.executable, str(ROOT / "research_main.py"), *flags.split()]
-    options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE} | options
-    return subprocess.run(command, cwd=folder, env=environment, check=False, text=False, **options)
+    return subprocess.run(command, cwd=folder, env=os.environ | environment, stdout=stdout, stderr=subprocess.PIPE, check=False)
 
 
 def test_stdout_that_is_full_closed_or_ascii_is_no_traceback(lab: Lab) -> None:
@@ -499,7 +497,7 @@ def test_stdout_that_is_full_closed_or_ascii_is_no_traceback(lab: Lab) -> None:
         ended = in_process(lab.folder, command, stdout=writer)
         os.close(writer)
         assert ended.returncode == 0 and b"Error" not in ended.stderr
-    ended = in_process(lab.folder, flags, env={"PYTHONIOENCODING": "ascii"})
+    ended = in_process(lab.folder, flags, PYTHONIOENCODING="ascii")
     assert ended.returncode == 0
     assert ended.stdout.startswith(rb"results/\u09ab\u09b2  student test f1_macro=")
 
@@ -508,8 +506,7 @@ def test_labels_in_bangla_are_said_on_an_ascii_stderr(lab: Lab) -> None:
     rows = table_rows(lab)
     rows[0] = ["text", "গালি", "যৌন", "ধর্ম", "হুমকি", "স্প্যাম"]
     write_rows(lab.folder / "data" / "comments.csv", rows)
-    environment = {"PYTHONIOENCODING": "ascii"}
-    ended = in_process(lab.folder, f"{QUICK} --pipeline student_only --output_dir results/run", env=environment)
+    ended = in_process(lab.folder, f"{QUICK} --pipeline student_only --output_dir results/run", PYTHONIOENCODING="ascii")
     assert ended.returncode == 0 and b"Traceback" not in ended.stderr and b"Logging error" not in ended.stderr
 
 
