@@ -14,17 +14,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from research.compare.figures import plot_comparison
-from research.compare.scores import Comparison, compare_runs
-from research.compare.tables import FORMATS, build_page
+from research.compare.pages import write_comparison
+from research.compare.scores import compare_runs
+from research.compare.tables import FORMATS
 from research.errors import InputError
 from research.evaluation.bootstrap import COMPARED_METRICS, RESAMPLES
 from research.names import HEADLINE_METRIC, MODELS, PARTS
-from research.report.document import render_html
 from research.runs.directory import RunDirectory
-from research.runs.formats import write_text_atomic
-
-OUTPUT_FILES = {"table.csv": "csv", "table.md": "markdown", "table.tex": "latex", "comparison.json": "json"}
 
 
 def check_output(folder: Path) -> None:
@@ -35,23 +31,6 @@ def check_output(folder: Path) -> None:
     """
     if RunDirectory(folder).status() in ("finished", "unfinished"):
         raise InputError(f"--output {folder} holds a run, whose report.html would be overwritten. Give another folder.")
-
-
-def write_comparison(comparison: Comparison, folder: Path) -> None:
-    """Write the tables, the figures that the swept flags allow, and report.html with all of it into `folder`.
-
-    Raises:
-        InputError: the folder cannot be written.
-    """
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        for name, style in OUTPUT_FILES.items():
-            write_text_atomic(folder / name, FORMATS[style](comparison))
-        figures = plot_comparison(comparison, folder)
-        page = render_html(build_page(comparison, figures), {path.name: path.read_bytes() for path in figures})
-        write_text_atomic(folder / "report.html", page)
-    except OSError as error:
-        raise InputError(f"--output {folder} cannot be written: {error.strerror}.") from None
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
-import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +23,9 @@ from research.flags import (
     fields_that_decide,
     find_missing,
     find_obstacle,
+    find_package,
     make_parser,
+    matching,
     parse_flags,
     setting,
 )
@@ -191,11 +190,7 @@ class ExperimentConfig:
     )
     max_length: int = setting(128, "data", "longest text in tokens, special tokens included", check=between(4), decides="tokens")
     text_normalization: str = setting(
-        "nfc",
-        "data",
-        "Unicode normalisation of the texts before tokenising",
-        choices=("none", "nfc", "nfkc"),
-        decides=("data", "tokens"),
+        "nfc", "data", "Unicode normalisation of the texts", choices=("none", "nfc", "nfkc"), decides=("data", "tokens")
     )
 
     teacher_path: str = setting(
@@ -343,9 +338,20 @@ class ExperimentConfig:
         decides=BOTH_MODELS,
     )
 
-    device: str = setting("auto", "runtime and output", "auto (cuda when there is one), cpu, cuda, cuda:1", decides="machine")
+    device: str = setting(
+        "auto",
+        "runtime and output",
+        "auto (cuda when there is one), cpu, cuda, cuda:1",
+        check=matching(r"auto|cpu|cuda(:[0-9]{1,2})?", "auto, cpu, cuda or cuda:N"),
+        decides="machine",
+    )
     num_threads: int | None = setting(
-        None, "runtime and output", "CPU threads (default: torch's own choice)", check=between(1), decides="machine"
+        None,
+        "runtime and output",
+        "CPU threads (default: torch's own choice, with --jobs a share of the cores); the last digits of a result repeat "
+        "only with as many, which environment.json names",
+        check=between(1),
+        decides="machine",
     )
     checkpoint_minutes: float = setting(
         10.0,
@@ -355,18 +361,10 @@ class ExperimentConfig:
         decides="place",
     )
     output_dir: str | None = setting(
-        None,
-        "runtime and output",
-        "where the run is written (default: results/<pipeline>_<fingerprint>)",
-        decides="place",
-        kind="folder",
+        None, "runtime and output", "the run's folder (default: results/<pipeline>_<fingerprint>)", decides="place", kind="folder"
     )
     cache_dir: str = setting(
-        "cache",
-        "runtime and output",
-        "what runs share: tokenised text, teachers, teacher outputs",
-        decides="place",
-        kind="folder",
+        "cache", "runtime and output", "shared by runs: tokenised text, teachers, teacher outputs", decides="place", kind="folder"
     )
     cache_budget_gb: float = setting(
         20.0,
@@ -380,10 +378,14 @@ class ExperimentConfig:
         "runtime and output",
         "also send config, history and final scores to a tracker",
         choices=("none", *TRACKERS),
+        check=lambda name: None if name == "none" else find_package(name),
         decides="place",
     )
     overwrite: bool = setting(
-        False, "runtime and output", "start afresh in an output_dir that already holds a run", decides="place"
+        False,
+        "runtime and output",
+        "start afresh in an output_dir that already holds a run; once begun, the same command goes on until it is finished",
+        decides="place",
     )
 
     @property
@@ -478,8 +480,6 @@ def check_config(config: ExperimentConfig) -> list[str]:
         *check_fields(config),
         *check_distillation(config),
         *check_data_flags(config),
-        *check_device(config),
-        *check_tracker(config),
         *check_places(config),
     ]
 
@@ -527,21 +527,6 @@ def check_data_flags(config: ExperimentConfig) -> list[str]:
     if shares >= 1:
         problems.append(f"--val_fraction: must be under 1 together with --test_fraction, got {shares:g}")
     return problems
-
-
-def check_device(config: ExperimentConfig) -> list[str]:
-    """Return the problem with a device that torch could not read."""
-    if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", config.device):
-        return []
-    return [f"--device: must be auto, cpu, cuda or cuda:N, got {quote_value(config.device)}"]
-
-
-def check_tracker(config: ExperimentConfig) -> list[str]:
-    """Say so before anything is computed when the tracker's library is not there."""
-    name = config.track
-    if name not in TRACKERS or name in sys.modules or importlib.util.find_spec(name) is not None:
-        return []
-    return [f"--track: the package {name} is not installed; pip install {name}, or leave out --track"]
 
 
 def check_places(config: ExperimentConfig) -> list[str]:

@@ -53,7 +53,7 @@ def run_arguments(arguments: Arguments, argv: list[str], extras: Extras | None) 
     except RunFailed as error:
         return error.status
     if config.sweep:
-        from research.experiment.sweep import run_sweep  # with multiprocessing and tqdm, for --sweep alone
+        from research.experiment.sweep import run_sweep  # with what compares runs, for --sweep alone
 
         return run_sweep(config, extras)
     status, metrics = run_one(config, argv, extras)

@@ -32,6 +32,11 @@ class FlagErrors(InputError):
         super().__init__("\n".join(self.problems))
 
 
+def list_problems(error: InputError) -> tuple[str, ...]:
+    """Return what is wrong, one text a problem."""
+    return error.problems if isinstance(error, FlagErrors) else (str(error),)
+
+
 @contextmanager
 def naming_flag(name: str) -> Iterator[None]:
     """Put the flag whose value is being used in front of what is wrong with it.
@@ -97,12 +102,16 @@ class Interrupted(Exception):
 class StopRequest:
     """Set by a signal handler; the trainer looks at it between steps.
 
-    `heeded` is true while a trainer does look at it, so that a handler knows when to stop the
-    process by itself.
+    Attributes:
+        requested: Whether a signal has come.
+        heeded: True while someone does look at it, so that a handler knows when to stop the process by itself.
+        told_twice: Whether a second signal says nothing new: a sweep's worker hears a Ctrl-C from the terminal
+            and again from its parent, and must not take that for a user who will not wait for the step.
     """
 
     requested: bool = False
     heeded: bool = False
+    told_twice: bool = False
 
 
 def describe_fault(step: int, names: Sequence[str], values: Iterable[float], bad: Iterable[bool], rows: Tensor) -> str:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import importlib.util
 import itertools
 import json
 import math
 import os
+import re
 import stat
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -80,6 +83,18 @@ def between(low: float, high: float = math.inf, *, open_low: bool = False, note:
         return None if inside else f"must be {' and '.join(bounds)}, got {value}" + (f" ({note})" if note else "")
 
     return check
+
+
+def matching(pattern: str, wanted: str) -> Check:
+    """Return a check that a text has a form, told in words."""
+    return lambda value: None if re.fullmatch(pattern, value) else f"must be {wanted}, got {quote_value(value)}"
+
+
+def find_package(name: str) -> str | None:
+    """Say so when a package is not there, before anything is computed for it; None when it is."""
+    if name in sys.modules or importlib.util.find_spec(name) is not None:
+        return None
+    return f"the package {name} is not installed; pip install {name}, or choose another"
 
 
 def fields_that_decide(settings: Any, *what: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from research.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, FlagErrors, InputError, escape_controls
+from research.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, InputError, escape_controls, list_problems
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -120,9 +120,14 @@ def _drop_stdout() -> None:
 
 def report_bad_input(error: InputError) -> int:
     """Say what is wrong, one line a problem, and return the exit status."""
-    for problem in error.problems if isinstance(error, FlagErrors) else (str(error),):
-        print(f"error: {escape_controls(problem)}", file=sys.stderr)
+    report_problems(list_problems(error))
     return BAD_INPUT
+
+
+def report_problems(problems: Iterable[str]) -> None:
+    """Write problems to stderr as the command's errors."""
+    for problem in problems:
+        print(f"error: {escape_controls(problem)}", file=sys.stderr)
 
 
 def report_interrupt() -> int:

@@ -137,6 +137,9 @@ class EpochLoop:
                 self.stop.heeded = True
                 self._train_epoch(steps)
                 self.stop.heeded = False
+                if self.stop.requested:  # by a signal after the last step was looked at
+                    self._save()
+                    raise Interrupted
                 self._finish_epoch(epoch_started)
         self.trainer.student.load_state_dict(self.best_state)
         progress = self.progress

@@ -167,21 +167,33 @@ def _refuse_cells(path: Path, columns: str, cells: FloatArray, good: npt.NDArray
 
 def result_line(path: str | Path, metrics: Mapping[str, Any]) -> str:
     """Return the last line of a run, as in "results/x  student test f1_macro=0.7123 (teacher 0.7345)"."""
-    entry = metrics["headline"]
-    line = f"{path}  {entry['model']} {entry['part']} {entry['metric']}={_format_headline(metrics)}"
     teacher = teacher_headline(metrics)
-    return line if teacher is None else f"{line} (teacher {teacher:.4f})"
+    return f"{path}  {_format_headline(metrics)}" + ("" if teacher is None else f" (teacher {teacher:.4f})")
+
+
+def best_line(path: str | Path, metrics: Mapping[str, Any]) -> str:
+    """Return how a sweep names its best run, as in "results/x  student test f1_macro=0.7123 (validation 0.7201)"."""
+    value = validation_headline(metrics)
+    return f"{path}  {_format_headline(metrics)} (validation {'undefined' if value is None else f'{value:.4f}'})"
 
 
 def teacher_headline(metrics: Mapping[str, Any]) -> float | None:
     """Return the teacher's value of the headline's metric; None when the headline is the teacher's own."""
     entry = metrics["headline"]
-    if entry["model"] == "teacher":
-        return None
-    return dig(metrics.get("mean", metrics), "teacher", entry["part"], *HEADLINE_METRIC.path)
+    return None if entry["model"] == "teacher" else _find_score(metrics, "teacher", entry["part"])
+
+
+def validation_headline(metrics: Mapping[str, Any]) -> float | None:
+    """Return the value of the headline's metric on validation, by which one run is chosen among several."""
+    return _find_score(metrics, metrics["headline"]["model"], "validation")
+
+
+def _find_score(metrics: Mapping[str, Any], model: str, part: str) -> float | None:
+    return dig(metrics.get("mean", metrics), model, part, *HEADLINE_METRIC.path)
 
 
 def _format_headline(metrics: Mapping[str, Any]) -> str:
     entry = metrics["headline"]
     value = "undefined" if entry["value"] is None else f"{entry['value']:.4f}"
-    return value if entry.get("std") is None else f"{value} ± {entry['std']:.4f}"
+    spread = "" if entry.get("std") is None else f" ± {entry['std']:.4f}"
+    return f"{entry['model']} {entry['part']} {entry['metric']}={value}{spread}"
