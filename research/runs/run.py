@@ -117,7 +117,8 @@ def load_run(path: str | Path) -> Run:
     if not (path / "metrics.json").is_file():
         raise InputError(f"{path} holds no metrics.json: the run is unfinished. Run the same command again to resume it.")
     run = Run(path, read_json(path / "config.json"), read_json(path / "metrics.json"))
-    if "labels" not in run.metrics or "value" not in run.metrics.get("headline", {}):
+    labels, headline = run.metrics.get("labels"), run.metrics.get("headline")
+    if not isinstance(labels, list) or not isinstance(headline, Mapping) or "value" not in headline:
         raise InputError(f"{path / 'metrics.json'} holds no labels or no headline. Repeat the run with --overwrite.")
     return run
 

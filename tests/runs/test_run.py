@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -63,6 +64,14 @@ def test_cell_that_no_run_writes_is_named(tmp_path: Path, column: str, cell: str
     with pytest.raises(InputError) as caught:
         _ = load_run(tmp_path / "run").predictions
     assert f"predictions.csv, data row 4: {column}" in str(caught.value) and complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("headline", 1e9), ("headline", {}), ("labels", 3), ("labels", None)])
+def test_metrics_without_labels_or_headline_are_named(tmp_path: Path, name: str, value: object) -> None:
+    path = write_run(tmp_path / "run") / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {name: value}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"metrics\.json holds no labels or no headline"):
+        load_run(tmp_path / "run")
 
 
 def test_result_line_is_the_run_and_its_headline() -> None:
