@@ -123,22 +123,21 @@ class DistillationTrainer:
         Raises:
             TrainingFault: memory ran out.
         """
+        losses = []
         with naming_lack_of_memory(step, batches):
-            losses = [self._backward(batch, class_weights, 1.0 / len(batches)) for batch in batches]
+            for batch in batches:
+                components = self.compute_losses(move_batch(batch, self.device), class_weights)
+                self.scaler.scale(components["total_loss"] * (1.0 / len(batches))).backward()
+                losses.append({name: loss.detach() for name, loss in components.items()})
         return self._update(optimizer, batches, losses, step)
 
     def compute_losses(self, batch: Batch, class_weights: Tensor | None) -> dict[str, Tensor]:
         """Return every loss component of a batch on the device, `total_loss` with its gradient."""
+        wanted = self.objective.student_layers
         with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=self.autocast_dtype is not None):
-            logits, layers = self.objective.student_layers.run(self.student, batch["input_ids"], batch["attention_mask"])
+            outputs = self.student(batch["input_ids"], batch["attention_mask"], **wanted.request)
         targets = None if self.teacher is None else self.teacher.targets(batch)
-        return self.objective(logits, layers, targets, batch, class_weights)
-
-    def _backward(self, batch: Batch, class_weights: Tensor | None, share: float) -> dict[str, Tensor]:
-        """Add a batch's gradient, weighted by its share of the optimizer step."""
-        losses = self.compute_losses(move_batch(batch, self.device), class_weights)
-        self.scaler.scale(losses["total_loss"] * share).backward()
-        return {name: loss.detach() for name, loss in losses.items()}
+        return self.objective(outputs["logits"], wanted.pick(outputs), targets, batch, class_weights)
 
     def _update(self, optimizer: Any, batches: Sequence[Batch], losses: Sequence[Mapping[str, Tensor]], step: int) -> bool:
         """Clip and step; return whether the weights were updated.

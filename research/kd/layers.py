@@ -10,12 +10,13 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from research.kd.losses import attention_map_loss, hidden_state_loss, relation_distance
-from research.models.classifiers import ModelShape, TextClassifier
+from research.models.classifiers import ModelShape
 from research.models.mapping import attention_pairs, map_layers
 from research_config import ExperimentConfig
 
@@ -49,11 +50,15 @@ class ComparedLayers:
     attention: tuple[int, ...] = ()
     relations: bool = False
 
-    def run(self, model: TextClassifier, input_ids: Tensor, attention_mask: Tensor) -> tuple[Tensor, LayerOutputs]:
-        """Run a model and return its logits and what is compared of its layers, by token."""
+    @property
+    def request(self) -> dict[str, Any]:
+        """What a `TextClassifier` is asked for beside its logits."""
         wanted = {"relation_layers" if self.relations else "attention_layers": self.attention} if self.attention else {}
-        outputs = model(input_ids, attention_mask, output_hidden_states=bool(self.hidden), **wanted)
-        return outputs["logits"], LayerOutputs(
+        return {"output_hidden_states": bool(self.hidden), **wanted}
+
+    def pick(self, outputs: Mapping[str, Any]) -> LayerOutputs:
+        """Return what is compared of a model's answer to the request, by token."""
+        return LayerOutputs(
             {layer: outputs["hidden_states"][layer] for layer in self.hidden},
             outputs.get("attention_maps", {}),
             outputs.get("relations", {}),

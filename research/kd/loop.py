@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
 import torch
@@ -151,17 +152,13 @@ class EpochLoop:
     def _train_epoch(self, steps: PhaseProgress) -> None:
         progress = self.progress
         self.trainer.set_training_mode()
-        accumulation = self.config.gradient_accumulation
-        group: list[Batch] = []
-        remaining = len(self.loader) - progress.batches_done
-        for batch in self.loader.iterate(progress.epoch, skip=progress.batches_done):
-            group.append(batch)
-            remaining -= 1
-            if len(group) < accumulation and remaining:
-                continue
-            self._take_step(group)
+        for batches in self._remaining_steps():
+            self._set_learning_rate()
+            updated = self.trainer.take_step(batches, self.optimizer, self.class_weights, progress.global_step + 1)
+            progress.global_step += 1
+            progress.batches_done += len(batches)
+            progress.skipped_steps += not updated
             steps.advance()
-            group = []
             if progress.global_step % self.checks_every == 0:
                 self._add_up_losses()
             if self.stop.requested or self._checkpoint_is_due():
@@ -171,17 +168,18 @@ class EpochLoop:
                 raise Interrupted
         self._add_up_losses()
 
-    def _take_step(self, group: Sequence[Batch]) -> None:
-        progress = self.progress
+    def _remaining_steps(self) -> Iterator[list[Batch]]:
+        """Yield the batches of each step that this epoch still has to take; the last step may have fewer."""
+        batches = self.loader.iterate(self.progress.epoch, skip=self.progress.batches_done)
+        while group := list(islice(batches, self.config.gradient_accumulation)):
+            yield group
+
+    def _set_learning_rate(self) -> None:
         # Steps that the scaler skipped do not advance the schedule.
-        taken = progress.global_step - progress.skipped_steps
+        taken = self.progress.global_step - self.progress.skipped_steps
         rate = self.config.lr * schedule(taken, self.total_steps, self.config.warmup_ratio)
         for parameter_group in self.optimizer.param_groups:
             parameter_group["lr"] = rate
-        updated = self.trainer.take_step(group, self.optimizer, self.class_weights, progress.global_step + 1)
-        progress.global_step += 1
-        progress.batches_done += len(group)
-        progress.skipped_steps += not updated
 
     def _add_up_losses(self) -> None:
         sums, rows = self.trainer.read_losses()

@@ -93,11 +93,13 @@ class LiveTeacher:
     def targets(self, batch: Batch) -> Targets:
         """Run the teacher on the batch; logits that are known already are read instead."""
         input_ids, attention_mask = teacher_inputs(batch)
-        logits, outputs = self.layers.run(self.model, input_ids, attention_mask)
-        outputs, _ = align_outputs(outputs, attention_mask, batch.get("teacher_words"), int(batch.get("num_words", 0)))
-        if self.logits is not None:
-            logits = move_tensor(read_logits(self.logits, batch), self.device)
-        return Targets(logits, outputs)
+        answer = self.model(input_ids, attention_mask, **self.layers.request)
+        outputs, _ = align_outputs(
+            self.layers.pick(answer), attention_mask, batch.get("teacher_words"), int(batch.get("num_words", 0))
+        )
+        if self.logits is None:
+            return Targets(answer["logits"], outputs)
+        return Targets(move_tensor(read_logits(self.logits, batch), self.device), outputs)
 
 
 def read_logits(logits: NDArray[np.float32], batch: Batch) -> Tensor:

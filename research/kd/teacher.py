@@ -251,7 +251,7 @@ def run_layers(model: TextClassifier, layers: ComparedLayers, batch: Batch) -> t
     """Return the teacher's layer outputs at the compared positions, and which positions are real, (B, P)."""
     input_ids, attention_mask = teacher_inputs(batch)
     with torch.inference_mode():
-        _, outputs = layers.run(model, input_ids, attention_mask)
+        outputs = layers.pick(model(input_ids, attention_mask, **layers.request))
         return align_outputs(outputs, attention_mask, batch.get("teacher_words"), int(batch.get("num_words", 0)))
 
 
