@@ -335,7 +335,8 @@ def build_student(model: Path, labels: int, layers: int, pooling: str = "cls", s
     import torch
 
     from research.models.classifiers import StudentModel
-    from research.models.encoders import cut_layers, load_encoder
+    from research.models.cutting import cut_layers
+    from research.models.encoders import load_encoder
 
     encoder = cut_layers(load_encoder(str(model)), layers)
     torch.manual_seed(seed)

@@ -1,14 +1,16 @@
-"""Give the command thousands of bad tables and configs: each is read or refused in lines of its own, fast.
+"""Give the command thousands of bad tables, configs and model folders: each is read or refused in lines of its own, fast.
 
 python benchmarks/fuzz.py --cases 10000
+python benchmarks/fuzz.py --cases 0 --models 2000
 
 Tables come in every text format with broken cells, quotes, encodings and bytes, configs as flags, JSON values
-and bytes; the strategies are those of the tests. What must not happen: an exception other than InputError, a
-message of more than one line, a file left behind, or more than a few seconds for a case. Prints one JSON line.
+and bytes; the strategies are those of the tests. Model folders: see fuzz_models.py. What must not happen: an
+exception other than InputError, a message of more than one line, a file left behind, or more than a few
+seconds for a case. Prints one JSON line.
 
 With --limits N, so many runs get a file-size limit at a write, as on a disk that fills up then: each has to end in
 one error line, and the same command without the limit in the bytes of a run that nothing happened to. Exit status
-1 when one ended otherwise.
+1 when one ended otherwise, or a load of a model folder in a traceback.
 """
 
 from __future__ import annotations
@@ -37,7 +39,8 @@ from support.fault_injection import attempt, build_inputs, copy_inputs, limit_ru
 from support.strategies import ARGUMENTS, FIELDS, JSON_VALUES, TABLE_BYTES  # noqa: E402
 
 from research.errors import FlagErrors, InputError  # noqa: E402
-from research.experiment.inputs import load_data  # noqa: E402
+from research.experiment.dataset import load_dataset  # noqa: E402
+from research.flags import HelpAsked  # noqa: E402
 from research_config import parse_arguments  # noqa: E402
 
 HANG_S = 20
@@ -113,20 +116,20 @@ class Cases:
     def read(self, argv: list[str]) -> str:
         try:
             config = parse_arguments(argv).config
-            load_data(config, 0 if config.num_folds > 1 else None)
+            load_dataset(config, 0 if config.num_folds > 1 else None)
         except InputError as error:
             problems = error.problems if isinstance(error, FlagErrors) else [str(error)]
             assert problems and all(len(problem.splitlines()) == 1 for problem in problems), problems
             return "refused"
-        except SystemExit as stop:
-            return "help" if stop.code == 0 else f"exit status {stop.code}"
+        except HelpAsked:
+            return "help"
         return "accepted"
 
 
 @contextlib.contextmanager
-def failing_after(seconds: int) -> Iterator[None]:
+def failing_after(seconds: int, error: type[BaseException] = AssertionError) -> Iterator[None]:
     def fail(_number: int, _frame: Any) -> None:
-        raise AssertionError(f"still busy after {seconds} s")
+        raise error(f"still busy after {seconds} s")
 
     previous = signal.signal(signal.SIGALRM, fail)
     signal.alarm(seconds)
@@ -207,7 +210,8 @@ def limit_files(wanted: int) -> dict[str, Any]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--cases", type=int, default=10_000, help="how many to try (default: %(default)s)")
+    parser.add_argument("--cases", type=int, default=10_000, help="how many tables and configs (default: %(default)s)")
+    parser.add_argument("--models", type=int, default=0, help="how many loads of damaged model folders (default: none)")
     parser.add_argument("--limits", type=int, default=0, help="how many runs get a file-size limit (default: none)")
     arguments = parser.parse_args(argv)
     started = time.monotonic()
@@ -217,21 +221,29 @@ def main(argv: Sequence[str] | None = None) -> int:
         cases.folder.mkdir()
         os.chdir(cases.folder)
         try:
-            done = fuzz(cases, arguments.cases)
+            done = fuzz(cases, arguments.cases) if arguments.cases else {}
         finally:
             os.chdir(home)
+        if arguments.models:
+            # Imports torch, which the cases above must not need.
+            from fuzz_models import fuzz_models
+
+            models = fuzz_models(arguments.models, Path(folder) / "models", failing_after)
+        else:
+            models = {"tracebacks": 0}
     result = {
         "benchmark": "fuzz",
         "cases": cases.outcomes.total(),
         "by_kind": done,
         **{name: cases.outcomes[name] for name in OUTCOMES},
-        "tracebacks": 0,  # the first one ends this program
+        "models": models,
+        "tracebacks": models["tracebacks"],  # the first of a table or config ends this program
         "slowest_s": round(cases.slowest_s, 2),
         **(limit_files(arguments.limits) if arguments.limits else {}),
         "seconds": round(time.monotonic() - started, 1),
     }
     print(json.dumps(result))
-    return 1 if result.get("limits_that_differ") else 0
+    return 1 if result.get("limits_that_differ") or models["tracebacks"] else 0
 
 
 if __name__ == "__main__":

@@ -23,7 +23,8 @@ from research.kd.loop import TrainingResult
 from research.kd.targets import TeacherTargets
 from research.kd.teacher import Teacher
 from research.models.classifiers import StudentModel
-from research.models.encoders import cut_layers, load_encoder
+from research.models.cutting import cut_layers
+from research.models.encoders import load_encoder
 from research.models.fingerprint import check_unchanged
 from research.storage.cache import digest_key
 from research.storage.checkpoints import CheckpointFolder

@@ -47,7 +47,7 @@ def get_teacher(context: RunContext) -> Teacher:
     checkpoint, shape = inputs.checkpoint, inputs.shapes["teacher"]
     if checkpoint is not None:
         return Teacher(
-            {"files": inputs.model_files["teacher"].sha256, "labels": list(inputs.comments.label_names)},
+            identify_checkpoint(inputs),
             shape,
             lambda: checkpoint.model,
             storing_seen(
@@ -70,13 +70,29 @@ def get_teacher(context: RunContext) -> Teacher:
 
     facts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     return Teacher(
-        {"files": json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]},
+        identify_entry(folder),
         shape,
         load,
         lambda target: copy_folder(folder / "model", target),
         facts["training"],
         facts["parameters"],
     )
+
+
+def identify_checkpoint(inputs: Inputs) -> dict[str, Any]:
+    """Return what identifies the teacher of --teacher_checkpoint."""
+    assert inputs.checkpoint is not None
+    return {
+        "files": inputs.model_files["teacher"].sha256,
+        "labels": list(inputs.comments.label_names),
+        # That of the flag, where the files do not say.
+        "pooling": getattr(inputs.checkpoint.model, "pooling", None),
+    }
+
+
+def identify_entry(folder: Path) -> dict[str, Any]:
+    """Return what identifies a fine-tuned teacher, by its folder in the cache."""
+    return {"files": json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]}
 
 
 def teacher_key(inputs: Inputs, runtime: Runtime) -> dict[str, Any]:

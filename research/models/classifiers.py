@@ -5,7 +5,7 @@ Shapes: B batch, L tokens, H width, C labels.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from research.errors import InputError
 from research.models.attention import RECORDED_SDPA, record_attention
 from research.models.encoders import load_encoder
+from research.models.pooling import POOLINGS
 
 
 @dataclass(frozen=True)
@@ -29,13 +30,25 @@ class ModelShape:
 
     @classmethod
     def of(cls, model_config: Any) -> ModelShape:
-        """Take the shape from a transformers configuration."""
-        return cls(
-            int(model_config.num_hidden_layers),
-            int(model_config.hidden_size),
-            int(model_config.num_attention_heads),
-            int(model_config.vocab_size),
-        )
+        """Take the shape from a transformers configuration.
+
+        Raises:
+            InputError: it tells none, as that of a model of images or of several parts.
+        """
+        sizes = [getattr(model_config, name, None) for name in ("num_hidden_layers", "hidden_size", "vocab_size")]
+        layers, width, vocabulary = (size if isinstance(size, int) and size > 0 else None for size in sizes)
+        if layers is None or width is None or vocabulary is None:
+            raise InputError(
+                f"model '{model_config.name_or_path}': its config.json ({model_config.model_type}) does not tell layers, width "
+                "and vocabulary; choose an encoder of texts, such as a BERT"
+            )
+        return cls(layers, width, count_heads(model_config), vocabulary)
+
+
+def count_heads(model_config: Any) -> int:
+    """Return the number of attention heads, 1 for a model without any (as FNet or Mamba)."""
+    heads = getattr(model_config, "num_attention_heads", None)
+    return heads if isinstance(heads, int) and heads > 0 else 1
 
 
 def freeze(model: nn.Module) -> Any:
@@ -63,15 +76,18 @@ class TextClassifier(nn.Module):
 
     @property
     def num_layers(self) -> int:
+        """Layers of the encoder."""
         return int(self.backbone_config.num_hidden_layers)
 
     @property
     def hidden_size(self) -> int:
+        """Width of the encoder's states."""
         return int(self.backbone_config.hidden_size)
 
     @property
     def num_heads(self) -> int:
-        return int(self.backbone_config.num_attention_heads)
+        """Attention heads of a layer."""
+        return count_heads(self.backbone_config)
 
     def run_backbone(self, **inputs: Any) -> tuple[Any, Tensor]:
         """Return the transformers output and the logits (B, C)."""
@@ -98,7 +114,7 @@ class TextClassifier(nn.Module):
             relation_layers: Add `relations`, {layer: (queries, keys, values)}, (B, L, H) each.
 
         Raises:
-            InputError: maps or relations are asked for and this model's attention gives none.
+            InputError: states, maps or relations are asked for and this model gives none for each layer and token.
         """
         keep = "heads" if output_attentions else "relation" if relation_layers else "mean"
         layers = range(1, self.num_layers + 1) if output_attentions else tuple(relation_layers) or tuple(attention_layers)
@@ -111,19 +127,42 @@ class TextClassifier(nn.Module):
             outputs, logits = self.run_backbone(**inputs)
         result: dict[str, Any] = {"logits": logits}
         if output_hidden_states:
-            result["hidden_states"] = outputs.hidden_states
+            result["hidden_states"] = self._check_states(getattr(outputs, "hidden_states", None), input_ids)
         if not layers:
             return result
+        # Where not every layer has an attention, the k-th that runs is not that of layer k.
+        all_ran = recorder.layers_run == self.num_layers
         if relation_layers:
-            self._check_recorded(recorder.relations, layers)
-            return result | {"relations": recorder.relations}
-        maps = pick_maps(outputs.attentions or (), layers, keep) if own_attention else recorder.maps
+            return result | {"relations": self._check_recorded(recorder.relations if all_ran else {}, layers)}
+        maps = self._own_maps(outputs, layers, keep, input_ids.shape[1]) if own_attention else recorder.maps if all_ran else {}
         self._check_recorded(maps, layers)
         if output_attentions:
             return result | {"attentions": tuple(maps[layer] for layer in layers)}
         return result | {"attention_maps": maps}
 
-    def _check_recorded(self, found: Mapping[int, object], wanted: Collection[int]) -> None:
+    def _own_maps(self, outputs: Any, layers: Collection[int], keep: str, length: int) -> dict[int, Tensor]:
+        """Return {layer: map} of the asked layers that have one, whole for "heads", else averaged over the heads.
+
+        A model that gives fewer maps than it has layers does not say whose they are, and some give other
+        tensors in their place (windows of keys, mixed values): those are no maps.
+        """
+        maps = getattr(outputs, "attentions", None) or ()
+        if len(maps) != self.num_layers:
+            return {}
+        wanted = {layer: maps[layer - 1] for layer in layers}
+        present = {layer: full for layer, full in wanted.items() if full is not None and full.shape[2:] == (length, length)}
+        return present if keep == "heads" else {layer: full.float().mean(dim=1) for layer, full in present.items()}
+
+    def _check_states(self, states: Sequence[Tensor] | None, input_ids: Tensor) -> Sequence[Tensor]:
+        expected = (*input_ids.shape, self.hidden_size)
+        if states is None or len(states) != self.num_layers + 1 or any(entry.shape != expected for entry in states):
+            raise InputError(
+                f"{self.backbone_config.model_type} model: it does not give one state for each layer and token, so the hidden "
+                "loss cannot be computed. Use --kd_method logit."
+            )
+        return states
+
+    def _check_recorded(self, found: dict[int, Any], wanted: Collection[int]) -> dict[int, Any]:
         missing = sorted(set(wanted) - set(found))
         if missing:
             raise InputError(
@@ -131,12 +170,7 @@ class TextClassifier(nn.Module):
                 f"{', '.join(map(str, missing))} of {self.num_layers}, so the attention loss cannot be computed. "
                 "Use --kd_method logit or hidden, or --attention_objective mse."
             )
-
-
-def pick_maps(maps: Sequence[Tensor | None], layers: Collection[int], keep: str) -> dict[int, Tensor]:
-    """Return {layer: map} of the asked layers that are there, whole for "heads", else averaged over the heads."""
-    present = {layer: full for layer, full in enumerate(maps, 1) if layer in layers and full is not None}
-    return present if keep == "heads" else {layer: full.float().mean(dim=1) for layer, full in present.items()}
+        return found
 
 
 class EncoderClassifier(TextClassifier):
@@ -144,7 +178,7 @@ class EncoderClassifier(TextClassifier):
 
     def __init__(self, encoder: nn.Module, num_labels: int, dropout: float, classifier_width: int, pooling: str) -> None:
         super().__init__(encoder)
-        assert pooling in ("cls", "mean")
+        assert pooling in POOLINGS
         self.encoder = encoder
         self.pooling = pooling
         self.classifier = nn.Sequential(
@@ -155,6 +189,7 @@ class EncoderClassifier(TextClassifier):
         )
 
     def run_backbone(self, **inputs: Any) -> tuple[Any, Tensor]:
+        """Run the encoder and the head; only the first position of the last layer where that is enough."""
         first_is_enough = self.pooling == "cls" and not inputs["output_hidden_states"]
         with narrow_to_first_position(self.encoder) if first_is_enough else nullcontext():
             outputs = self.encoder(**inputs)
@@ -164,6 +199,10 @@ class EncoderClassifier(TextClassifier):
         """Pool the last states (B, L, H), of which "cls" reads the first position only, and return logits (B, C)."""
         if self.pooling == "cls":
             return self.classifier(states[:, 0])
+        if self.pooling == "last":
+            # The last place of the mask, and not their number: padding may stand in front.
+            last = (attention_mask * torch.arange(attention_mask.shape[1], device=attention_mask.device)).argmax(dim=1)
+            return self.classifier(states[torch.arange(len(states), device=states.device), last])
         mask = attention_mask.unsqueeze(-1).to(states.dtype)  # (B, L, 1)
         return self.classifier((states * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1.0))
 
@@ -242,10 +281,12 @@ class SequenceClassifier(TextClassifier):
 
     @property
     def encoder(self) -> nn.Module:
+        """The model below the head."""
         base = self.model.base_model
         assert isinstance(base, nn.Module)
         return base
 
     def run_backbone(self, **inputs: Any) -> tuple[Any, Tensor]:
+        """Run the whole model and put its logits in the order of the label columns."""
         outputs = self.model(**inputs)
         return outputs, outputs.logits[:, self.label_order]

@@ -1,28 +1,24 @@
-"""Pretrained encoders and tokenizers from transformers: loaded and cut."""
+"""Pretrained encoders and tokenizers from transformers."""
 
 from __future__ import annotations
 
 import json
-import pickle
+from collections.abc import Collection
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
-from research.errors import InputError, first_line
+from research.errors import InputError
 from research.models.attention import RECORDED_SDPA
 from research.models.dropout import BitDropout, replace_dropout
-from research.models.mapping import pick_layers
+from research.models.reading import check_sizes, refusing
 
-# What torch.load and transformers raise for files that are damaged, hold more than tensors, or ask for more packages.
-UNREADABLE = (
-    OSError, ValueError, LookupError, RuntimeError, EOFError, TypeError, AttributeError, ImportError, pickle.UnpicklingError,
-    SafetensorError,
-)  # fmt: skip
+# Ends of names under which older files keep what a model now computes by itself.
+FORMER_BUFFERS = ("position_ids", "token_type_ids", "inv_freq", "attn.bias", "masked_bias")
 
 
 def load_tokenizer(name: str) -> Any:
@@ -35,19 +31,33 @@ def load_tokenizer(name: str) -> Any:
 
 
 def open_tokenizer(place: Path | str, complaint: str) -> Any:
-    """Load a tokenizer.
+    """Load a tokenizer that turns texts into ids, and that has a padding token if any will do.
 
     Raises:
         InputError: the complaint and the reason, on one line.
     """
-    try:
+    with refusing(complaint):
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(f"{complaint}: {first_line(error)}") from error
+        ordinary = set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()) - set(tokenizer.all_special_tokens)
+        if ordinary:
+            check_tokenizer(tokenizer)
     # Where its files are missing, transformers makes one up that knows its special tokens only.
-    if not set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()) - set(tokenizer.all_special_tokens):
+    if not ordinary:
         raise InputError(f"{complaint}: its vocabulary is empty; put the tokenizer's files (tokenizer.json) there")
     return tokenizer
+
+
+def check_tokenizer(tokenizer: Any) -> None:
+    """Try a tokenizer that was read without an error, and let a decoder's, which never pads, pad with its last token.
+
+    Raises:
+        Exception: anything that tokenizers raises for files that do not belong together, or TypeError.
+    """
+    if tokenizer.pad_token_id is None and tokenizer.eos_token_id is not None:
+        tokenizer.pad_token = tokenizer.eos_token  # the attention mask hides it
+    if not isinstance(tokenizer.model_max_length, int | float):
+        raise TypeError(f"tokenizer_config.json says model_max_length is {tokenizer.model_max_length!r}")
+    tokenizer(["a b", ""])
 
 
 def load_model_config(name: str) -> Any:
@@ -56,12 +66,8 @@ def load_model_config(name: str) -> Any:
     Raises:
         InputError: there is no such model.
     """
-    try:
+    with refusing(f"no model '{name}' in a folder of that name, the Hugging Face cache or the hub"):
         return open_config(name)
-    except (OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"no model '{name}' in a folder of that name, the Hugging Face cache or the hub: {first_line(error)}"
-        ) from error
 
 
 def load_encoder(name: str, *, random_init: bool = False) -> nn.Module:
@@ -74,20 +80,38 @@ def load_encoder(name: str, *, random_init: bool = False) -> nn.Module:
     Raises:
         InputError: there is no such model, or weights of the encoder are missing.
     """
-    try:
+    with refusing(f"model '{name}': cannot be loaded"):
         if random_init:
             config = open_config(name)
             return prepare_encoder(AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False))
         encoder, report = load_pretrained(AutoModel, name)
-    except UNREADABLE as error:
-        raise InputError(f"model '{name}': cannot be loaded: {first_line(error)}") from error
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing or report["mismatched_keys"]:
         raise InputError(
             f"model '{name}': {len(missing)} weights are missing from its file, as {', '.join(missing[:2])}; "
             "they would be random. Give a complete checkpoint."
         )
+    check_unexpected(f"model '{name}'", encoder, report["unexpected_keys"])
     return prepare_encoder(encoder)
+
+
+def check_unexpected(where: str, model: Any, unexpected: Collection[str]) -> None:
+    """Refuse weights of the encoder that the model its config.json describes has no place for.
+
+    Heads of other tasks are left aside, as everybody does; but a layer too many means that the file
+    holds another model than the one that would run.
+
+    Raises:
+        InputError: there are such weights.
+    """
+    parts = {name for name, _ in model.base_model.named_children()}
+    names = sorted(key.removeprefix(f"{model.base_model_prefix}.") for key in unexpected)
+    surplus = [name for name in names if name.split(".")[0] in parts and not name.endswith(FORMER_BUFFERS)]
+    if surplus:
+        raise InputError(
+            f"{where}: its file holds {len(surplus)} weights, as {', '.join(surplus[:2])}, that the model of its config.json "
+            "does not have, so another model would run. Give a config.json and weights that belong together."
+        )
 
 
 def load_pretrained(auto_class: Any, name: str) -> tuple[Any, dict[str, Any]]:
@@ -111,46 +135,26 @@ def load_pretrained(auto_class: Any, name: str) -> tuple[Any, dict[str, Any]]:
 def open_config(name: str) -> Any:
     """Read a model's config.json, which may not choose its attention: that could be code on the hub."""
     config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    check_sizes(config)
     config._attn_implementation = "eager"
     return config
+
+
+class NoPooler(nn.Module):
+    """In the place of a pooler, whose output nobody uses; some models call theirs without looking whether it is there."""
+
+    def forward(self, *_states: Tensor) -> None:
+        """Pool nothing."""
+        return None
 
 
 def prepare_encoder(encoder: Any) -> nn.Module:
     """Drop the unused pooler, let the attention of chosen layers be recorded, and make dropout cheap."""
     replace_dropout(encoder, BitDropout)
     if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None
+        # ALBERT's is a bare Linear, whose output it would hand on.
+        encoder.pooler = None if isinstance(encoder.pooler, nn.Linear) else NoPooler()
     # Models with an attention of their own (as DeBERTa's) compute their maps in the open anyway.
     if getattr(encoder, "_supports_sdpa", False):
         encoder.set_attn_implementation(RECORDED_SDPA)
-    return encoder
-
-
-def cut_layers(encoder: Any, wanted: int) -> nn.Module:
-    """Keep `wanted` of an encoder's layers, evenly spread, the last one included.
-
-    Raises:
-        InputError: the encoder has fewer layers, or keeps them in a way this does not know.
-    """
-    total = int(encoder.config.num_hidden_layers)
-    if wanted > total:
-        raise InputError(f"{encoder.config.model_type} has {total} layers, got {wanted}")
-    if wanted == total:
-        return encoder
-    stacks = [
-        (name, module) for name, module in encoder.named_modules() if isinstance(module, nn.ModuleList) and len(module) == total
-    ]
-    if not stacks:
-        raise InputError(f"the layers of a {encoder.config.model_type} model cannot be cut; choose another student")
-    name, stack = stacks[0]
-    kept = [layer - 1 for layer in pick_layers(total, wanted)]
-    parent_name, _, attribute = name.rpartition(".")
-    setattr(encoder.get_submodule(parent_name), attribute, nn.ModuleList(stack[place] for place in kept))
-    encoder.config.num_hidden_layers = wanted
-    if isinstance(layer_types := getattr(encoder.config, "layer_types", None), list) and len(layer_types) == total:
-        encoder.config.layer_types = [layer_types[place] for place in kept]
-    for place, layer in enumerate(getattr(encoder.get_submodule(parent_name), attribute)):
-        for module in layer.modules():
-            if isinstance(getattr(module, "layer_idx", None), int):
-                module.layer_idx = place
     return encoder

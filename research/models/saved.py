@@ -17,10 +17,13 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
-from research.errors import InputError, first_line
+from research.errors import InputError
 from research.models.attention import RECORDED_SDPA
 from research.models.classifiers import EncoderClassifier, SequenceClassifier, TextClassifier
-from research.models.encoders import UNREADABLE, load_encoder, load_model_config, load_pretrained, open_tokenizer
+from research.models.cutting import sample_ids
+from research.models.encoders import check_unexpected, load_encoder, load_model_config, load_pretrained, open_tokenizer
+from research.models.pooling import POOLINGS
+from research.models.reading import refusing
 
 log = logging.getLogger(__name__)
 CLASSIFIER_FILE = "classifier.safetensors"
@@ -46,10 +49,34 @@ def save_classifier(model: TextClassifier, tokenizer: Any, folder: Path, setting
 
     Raises:
         OSError: it could not be written, as on a full disk.
+        InputError: what was written is another model.
     """
     folder.mkdir(parents=True, exist_ok=True)
     with raising_os_errors(folder):
         _write_classifier(model, tokenizer, folder, settings)
+    check_saved(model, folder, settings["labels"])
+
+
+def check_saved(model: TextClassifier, folder: Path, labels: Sequence[str]) -> None:
+    """Load what was just saved and compare logits, since transformers may build another model of its files.
+
+    Raises:
+        InputError: it cannot be loaded, or gives other logits.
+    """
+    # Loading initialises what is not in the files, as the pooler, which must not change what is drawn later.
+    with torch.random.fork_rng():
+        loaded = load_classifier(str(folder), labels).model
+    weight = next(model.parameters())
+    ids, mask = (tensor.to(weight.device) for tensor in sample_ids(model.backbone_config))
+    training = model.training
+    with torch.no_grad():
+        expected, found = (entry.eval()(ids, mask)["logits"] for entry in (model, loaded.to(weight.device, weight.dtype)))
+    model.train(training)
+    if not torch.allclose(found, expected, rtol=1e-4, atol=1e-5, equal_nan=True):
+        raise InputError(
+            f"{folder}: the {model.backbone_config.model_type} model saved there gives other logits (by "
+            f"{float((found - expected).abs().max()):.2g}) than the one that was trained; use another model or --student_layers"
+        )
 
 
 def _write_classifier(model: TextClassifier, tokenizer: Any, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -80,12 +107,13 @@ def raising_os_errors(folder: Path) -> Iterator[None]:
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder)) from error
 
 
-def load_classifier(name: str, labels: Sequence[str] | None = None, *, dropout: float = 0.1) -> SavedClassifier:
+def load_classifier(name: str, labels: Sequence[str] | None = None, *, pooling: str = "cls") -> SavedClassifier:
     """Load a fine-tuned classifier, its outputs in the order of `labels`, or in its own without them.
 
     Args:
         name: A folder written by `save_classifier`, a folder with `encoder/` and a head file, or a
             folder or hub name of a fine-tuned AutoModelForSequenceClassification.
+        pooling: Of an encoder and a head without settings beside them.
 
     Raises:
         InputError: the head is missing or of another size, or its labels are others.
@@ -94,11 +122,12 @@ def load_classifier(name: str, labels: Sequence[str] | None = None, *, dropout: 
     if (folder / "sequence_classifier").is_dir():
         return load_sequence_classifier(str(folder / "sequence_classifier"), labels, name, folder / "tokenizer")
     if (folder / "encoder").is_dir():
-        return load_encoder_and_head(folder, labels, name, dropout)
+        return load_encoder_and_head(folder, labels, name, pooling)
     return load_sequence_classifier(name, labels, name, None)
 
 
-def load_encoder_and_head(folder: Path, labels: Sequence[str] | None, where: str, dropout: float) -> SavedClassifier:
+def load_encoder_and_head(folder: Path, labels: Sequence[str] | None, where: str, pooling: str) -> SavedClassifier:
+    """Load a checkpoint of this suite: an encoder's folder with a head beside it."""
     settings = read_settings(folder, where)
     head = read_head(folder, where)
     encoder = load_encoder(str(folder / "encoder"))
@@ -108,7 +137,7 @@ def load_encoder_and_head(folder: Path, labels: Sequence[str] | None, where: str
     order = match_labels(head_labels(settings, len(head["3.bias"]), labels, where), labels, where)
     head |= {name: head[name][order] for name in ("3.weight", "3.bias")}
     model = EncoderClassifier(
-        encoder, len(order), settings.get("dropout", dropout), len(head["0.bias"]), settings.get("pooling", "cls")
+        encoder, len(order), settings.get("dropout", 0.1), len(head["0.bias"]), settings.get("pooling", pooling)
     )
     model.classifier.load_state_dict(head)
     places = (folder / "tokenizer", folder / "encoder", folder)
@@ -128,12 +157,12 @@ def head_labels(settings: Mapping[str, Any], outputs: int, labels: Sequence[str]
 
 
 def read_settings(folder: Path, where: str) -> dict[str, Any]:
-    try:
-        settings = json.loads((folder / SETTINGS_FILE).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    """Return what classifier.json says of a checkpoint, nothing when there is none."""
+    path = folder / SETTINGS_FILE
+    if not path.exists():
         return {}
-    except (OSError, ValueError) as error:
-        raise InputError(f"{where}: {SETTINGS_FILE} cannot be read: {first_line(error)}") from error
+    with refusing(f"{where}: {SETTINGS_FILE} cannot be read"):
+        settings = json.loads(path.read_text(encoding="utf-8"))
     if not (isinstance(settings, dict) and is_plausible(settings)):
         raise InputError(f"{where}: {SETTINGS_FILE} does not describe a classifier")
     return settings
@@ -144,7 +173,7 @@ def is_plausible(settings: Mapping[str, Any]) -> bool:
     labels, dropout = settings.get("labels", []), settings.get("dropout", 0.0)
     named = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     drops = isinstance(dropout, int | float) and 0 <= dropout < 1
-    return named and drops and settings.get("pooling", "cls") in ("cls", "mean")
+    return named and drops and settings.get("pooling", "cls") in tuple(POOLINGS)
 
 
 def read_head(folder: Path, where: str) -> dict[str, Tensor]:
@@ -155,10 +184,8 @@ def read_head(folder: Path, where: str) -> dict[str, Tensor]:
             f"{where}: no head beside encoder/ (looked for {', '.join(HEAD_FILES[:3])}, ...); a random one would be "
             "useless. Give the head, or use --teacher_path to fine-tune this encoder."
         )
-    try:
+    with refusing(f"{where}: {path.name} cannot be read"):
         head = load_file(path) if path.suffix == ".safetensors" else torch.load(path, weights_only=True, map_location="cpu")
-    except UNREADABLE as error:
-        raise InputError(f"{where}: {path.name} cannot be read: {first_line(error)}") from error
     if not isinstance(head, dict) or not all(isinstance(tensor, Tensor) for tensor in head.values()):
         raise InputError(f"{where}: {path.name} holds no tensors by name; save the state_dict() of the head")
     head = {name.removeprefix("classifier.").removeprefix("head."): tensor for name, tensor in head.items()}
@@ -179,12 +206,11 @@ def read_head(folder: Path, where: str) -> dict[str, Tensor]:
 def load_sequence_classifier(
     name: str, labels: Sequence[str] | None, where: str, tokenizer_folder: Path | None
 ) -> SavedClassifier:
+    """Load a classifier that transformers saved, with the outputs of the wanted labels."""
     config = load_model_config(name)
-    found = [config.id2label[place] for place in sorted(config.id2label)]
-    try:
+    with refusing(f"{where}: cannot be loaded as a fine-tuned classifier"):
+        found = [str(config.id2label[place]) for place in sorted(config.id2label)]
         model, report = load_pretrained(AutoModelForSequenceClassification, name)
-    except UNREADABLE as error:
-        raise InputError(f"{where}: cannot be loaded as a fine-tuned classifier: {first_line(error)}") from error
     if missing := sorted(report["missing_keys"]):
         raise InputError(
             f"{where}: has no trained head ({', '.join(missing[:3])} missing); a random one would be useless. "
@@ -192,6 +218,7 @@ def load_sequence_classifier(
         )
     if report["mismatched_keys"]:
         raise InputError(f"{where}: its head is of another size than its config.json says")
+    check_unexpected(where, model, report["unexpected_keys"])
     order = match_labels(found, labels, where)
     if model._supports_sdpa:
         model.set_attn_implementation(RECORDED_SDPA)

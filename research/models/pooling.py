@@ -1,0 +1,9 @@
+"""How the states of a text's tokens become its vector (no torch)."""
+
+from __future__ import annotations
+
+POOLINGS = {
+    "cls": "the first token",
+    "mean": "the mean of the tokens",
+    "last": "the last token, for models that read left to right",
+}
