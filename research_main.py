@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from research.errors import InputError
-from research.experiment.command import RunFailed, explaining_failures, report_bad_input, report_interrupt, run_one
 from research.experiment.demo import DEMO_SETTINGS, build_demo
-from research.logs import quiet_libraries, start_logging
-from research.runs.run import result_line
+from research.flags import HelpAsked
+from research.logs import print_result, quiet_libraries, report_bad_input, report_interrupt, start_logging
+from research.storage.files import check_working_folder
 from research_config import Arguments, ExperimentConfig, parse_arguments
 
 if TYPE_CHECKING:
@@ -32,27 +32,39 @@ def main(argv: Sequence[str] | None = None, extras: Extras | None = None) -> int
     argv = list(sys.argv[1:] if argv is None else argv)
     start_logging()
     try:
-        arguments = parse_arguments(argv)
-        config = apply_demo(arguments) if arguments.config.demo else arguments.config
-        if config.sweep:
-            from research.experiment.sweep import run_sweep  # with multiprocessing and tqdm, for --sweep alone
-
-            return run_sweep(config, extras)
+        check_working_folder()
+        return run_arguments(parse_arguments(argv), argv, extras)
+    except HelpAsked as asked:
+        return print_result(str(asked))
     except InputError as error:
         return report_bad_input(error)
-    except RunFailed as error:
-        return error.status
     except KeyboardInterrupt:
         return report_interrupt()
+
+
+def run_arguments(arguments: Arguments, argv: list[str], extras: Extras | None) -> int:
+    """Run the demo, a sweep or one run."""
+    # With numpy, which --help and a bad flag do without.
+    from research.experiment.command import RunFailed, run_one
+    from research.runs.run import result_line
+
+    try:
+        config = apply_demo(arguments) if arguments.config.demo else arguments.config
+    except RunFailed as error:
+        return error.status
+    if config.sweep:
+        from research.experiment.sweep import run_sweep  # with what compares runs, for --sweep alone
+
+        return run_sweep(config, extras)
     status, metrics = run_one(config, argv, extras)
-    if metrics is not None:
-        print(result_line(config.run_dir, metrics))
-    return status
+    return status if metrics is None else print_result(result_line(config.run_dir, metrics))
 
 
 def apply_demo(arguments: Arguments) -> ExperimentConfig:
     """Fill the flags the user did not give with the demo's, and build its corpus and models."""
-    from research.models.saved import raising_os_errors  # which loads torch
+    # With torch, which a bad flag does without.
+    from research.experiment.command import explaining_failures
+    from research.models.saved import raising_os_errors
 
     config = arguments.config
     quiet_libraries()

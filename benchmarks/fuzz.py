@@ -39,7 +39,8 @@ from support.fault_injection import attempt, build_inputs, copy_inputs, limit_ru
 from support.strategies import ARGUMENTS, FIELDS, JSON_VALUES, TABLE_BYTES  # noqa: E402
 
 from research.errors import FlagErrors, InputError  # noqa: E402
-from research.experiment.inputs import load_data  # noqa: E402
+from research.experiment.dataset import load_dataset  # noqa: E402
+from research.flags import HelpAsked  # noqa: E402
 from research_config import parse_arguments  # noqa: E402
 
 HANG_S = 20
@@ -115,13 +116,13 @@ class Cases:
     def read(self, argv: list[str]) -> str:
         try:
             config = parse_arguments(argv).config
-            load_data(config, 0 if config.num_folds > 1 else None)
+            load_dataset(config, 0 if config.num_folds > 1 else None)
         except InputError as error:
             problems = error.problems if isinstance(error, FlagErrors) else [str(error)]
             assert problems and all(len(problem.splitlines()) == 1 for problem in problems), problems
             return "refused"
-        except SystemExit as stop:
-            return "help" if stop.code == 0 else f"exit status {stop.code}"
+        except HelpAsked:
+            return "help"
         return "accepted"
 
 

@@ -37,6 +37,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from research.evaluation.metrics import DEFAULT_THRESHOLD, compute_metrics
+from research.experiment.dataset import load_dataset
 from research.experiment.inputs import load_inputs
 from research.kd.loop import schedule
 from research.kd.losses import MultiLabelDistillationLoss, compute_attention_loss, compute_hidden_state_loss
@@ -94,7 +95,7 @@ class ReferenceLoop:
     def __init__(self, config: ExperimentConfig) -> None:
         if config.num_threads is not None:
             torch.set_num_threads(config.num_threads)
-        inputs = load_inputs(config)
+        inputs = load_inputs(load_dataset(config))
         assert inputs.checkpoint is not None
         self.config = config
         self.device = torch.device(config.device)

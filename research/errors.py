@@ -12,6 +12,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from torch import Tensor
 
+# Exit statuses.
+DONE, FAILED, BAD_INPUT, WEAK_TEACHER, INTERRUPTED = 0, 1, 2, 3, 130
+JOINERS = "\u200c\u200d"
 LONGEST_VALUE = 120
 LONGEST_REASON = 300
 ROWS_SHOWN = 8
@@ -29,6 +32,11 @@ class FlagErrors(InputError):
         super().__init__("\n".join(self.problems))
 
 
+def list_problems(error: InputError) -> tuple[str, ...]:
+    """Return what is wrong, one text a problem."""
+    return error.problems if isinstance(error, FlagErrors) else (str(error),)
+
+
 @contextmanager
 def naming_flag(name: str) -> Iterator[None]:
     """Put the flag whose value is being used in front of what is wrong with it.
@@ -43,8 +51,11 @@ def naming_flag(name: str) -> Iterator[None]:
 
 
 def escape_controls(text: str) -> str:
-    """Return a text as one line without control characters, which a flag or a path may hold."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    """Return a text as one line without control characters, which a flag, a path or a cell may hold.
+
+    The joiners that Bangla words are spelled with count as none.
+    """
+    return "".join(char if char.isprintable() or char in JOINERS else char.encode("unicode_escape").decode() for char in text)
 
 
 def quote_value(value: Any, longest: int = LONGEST_VALUE) -> str:
@@ -91,12 +102,16 @@ class Interrupted(Exception):
 class StopRequest:
     """Set by a signal handler; the trainer looks at it between steps.
 
-    `heeded` is true while a trainer does look at it, so that a handler knows when to stop the
-    process by itself.
+    Attributes:
+        requested: Whether a signal has come.
+        heeded: True while someone does look at it, so that a handler knows when to stop the process by itself.
+        told_twice: Whether a second signal says nothing new: a sweep's worker hears a Ctrl-C from the terminal
+            and again from its parent, and must not take that for a user who will not wait for the step.
     """
 
     requested: bool = False
     heeded: bool = False
+    told_twice: bool = False
 
 
 def describe_fault(step: int, names: Sequence[str], values: Iterable[float], bad: Iterable[bool], rows: Tensor) -> str:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import importlib.util
 import itertools
 import json
 import math
 import os
+import re
 import stat
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -26,6 +29,7 @@ Settings = TypeVar("Settings")
 Check = Callable[[Any], str | None]
 # What a value is beyond its type: a file, a name in its header, or a folder.
 Kind = Literal["value", "table", "column", "model", "folder"]
+PATHS: tuple[Kind, ...] = ("table", "model", "folder")
 METAVARS = {"table": "FILE", "column": "NAME", "model": "MODEL", "folder": "FOLDER"}
 # Past this a seed, a size or a count overflows in one of the libraries below.
 LARGEST_WHOLE_NUMBER = 2**31 - 1
@@ -81,6 +85,18 @@ def between(low: float, high: float = math.inf, *, open_low: bool = False, note:
     return check
 
 
+def matching(pattern: str, wanted: str) -> Check:
+    """Return a check that a text has a form, told in words."""
+    return lambda value: None if re.fullmatch(pattern, value) else f"must be {wanted}, got {quote_value(value)}"
+
+
+def find_package(name: str) -> str | None:
+    """Say so when a package is not there, before anything is computed for it; None when it is."""
+    if name in sys.modules or importlib.util.find_spec(name) is not None:
+        return None
+    return f"the package {name} is not installed; pip install {name}, or choose another"
+
+
 def fields_that_decide(settings: Any, *what: str) -> tuple[str, ...]:
     """Return the names of the fields, of a dataclass or of one of its instances, that decide any of `what`."""
     return tuple(entry.name for entry in dataclasses.fields(settings) if entry.metadata["decides"] & set(what))
@@ -105,12 +121,20 @@ def accepts(settings_class: type[Any], name: str, kind: type) -> bool:
     return kind in field_types(settings_class)[name]  # type: ignore[arg-type]
 
 
+class HelpAsked(Exception):
+    """The command line asks for help, which is the exception's text."""
+
+
 class RaisingParser(argparse.ArgumentParser):
     """An argparse parser that raises its complaint, so it can be reported together with the others."""
 
     def error(self, message: str) -> NoReturn:
         """Raise the complaint, where argparse would print it and leave."""
         raise FlagErrors([message.removeprefix("argument ")])
+
+    def print_help(self, file: Any = None) -> None:
+        """Hand the help to whoever parses, who knows what to do when it cannot be printed."""
+        raise HelpAsked(self.format_help().rstrip())
 
 
 def make_parser(settings_class: type[Any], **texts: str) -> RaisingParser:
@@ -160,7 +184,7 @@ def parse_flags(
 
     Raises:
         FlagErrors: every problem found, together.
-        SystemExit: after --help.
+        HelpAsked: for --help.
     """
     given, problems = read_flags(settings_class, parser, argv)
     values: dict[str, Any] = {}
@@ -258,7 +282,7 @@ def read_config_file(settings_class: type[Any], path: Path, other_keys: Collecti
 
 
 def convert(settings_class: type[Any], name: str, value: Any) -> Any:
-    """Turn a flag's text or a JSON value into the field's type.
+    """Turn a flag's text or a JSON value into the field's type; `~` in a path is the user's home.
 
     Raises:
         ValueError: what was expected and what came, without the flag's name.
@@ -276,7 +300,8 @@ def convert(settings_class: type[Any], name: str, value: Any) -> Any:
         raise ValueError(f"must be a list of names, got {quote_value(value)}")
     if takes(str):
         if is_plain_text(value):
-            return value
+            # A shell leaves the ~ of --output_dir=~/run as it is.
+            return os.path.expanduser(value) if settings_class.__dataclass_fields__[name].metadata["kind"] in PATHS else value
         raise ValueError(f"must be a text that is not empty, got {quote_value(value)}")
     return convert_number(value, int if takes(int) else float)
 
@@ -330,11 +355,13 @@ def find_missing(path: str, kind: Kind) -> str | None:
         return f"{what}: {quote_value(path)}. Give a .csv, .tsv or .jsonl table."
     if kind == "model" and path.startswith((".", "/", "~")) and not os.path.isdir(os.path.expanduser(path)):
         return f"no such folder: {quote_value(path)}"
-    return None
+    return _refuse_bytes(path) if kind == "model" else None
 
 
 def find_obstacle(folder: Path) -> str | None:
     """Say why a folder cannot be made or written; None when it can."""
+    if problem := _refuse_bytes(str(folder)):
+        return problem
     for place in (folder, *folder.absolute().parents):
         try:
             mode = place.stat().st_mode
@@ -346,6 +373,15 @@ def find_obstacle(folder: Path) -> str | None:
             return f"{quote_value(str(place))} is a file, not a folder"
         return None if os.access(place, os.W_OK | os.X_OK) else f"{quote_value(str(place))} is not writable"
     return f"{quote_value(str(folder))} has no folder above it"
+
+
+def _refuse_bytes(path: str) -> str | None:
+    """Say that the libraries which read and write models cannot spell a path."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return f"{quote_value(path)} holds bytes that are no UTF-8"
+    return None
 
 
 def format_value(value: Any) -> str:

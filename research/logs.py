@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -12,6 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from research.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, InputError, escape_controls, list_problems
+
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 30.0
@@ -21,6 +24,7 @@ PROGRESS_LINE = {"is_progress": True}
 
 def start_logging(level: int = logging.INFO) -> None:
     """Send one-line messages to stderr, so stdout holds nothing but the result."""
+    accept_any_text()
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
     handler = logging.getLogger().handlers[0]
     handler.setLevel(level)
@@ -28,6 +32,15 @@ def start_logging(level: int = logging.INFO) -> None:
     # These libraries log what is not the user's business at info level.
     for name in ("filelock", "httpx", "matplotlib", "fontTools", "transformers"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def accept_any_text() -> None:
+    """Let stdout take any text, as stderr does by itself.
+
+    A path's bytes leave as they came where stdout is UTF-8; an ASCII stdout shows what it cannot hold as escapes.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape" if sys.stdout.encoding.lower() == "utf-8" else "backslashreplace")
 
 
 class LogFile(logging.FileHandler):
@@ -53,16 +66,81 @@ class LogFile(logging.FileHandler):
             super().close()
 
 
+class Remembering(logging.Handler):
+    """Keeps messages that come before there is a log file."""
+
+    def __init__(self) -> None:
+        super().__init__(logging.INFO)
+        self.records: list[logging.LogRecord] = []
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep a message."""
+        self.records.append(record)
+
+
 @contextmanager
-def log_to_file(path: Path) -> Iterator[None]:
-    """Write every message to the run's log too."""
+def remembering() -> Iterator[list[logging.LogRecord]]:
+    """Collect what is logged inside, besides logging it."""
+    handler = Remembering()
+    logging.getLogger().addHandler(handler)
+    try:
+        yield handler.records
+    finally:
+        logging.getLogger().removeHandler(handler)
+
+
+@contextmanager
+def log_to_file(path: Path, earlier: Iterable[logging.LogRecord] = ()) -> Iterator[None]:
+    """Write every message to the run's log too, after those that came before the run had a folder."""
     handler = LogFile(path)
+    for record in earlier:
+        handler.handle(record)
     logging.getLogger().addHandler(handler)
     try:
         yield
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
+
+
+def print_result(text: str) -> int:
+    """Print what a command found to stdout, and return the exit status.
+
+    A reader that has gone, as `head` does, wants no more; a full disk is an error.
+    """
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:
+        _drop_stdout()
+    except OSError as error:
+        _drop_stdout()
+        print(f"error: stdout cannot be written: {error.strerror}", file=sys.stderr)
+        return FAILED
+    return DONE
+
+
+def _drop_stdout() -> None:
+    """Point stdout at nothing: what is left in its buffer would fail again when Python ends."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def report_bad_input(error: InputError) -> int:
+    """Say what is wrong, one line a problem, and return the exit status."""
+    report_problems(list_problems(error))
+    return BAD_INPUT
+
+
+def report_problems(problems: Iterable[str]) -> None:
+    """Write problems to stderr as the command's errors."""
+    for problem in problems:
+        print(f"error: {escape_controls(problem)}", file=sys.stderr)
+
+
+def report_interrupt() -> int:
+    """Say how to go on after Ctrl-C, and return the exit status."""
+    print("interrupted: the same command goes on from here", file=sys.stderr)
+    return INTERRUPTED
 
 
 def quiet_libraries() -> None:

@@ -255,6 +255,26 @@ def test_bad_input_is_one_line_with_status_2_and_writes_nothing(name: str, lab: 
     assert all(fragment in line for fragment in fragments), line
 
 
+@pytest.mark.parametrize("name", ["label of 2", "no text column", "too few rows", "broken UTF-8", "alpha of an unknown label"])
+def test_bad_table_is_refused_without_torch(name: str, lab: Lab) -> None:
+    """Importing torch and transformers first made every refusal take ten seconds."""
+    given, fragments = BAD_INPUTS[name]
+    flags = given if isinstance(given, str) else given(lab)
+    errors, loaded = run_and_list_modules(f"{QUICK} {flags}", 2)
+    assert all(fragment in errors for fragment in fragments), errors
+    assert not {"torch", "transformers"} & loaded
+
+
+def run_and_list_modules(flags: str, status: int) -> tuple[str, set[str]]:
+    """Run a command in a process of its own; return its stderr and the modules it had imported at its end."""
+    script = "import sys, research_main\nstatus = research_main.main(sys.argv[1:])\nprint(status, *sys.modules)"
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    ended = subprocess.run([sys.executable, "-c", script, *flags.split()], env=environment, capture_output=True, text=True)
+    found, *modules = ended.stdout.splitlines()[-1].split()
+    assert found == str(status), ended.stderr
+    return ended.stderr, set(modules)
+
+
 def test_every_fault_of_the_flags_is_reported_on_a_line_of_its_own(lab: Lab) -> None:
     status, _, errors = lab.run("--kd_alpha 1.5 --kd_temperature 0 --kd_method magic --dataset_path none.csv")
     assert status == 2
@@ -275,6 +295,70 @@ def test_label_without_a_positive_row_is_a_warning_and_the_run_goes_on(lab: Lab)
     status, _, errors = lab.run(f"{QUICK} --pipeline student_only --output_dir results/run")
     assert status == 0
     assert "label 'threat' has no positive row to train on" in errors
+
+
+# What is said before anything is computed
+
+
+def test_run_begins_with_what_it_read_and_what_it_will_do_and_its_log_file_says_so_too(lab: Lab) -> None:
+    rows = table_rows(lab)
+    rows[3][4] = ""
+    write_rows(lab.folder / "data" / "comments.csv", [*rows, rows[1], ["", *rows[1][1:]]])
+    flags = f"{QUICK} --cache_dir other --unlabelled_path more.csv --output_dir results/run"
+    write_rows(lab.folder / "more.csv", [["text"], ["আরও একটি"], rows[1][:1]])
+    status, _, errors = lab.run(flags)
+    assert status == 0
+    lines = [
+        "data/comments.csv: 81 rows, 80 distinct texts in column 'text'; 1 rows without a text are left out",
+        "labels, with their share of positives: ",
+        "rows (distinct texts) of each part: train ",
+        "device: cpu (",
+        "there already: nothing",
+        "to compute: the teacher's tokens, the student's tokens, teacher (at most 1 epochs of ",
+        "writing results/run",
+    ]
+    said = errors.splitlines()
+    found = [next(place for place, line in enumerate(said) if line.startswith(start)) for start in lines]
+    assert found == sorted(found)
+    bully = 100 * np.mean([float(row[1]) for row in [*rows[1:], rows[1]]])
+    assert said[found[1]].startswith(f"{lines[1]}bully {bully:.1f} %, sexual ")
+    assert re.search(r"threat \d+\.\d % \(1\.2 % unknown\)", said[found[1]])
+    in_file = (lab.folder / "results/run/run.log").read_text(encoding="utf-8")
+    assert all(start in in_file for start in lines)
+
+
+def test_dry_run_says_what_is_there_and_writes_nothing(lab: Lab) -> None:
+    flags = f"{QUICK} --cache_dir other --with_control --output_dir results/run"
+    before = snapshot(lab.folder)
+    status, output, errors = lab.run(f"{flags} --dry_run")
+    assert (status, output) == (0, "") and snapshot(lab.folder) == before
+    assert "there already: nothing\n" in errors
+    assert "dry run: results/run would be written; nothing was written" in errors
+    assert lab.run(flags)[0] == 0
+    before = snapshot(lab.folder)
+    _, _, errors = lab.run(f"{flags.replace('results/run', 'results/other')} --seed 7 --dry_run")
+    assert "there already: the teacher's tokens, the student's tokens, teacher, teacher outputs\n" in errors
+    assert re.search(r"^to compute: student \(at most 2 epochs of \d+ rows\), control \(", errors, re.MULTILINE)
+    assert "results/run holds a run with another config: --seed 42 there, 7 asked" in lab.refused(f"{flags} --seed 7 --dry_run")
+    assert "results/run would be written" in lab.run(f"{flags} --seed 7 --overwrite --dry_run")[2]
+    assert snapshot(lab.folder) == before
+
+
+def test_label_columns_that_were_found_are_named_with_what_was_left_and_why(lab: Lab) -> None:
+    rows = table_rows(lab)
+    path = lab.folder / "data" / "comments.csv"
+    more = [["none", "id"], *([str(place % 2), f"c{place}"] for place in range(len(rows)))]
+    write_rows(path, [[*row, *cells] for row, cells in zip(rows, more, strict=False)])
+    errors = lab.run(f"{QUICK} --dry_run")[2]
+    assert "label columns: the five known ones; left: none (holds only 0 and 1), id (is 'c0' on line 2)." in errors
+    assert "warning: none also holds only 0 and 1, but no label is made of it" in errors
+    assert "label columns" not in lab.run(f"{QUICK} --dry_run --label_columns {' '.join(LABELS)} none")[2]
+    rows[0] = ["text", "bully", "sexual", "religious", "threat", "likes"]
+    write_rows(path, [[*row, *cells] for row, cells in zip(rows, more, strict=False)])
+    errors = lab.run(f"{QUICK} --dry_run")[2]
+    assert re.search(r"share of positives: bully .*, likes .*, none ", errors)
+    assert "label columns: every column that holds only 0, 1 and empty cells; left: id (is 'c0' on line 2)." in errors
+    assert "warning" not in errors
 
 
 # The run directory and running again
@@ -300,31 +384,18 @@ def test_same_command_in_two_directories_gives_the_same_bytes(lab: Lab) -> None:
 
 def test_finished_run_answers_at_once_without_torch_and_changes_nothing(lab: Lab) -> None:
     run_dir = lab.done("run")
-    flags = f"{QUICK} --output_dir results/run"
     before = snapshot(run_dir)
-    script = (
-        "import sys, research_main\n"
-        "status = research_main.main(sys.argv[1:])\n"
-        "print({'torch', 'transformers', 'sklearn', 'matplotlib'} & set(sys.modules), status)"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    again = subprocess.run([sys.executable, "-c", script, *flags.split()], env=environment, capture_output=True, text=True)
-    lines = again.stdout.splitlines()
-    assert lines[-1] == "set() 0", again.stderr
-    assert lines[0].startswith("results/run  student test f1_macro=")
+    errors, loaded = run_and_list_modules(f"{QUICK} --output_dir results/run", 0)
+    assert "results/run is finished already" in errors
+    assert not {"torch", "transformers", "sklearn", "matplotlib"} & loaded
     assert snapshot(run_dir) == before
+    assert lab.run(f"{QUICK} --output_dir results/run")[1].startswith("results/run  student test f1_macro=")
 
 
-def test_help_loads_none_of_the_large_libraries(tmp_path: Path) -> None:
-    script = (
-        "import sys, research_main\n"
-        "try:\n    research_main.main(['--help'])\n"
-        "except SystemExit as stop:\n    print({'torch', 'transformers', 'sklearn', 'matplotlib'} & set(sys.modules), stop.code)"
-    )
-    environment = os.environ | {"PYTHONPATH": str(ROOT)}
-    shown = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert shown.stdout.splitlines()[-1] == "set() 0"
-    assert "--kd_temperature" in shown.stdout
+@pytest.mark.parametrize(("flags", "status"), [("--help", 0), ("--kd_alpha 2", 2)])
+def test_help_and_a_bad_flag_load_none_of_the_large_libraries(flags: str, status: int) -> None:
+    _, loaded = run_and_list_modules(flags, status)
+    assert not {"numpy", "torch", "transformers", "sklearn", "matplotlib", "tqdm"} & loaded
 
 
 def test_directory_of_another_config_is_refused_naming_the_flags_until_overwrite(lab: Lab) -> None:
@@ -401,6 +472,49 @@ def test_every_phase_says_how_far_it_is_on_stderr_and_in_the_log_file(lab: Lab, 
     assert {name for name, share in found if share == "100"} == phases
     in_file = (lab.folder / "results/run/run.log").read_text(encoding="utf-8")
     assert all(f"{name}: 100 % (" in in_file for name in phases)
+
+
+# What the shell gives and takes
+
+
+def in_process(folder: Path, flags: str, stdout: Any = subprocess.PIPE, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run the command in a process of its own."""
+    command = [sys.executable, str(ROOT / "research_main.py"), *flags.split()]
+    return subprocess.run(command, cwd=folder, env=os.environ | environment, stdout=stdout, stderr=subprocess.PIPE, check=False)
+
+
+def test_stdout_that_is_full_closed_or_ascii_is_no_traceback(lab: Lab) -> None:
+    flags = f"{QUICK} --pipeline student_only --output_dir results/ফল"
+    assert lab.run(flags)[0] == 0
+    for command in (flags, "--help"):
+        with open("/dev/full", "wb") as full:
+            ended = in_process(lab.folder, command, stdout=full)
+        assert (ended.returncode, ended.stderr.splitlines()[-1:]) == (
+            1, [b"error: stdout cannot be written: No space left on device"],
+        )  # fmt: skip
+        reader, writer = os.pipe()
+        os.close(reader)
+        ended = in_process(lab.folder, command, stdout=writer)
+        os.close(writer)
+        assert ended.returncode == 0 and b"Error" not in ended.stderr
+    ended = in_process(lab.folder, flags, PYTHONIOENCODING="ascii")
+    assert ended.returncode == 0
+    assert ended.stdout.startswith(rb"results/\u09ab\u09b2  student test f1_macro=")
+
+
+def test_labels_in_bangla_are_said_on_an_ascii_stderr(lab: Lab) -> None:
+    rows = table_rows(lab)
+    rows[0] = ["text", "গালি", "যৌন", "ধর্ম", "হুমকি", "স্প্যাম"]
+    write_rows(lab.folder / "data" / "comments.csv", rows)
+    ended = in_process(lab.folder, f"{QUICK} --pipeline student_only --output_dir results/run", PYTHONIOENCODING="ascii")
+    assert ended.returncode == 0 and b"Traceback" not in ended.stderr and b"Logging error" not in ended.stderr
+
+
+def test_deleted_working_directory_is_one_line(tmp_path: Path) -> None:
+    script = f"mkdir gone && cd gone && rmdir ../gone && exec {sys.executable} {ROOT / 'research_main.py'} --dataset_path x.csv"
+    ended = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "error: the working directory is not there any more; change to another one (cd) first\n"
 
 
 # Pipelines and flags

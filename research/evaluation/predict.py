@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
@@ -29,17 +29,6 @@ def evaluating(model: nn.Module) -> Iterator[None]:
             module.training = was_training
 
 
-def build_forward(model: nn.Module) -> Callable[[Tensor, Tensor], Tensor]:
-    """Return a function from token ids and mask, both (B, L), to logits (B, C), without gradients."""
-    import torch
-
-    def forward(input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        with torch.inference_mode():
-            return model(input_ids, attention_mask)["logits"]
-
-    return forward
-
-
 def predict_logits(
     model: nn.Module,
     loader: Iterable[Mapping[str, Tensor]],
@@ -60,7 +49,6 @@ def predict_logits(
     import torch
 
     device = torch.device(device)
-    forward = build_forward(model)
     if num_rows is None:
         num_rows = loader.num_rows  # type: ignore[attr-defined]
     logits: Tensor | None = None
@@ -69,7 +57,8 @@ def predict_logits(
         for batch in loader:
             input_ids = batch["input_ids"].to(device, non_blocking=True)
             attention_mask = batch["attention_mask"].to(device, non_blocking=True)
-            computed = forward(input_ids, attention_mask).float()  # (B, C)
+            with torch.inference_mode():
+                computed = model(input_ids, attention_mask)["logits"].float()  # (B, C)
             if logits is None:
                 logits = torch.empty(num_rows, computed.shape[1], device=device)
             logits[batch["index"].to(device, non_blocking=True)] = computed

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import logging
 import signal
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from research.errors import (
-    FlagErrors,
+    BAD_INPUT,
+    DONE,
+    FAILED,
+    INTERRUPTED,
+    WEAK_TEACHER,
     InputError,
     Interrupted,
     StopRequest,
@@ -19,10 +23,12 @@ from research.errors import (
     describe_lack_of_memory,
     describe_os_error,
     is_out_of_memory,
+    list_problems,
 )
+from research.experiment.dataset import load_dataset
 from research.experiment.sources import check_models
 from research.flags import fields_of_kind
-from research.logs import log_to_file, quiet_libraries
+from research.logs import log_to_file, quiet_libraries, remembering, report_interrupt, report_problems
 from research.runs.directory import RunDirectory
 from research.runs.formats import read_json
 from research.storage.files import hash_file
@@ -32,33 +38,46 @@ if TYPE_CHECKING:
     from research.experiment.runtime import Extras
 
 log = logging.getLogger("research")
-DONE, FAILED, BAD_INPUT, WEAK_TEACHER, INTERRUPTED = 0, 1, 2, 3, 130
+STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# What --dry_run says of a run directory, by what is in it.
+WOULD_BE = {"absent": "written", "unfinished": "resumed", "finished": "answered from"}
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run ended: its exit status, its metrics when it is finished, and what was wrong, one line a problem."""
+
+    status: int
+    metrics: dict[str, Any] | None = None
+    problems: tuple[str, ...] = ()
 
 
 def run_one(config: ExperimentConfig, argv: list[str], extras: Extras | None = None) -> tuple[int, dict[str, Any] | None]:
     """Do one run, unless it is finished already; return its exit status and its metrics."""
+    stop = StopRequest()
+    with catching_signals(stop):
+        outcome = attempt(config, argv, stop, extras)
+    if outcome.status == INTERRUPTED:
+        report_interrupt()
+    elif outcome.status == BAD_INPUT:
+        report_problems(outcome.problems)
+    return outcome.status, outcome.metrics
+
+
+def attempt(config: ExperimentConfig, argv: list[str], stop: StopRequest, extras: Extras | None = None) -> Outcome:
+    """Do one run, unless it is finished already; whatever stops it, but for a bug of our own, becomes its outcome."""
     try:
         metrics = find_finished(config)
-        return DONE, run(config, argv, extras) if metrics is None else metrics
+        if metrics is not None:
+            log.info("%s is finished already", config.run_dir)
+            return Outcome(DONE, metrics)
+        return Outcome(DONE, run(config, argv, stop, extras))
     except InputError as error:
-        return report_bad_input(error), None
+        return Outcome(BAD_INPUT, problems=list_problems(error))
     except RunFailed as error:
-        return error.status, None
+        return Outcome(error.status, problems=(str(error),))
     except KeyboardInterrupt:
-        return report_interrupt(), None
-
-
-def report_bad_input(error: InputError) -> int:
-    """Say what is wrong, one line a problem."""
-    for problem in error.problems if isinstance(error, FlagErrors) else (error,):
-        print(f"error: {problem}", file=sys.stderr)
-    return BAD_INPUT
-
-
-def report_interrupt() -> int:
-    """Say how to go on after Ctrl-C."""
-    print("interrupted: the same command goes on from here", file=sys.stderr)
-    return INTERRUPTED
+        return Outcome(INTERRUPTED)
 
 
 class RunFailed(Exception):
@@ -89,32 +108,40 @@ def find_finished(config: ExperimentConfig) -> dict[str, Any] | None:
         part.check_tables(file_sha256, paths)
         check_models(part, config)
         part.drop_checkpoints()
-    log.info("%s is finished already", run_dir.path)
     return read_json(run_dir.path / "metrics.json")
 
 
-def run(config: ExperimentConfig, argv: list[str], extras: Extras | None = None) -> dict[str, Any]:
-    """Check the inputs, claim the run directory and run.
+def run(config: ExperimentConfig, argv: list[str], stop: StopRequest, extras: Extras | None = None) -> dict[str, Any] | None:
+    """Check the inputs, claim the run directory and run; None after --dry_run, which stops before that.
 
     Raises:
         InputError: a problem in what the user supplied; nothing has been written.
         RunFailed: the run began and cannot go on.
     """
-    # With torch, which a finished run, a bad flag and --help answer without.
-    from research.experiment.inputs import load_inputs
-    from research.experiment.run import run_experiment, run_folds
-    from research.experiment.runtime import Extras, start_runtime
+    with remembering() as said:
+        dataset = load_dataset(config, fold=0 if config.num_folds > 1 else None)
+        # With torch and transformers, which take seconds: a bad flag or table, --help and a finished run do without.
+        from research.experiment.inputs import load_inputs
+        from research.experiment.plan import describe_plan
+        from research.experiment.run import run_experiment, run_folds
+        from research.experiment.runtime import Extras, start_runtime
 
-    quiet_libraries()
-    runtime = start_runtime(config, ["python", "research_main.py", *argv], extras or Extras())
-    inputs = load_inputs(config, fold=0 if config.num_folds > 1 else None)
+        quiet_libraries()
+        runtime = start_runtime(config, ["python", "research_main.py", *argv], stop, extras or Extras())
+        inputs = load_inputs(dataset)
+        for line in describe_plan(inputs, runtime):
+            log.info("%s", line)
     settings = saved_settings(inputs.config)
     with RunDirectory(config.run_dir) as run_dir:
+        if config.dry_run:
+            status = run_dir.preview(settings, overwrite=config.overwrite)
+            log.info("dry run: %s would be %s; nothing was written", run_dir.path, WOULD_BE[status])
+            return None
         with explaining_failures(config):
             status = run_dir.claim(settings, overwrite=config.overwrite)
         if status == "finished":
             return read_json(run_dir.path / "metrics.json")
-        with log_to_file(run_dir.path / "run.log"), catching_signals(runtime.stop), explaining_failures(config):
+        with log_to_file(run_dir.path / "run.log", said), explaining_failures(config):
             log.info("%s %s", "resuming" if status == "unfinished" else "writing", run_dir.path)
             if config.num_folds > 1:
                 return run_folds(inputs.config, settings, runtime, run_dir, inputs)
@@ -142,17 +169,27 @@ def explaining_failures(config: ExperimentConfig) -> Iterator[None]:
 
 @contextmanager
 def catching_signals(stop: StopRequest) -> Iterator[None]:
-    """Turn the first SIGTERM or SIGINT into a request to stop after the step; a second one stops at once."""
-
-    def handle(_number: int, _frame: Any) -> None:
-        if stop.requested or not stop.heeded:
-            raise KeyboardInterrupt
-        stop.requested = True
-        log.warning("stopping after this step, with a checkpoint")
-
-    previous = {number: signal.signal(number, handle) for number in (signal.SIGTERM, signal.SIGINT)}
+    """Let signals ask for a stop inside, as `answer_signals` does."""
+    previous = answer_signals(stop)
     try:
         yield
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
+
+
+def answer_signals(stop: StopRequest) -> dict[signal.Signals, Any]:
+    """Turn the first SIGTERM or SIGINT into a request to stop after the step; return the handlers before.
+
+    A second one stops at once, as does the first one while no step is being taken.
+    """
+
+    def handle(_number: int, _frame: Any) -> None:
+        again, stop.requested = stop.requested, True
+        if again and stop.told_twice:
+            return
+        if again or not stop.heeded:
+            raise KeyboardInterrupt
+        log.warning("stopping after this step, with a checkpoint")
+
+    return {number: signal.signal(number, handle) for number in STOP_SIGNALS}

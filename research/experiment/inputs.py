@@ -1,10 +1,9 @@
-"""What a run needs of the user's tables and models, read and checked before anything is written."""
+"""What a run needs of the user's models beside the tables, opened and checked before anything is written."""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
-import functools
 import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,17 +14,16 @@ from numpy.typing import NDArray
 from torch import nn
 
 from research.errors import InputError, naming_flag
+from research.experiment.dataset import Dataset
 from research.experiment.seen_texts import Known, part_from_seen
-from research.flags import fields_of_kind
 from research.kd.layers import LayerComparison, compare_layers
 from research.models.classifiers import ModelShape
 from research.models.encoders import load_model_config, load_tokenizer
 from research.models.fingerprint import ModelFiles, load_settled, read_model_files
 from research.models.saved import SavedClassifier, load_classifier
 from research.models.trial import Demands, try_classifier, try_encoder, try_pretrained
-from research.storage.arrays import return_free_memory
-from research_config import PIPELINES, ExperimentConfig, settings_that_decide, table_paths
-from research_data import Comments, Split, load_comments, split_comments
+from research_config import PIPELINES, ExperimentConfig, settings_that_decide
+from research_data import Comments, Split
 
 
 @dataclass(frozen=True)
@@ -48,17 +46,13 @@ class Inputs:
         return {"labels": list(self.comments.label_names)} | settings_that_decide(self.config, "tokens")
 
 
-def load_inputs(config: ExperimentConfig, fold: int | None = None) -> Inputs:
-    """Read the tables, split them and open tokenizers and model configurations.
+def load_inputs(dataset: Dataset) -> Inputs:
+    """Open tokenizers and model configurations.
 
     Raises:
         InputError: any problem in them; nothing has been written.
     """
-    comments, split = load_data(config, fold)
-    config = dataclasses.replace(config, text_column=comments.text_column, label_columns=comments.label_names)
-    unknown = sorted(set(config.label_alpha_map) - set(comments.label_names))
-    if unknown:
-        raise InputError(f"--label_alphas: no label '{unknown[0]}'; the labels are {', '.join(comments.label_names)}")
+    config, comments, split = dataset.config, dataset.comments, dataset.split
     parts = PIPELINES[config.pipeline]
     checkpoint, teacher_tokenizer, student_tokenizer, shapes = None, None, None, {}
     files: dict[str, ModelFiles] = {}
@@ -143,43 +137,6 @@ def try_models(config: ExperimentConfig, checkpoint: SavedClassifier | None, com
     if parts.student and not copied:
         with naming_flag("student_path"):
             try_pretrained(config.student_path, student, random_init=config.student_init == "random")
-
-
-def load_data(config: ExperimentConfig, fold: int | None) -> tuple[Comments, Split]:
-    """Read and split the tables; a worker of a sweep keeps the last ones while their files stay as they are."""
-    stats = [path.stat() if path.is_file() else None for path in table_paths(config).values()]
-    stamps = tuple(None if stat is None else (stat.st_mtime_ns, stat.st_size) for stat in stats)
-    return _load_data(keep_data_settings(config), fold, stamps)
-
-
-def keep_data_settings(config: ExperimentConfig) -> ExperimentConfig:
-    """Return a config that names the same tables and splits them alike, and is the default in all else."""
-    tables = {name: getattr(config, name) for name in fields_of_kind(config, "table")}
-    return type(config)(**tables, **settings_that_decide(config, "data"))
-
-
-@functools.lru_cache(maxsize=1)
-def _load_data(config: ExperimentConfig, fold: int | None, _stamps: tuple[Any, ...]) -> tuple[Comments, Split]:
-    comments = load_comments(
-        config.dataset_path,
-        text_column=config.text_column,
-        label_columns=config.label_columns,
-        val_path=config.val_path,
-        test_path=config.test_path,
-        unlabelled_path=config.unlabelled_path,
-        text_normalization=config.text_normalization,
-    )
-    split = split_comments(
-        comments,
-        val_fraction=config.val_fraction,
-        test_fraction=config.test_fraction,
-        seed=config.split_seed,
-        data_fraction=config.data_fraction,
-        fold=fold,
-        num_folds=config.num_folds,
-    )
-    return_free_memory()  # of splitting, which takes twice what stays
-    return comments, split
 
 
 def hash_rows(comments: Comments, rows: NDArray[np.int64]) -> str:

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from research.evaluation.gain import measure_gain
 from research.evaluation.metrics import build_metrics
 from research.experiment.context import RunContext
+from research.experiment.dataset import load_dataset
 from research.experiment.inputs import Inputs, load_inputs
 from research.experiment.runtime import Runtime
 from research.experiment.saving import save_run
@@ -98,7 +99,7 @@ def run_folds(
     """
     metrics = []
     for fold in range(config.num_folds):
-        inputs = first if fold == 0 else load_inputs(config, fold)
+        inputs = first if fold == 0 else load_inputs(load_dataset(config, fold))
         with RunDirectory(run_dir.path / f"fold_{fold + 1}") as fold_dir:
             status = fold_dir.claim({**settings, "fold": fold + 1})
             if status == "finished":

@@ -49,7 +49,7 @@ class Runtime:
         self.timing_s[phase] = self.timing_s.get(phase, 0.0) + time.monotonic() - started
 
 
-def start_runtime(config: ExperimentConfig, command_line: list[str], extras: Extras) -> Runtime:
+def start_runtime(config: ExperimentConfig, command_line: list[str], stop: StopRequest, extras: Extras) -> Runtime:
     """Choose device and threads.
 
     Raises:
@@ -57,7 +57,7 @@ def start_runtime(config: ExperimentConfig, command_line: list[str], extras: Ext
     """
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    return Runtime(choose_device(config), open_cache(config.cache_dir), StopRequest(), command_line, extras)
+    return Runtime(choose_device(config), open_cache(config.cache_dir), stop, command_line, extras)
 
 
 def choose_device(config: ExperimentConfig) -> torch.device:

@@ -1,4 +1,4 @@
-"""A grid of runs from one command: the product of some flags' values, shared out to worker processes.
+"""A grid of runs from one command, shared out to worker processes.
 
 Each worker imports the libraries once, keeps the tables and the tokenised text of its last run, and goes
 from run to run. A run leaves the directory that the same command by itself would leave.
@@ -6,177 +6,267 @@ from run to run. A run leaves the directory that the same command by itself woul
 
 from __future__ import annotations
 
-import dataclasses
-import itertools
 import logging
 import os
-import re
 import sys
-from collections.abc import Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
-from concurrent.futures.process import BrokenProcessPool
+import traceback
+from collections.abc import Mapping, Sequence
+from contextlib import closing
 from dataclasses import dataclass
-from multiprocessing import get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from tqdm import tqdm
-
-from research.errors import FlagErrors, quote_value
-from research.experiment.command import run_one
-from research.flags import fields_of_kind, fields_that_decide, format_value, parse_value, write_flags
-from research.logs import start_logging
-from research.runs.run import result_line
-from research_config import ExperimentConfig, check_config, saved_settings
+from research.compare.pages import write_comparison
+from research.compare.scores import compare_runs
+from research.compare.tables import FORMATS
+from research.errors import BAD_INPUT, DONE, FAILED, InputError, StopRequest, first_line, list_problems
+from research.experiment.command import Outcome, attempt, catching_signals, find_finished
+from research.experiment.grid import command_line, expand_sweep, parse_sweep
+from research.experiment.overwriting import Overwriting
+from research.experiment.sweep_progress import SweepProgress
+from research.experiment.workers import Pool, Say
+from research.flags import fields_of_kind
+from research.logs import log_to_file, report_interrupt, start_logging
+from research.runs.directory import RunDirectory
+from research.runs.run import best_line, result_line, validation_score
+from research_config import ExperimentConfig, saved_settings
 
 if TYPE_CHECKING:
     from research.experiment.runtime import Extras
 
 log = logging.getLogger("research")
-# Runs that differ only by these would be one run, or were settled before there was a grid.
-NOT_SWEPT = fields_that_decide(ExperimentConfig, "place", "flags")
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """What became of one run: its exit status and its metrics, None unless it is finished."""
-
-    config: ExperimentConfig
-    status: int
-    metrics: dict[str, Any] | None
-
-
-def parse_sweep(entries: Sequence[str]) -> dict[str, tuple[Any, ...]]:
-    """Return {flag: values} of `flag=v1,v2` entries; a `;` anywhere separates values that hold commas.
-
-    Raises:
-        FlagErrors: every problem in them.
-    """
-    fields = {entry.name for entry in dataclasses.fields(ExperimentConfig)}
-    values: dict[str, tuple[Any, ...]] = {}
-    problems = []
-    for entry in entries:
-        name, separator, text = entry.partition("=")
-        name = name.removeprefix("--")
-        if not separator or name not in fields:
-            problems.append(f"--sweep: {quote_value(entry)} is not FLAG=V1,V2 with a flag that --help lists")
-        elif name in NOT_SWEPT:
-            problems.append(f"--sweep: {quote_value(entry)} cannot be swept: the runs of a sweep share one --{name}")
-        elif name in values:
-            problems.append(f"--sweep: {quote_value(entry)} is swept twice")
-        else:
-            try:
-                parts = text.split(";" if ";" in text else ",")
-                values[name] = tuple(parse_value(ExperimentConfig, name, part) for part in parts)
-            except ValueError as error:
-                problems.append(f"--sweep: {name} {error}")
-    if problems:
-        raise FlagErrors(problems)
-    return values
-
-
-def expand_sweep(config: ExperimentConfig) -> list[ExperimentConfig]:
-    """Return the config of every run of the grid, each with its own directory below --output_dir.
-
-    Raises:
-        FlagErrors: the problems of --sweep and of all runs, together.
-    """
-    swept = parse_sweep(config.sweep)
-    single = dataclasses.replace(config, sweep=(), num_threads=threads_per_run(config))
-    folder = config.run_dir
-    runs: dict[Path, ExperimentConfig] = {}
-    problems: list[str] = []
-    for values in itertools.product(*map(dict.fromkeys, swept.values())):
-        chosen = dict(zip(swept, values, strict=True))
-        run = dataclasses.replace(single, **chosen, output_dir=str(folder / name_run(chosen)))
-        if run.run_dir in runs:  # "a/b" and "a-b" get one name
-            run = dataclasses.replace(run, output_dir=f"{run.output_dir}_{run.fingerprint}")
-        problems += [problem for problem in check_config(run) if problem not in problems]
-        runs[run.run_dir] = run
-    if problems:
-        raise FlagErrors(problems)
-    return list(runs.values())
-
-
-def threads_per_run(config: ExperimentConfig) -> int | None:
-    """Return --num_threads, or the cores over the jobs: several small runs beat one spread thin."""
-    if config.num_threads is not None or config.jobs == 1:
-        return config.num_threads
-    return max(1, len(os.sched_getaffinity(0)) // config.jobs)
-
-
-def name_run(values: dict[str, Any]) -> str:
-    """Return a folder name such as kd_alpha_0.3_kd_temperature_2."""
-    texts = (f"{name}_{format_value(value) or 'none'}" for name, value in values.items())
-    return "_".join(re.sub(r"[^\w.-]+", "-", text).strip("-") for text in texts)
+LOG_FILE = "sweep.log"
+COMPARISON = "comparison"
+Outcomes = dict[int, Outcome]  # by the run's place in the grid
 
 
 def run_sweep(config: ExperimentConfig, extras: Extras | None = None) -> int:
-    """Run what is missing of the grid and print every run's line; return the exit status.
+    """Run what is missing of the grid, print every run, their comparison and the best one; return the exit status.
 
-    A run that fails is named at the end; the others finish.
+    A run that fails is named as it fails and at the end; the others finish.
+
+    Raises:
+        InputError: the grid has a fault; nothing has been run.
     """
-    runs = expand_sweep(config)
-    outcomes: list[Outcome] = []
-    context = get_context("spawn")
-    devices = context.SimpleQueue()
-    for job in range(config.jobs):
-        devices.put(job)
-    with ProcessPoolExecutor(config.jobs, mp_context=context, initializer=start_worker, initargs=(devices,)) as pool:
-        futures = {pool.submit(run_in_worker, run, extras): run for run in runs}
-        bar = tqdm(as_completed(futures), total=len(runs), unit="run", desc="sweep", disable=not sys.stderr.isatty())
-        for future in bar:
-            try:
-                outcomes.append(future.result())
-            except BrokenProcessPool:
-                outcomes.append(Outcome(futures[future], 1, None))
-    return report(config.run_dir, runs, outcomes)
+    stop = StopRequest()
+    with catching_signals(stop):
+        return run_grid(config, stop, extras)
 
 
-def report(folder: Path, runs: Sequence[ExperimentConfig], outcomes: Sequence[Outcome]) -> int:
-    """Print the finished runs in the order of the grid, the best one last, and name the failed ones."""
-    by_run = {outcome.config.run_dir: outcome for outcome in outcomes}
-    finished = [outcome for run in runs if (outcome := by_run[run.run_dir]).metrics is not None]
-    failed = [outcome for run in runs if (outcome := by_run[run.run_dir]).metrics is None]
-    for outcome in finished:
-        print(result_line(outcome.config.run_dir, outcome.metrics or {}))
-    for outcome in failed:
-        log.error("%s: exit status %d; its run.log says why", outcome.config.run_dir, outcome.status)
-    if finished:
-        best = max(finished, key=lambda outcome: outcome.metrics["headline"]["value"] if outcome.metrics else 0.0)
-        print(f"{folder}  {len(finished)} of {len(runs)} runs, best: {result_line(best.config.run_dir, best.metrics or {})}")
-    return max((outcome.status for outcome in failed), default=0)
+def run_grid(config: ExperimentConfig, stop: StopRequest, extras: Extras | None) -> int:
+    """Do what `run_sweep` says."""
+    folder = config.run_dir
+    if RunDirectory(folder).status() in ("unfinished", "finished"):
+        raise InputError(f"--output_dir: {folder} holds a run; a sweep needs a folder that does not.")
+    grid = expand_sweep(config)
+    overwriting = Overwriting(config, grid)
+    runs = [overwriting.settle(run) for run in grid]
+    outcomes = {number: outcome for number, run in enumerate(runs) if (outcome := look_up(run)) is not None}
+    if config.dry_run:
+        return print_plan(folder, runs, outcomes)
+    folder.mkdir(parents=True, exist_ok=True)
+    with log_to_file(folder / LOG_FILE):
+        if not config.overwrite:
+            overwriting.end()
+        run_missing(config, runs, outcomes, overwriting, stop, extras)
+        if stop.requested:
+            return report_interrupt()
+        if all(outcome.metrics for outcome in outcomes.values()):
+            overwriting.end()
+        return report(config, runs, outcomes)
 
 
-_job = 0
+def look_up(config: ExperimentConfig) -> Outcome | None:
+    """Return the outcome of a run that is finished already or refused, None when there is something to do."""
+    try:
+        columns = fields_of_kind(config, "column")
+        RunDirectory(config.run_dir).preview(saved_settings(config), config.overwrite, columns)
+        metrics = find_finished(config)
+    except InputError as error:
+        return Outcome(BAD_INPUT, problems=list_problems(error))
+    return None if metrics is None else Outcome(DONE, metrics)
 
 
-def start_worker(devices: Any) -> None:
-    """Give a new worker its number, and so its card."""
-    global _job
-    _job = devices.get()
-    start_logging(level=logging.WARNING)
+def print_plan(folder: Path, runs: Sequence[ExperimentConfig], outcomes: Outcomes) -> int:
+    """Say of every run whether it is done; return the exit status that the sweep could have at best."""
+    for number, run in enumerate(runs):
+        outcome = outcomes.get(number)
+        state = "to do" if outcome is None else "done" if outcome.metrics else f"refused: {'; '.join(outcome.problems)}"
+        print(f"{run.run_dir}  {state}")
+    done = sum(outcome.metrics is not None for outcome in outcomes.values())
+    refused = len(outcomes) - done
+    counts = f"{done} done, {len(runs) - len(outcomes)} to do" + (f", {refused} refused" if refused else "")
+    print(f"{folder}  {len(runs)} runs: {counts}")
+    return max((outcome.status for outcome in outcomes.values()), default=DONE)
 
 
-def run_in_worker(config: ExperimentConfig, extras: Extras | None) -> Outcome:
-    """Do one run of the sweep, on the worker's card."""
-    status, metrics = run_one(place_on_card(config), command_line(config), extras)
-    return Outcome(config, status, metrics)
+# Running
 
 
-def place_on_card(config: ExperimentConfig) -> ExperimentConfig:
-    """Put the worker's runs on a card of its own when there are several."""
-    import torch
+@dataclass(frozen=True)
+class Task:
+    """What a worker is told of a run.
 
+    Attributes:
+        threads: How many it may have at most when --num_threads does not say; None leaves it to torch.
+        log: The sweep's log, for what libraries print.
+    """
+
+    config: ExperimentConfig
+    extras: Extras | None
+    threads: int | None
+    log: Path
+
+
+def run_missing(
+    config: ExperimentConfig,
+    runs: Sequence[ExperimentConfig],
+    outcomes: Outcomes,
+    overwriting: Overwriting,
+    stop: StopRequest,
+    extras: Extras | None,
+) -> None:
+    """Do the runs that have no outcome yet, saying what happens, and add theirs, until a stop is requested."""
+    to_do = [number for number in range(len(runs)) if number not in outcomes]
+    num_workers = min(config.jobs, len(to_do))
+    threads = threads_per_run(config, len(runs))
+    log.info("sweep of %d runs in %s: %d are done, %d at a time", len(runs), config.run_dir, len(outcomes), num_workers)
+    progress = SweepProgress(runs, to_do, num_workers)
+    tasks = [Task(runs[number], extras, threads, config.run_dir / LOG_FILE) for number in to_do]
+    stop.heeded = True
+    with closing(Pool(tasks, run_in_worker, num_workers, stop).run()) as events:
+        for event in events:
+            number = to_do[event.task]
+            if event.kind == "started":
+                progress.start(number)
+            elif event.kind == "said":
+                progress.warn(number, event.value)
+            elif event.kind == "died":
+                progress.die(number, event.value)
+            else:
+                outcome = event.value if event.kind == "ended" else lost(event.value)
+                outcomes[number] = outcome
+                if outcome.metrics is not None:
+                    overwriting.note(runs[number])
+                progress.end(number, outcome)
+    stop.heeded = False
+
+
+def lost(how: str) -> Outcome:
+    """Return the outcome of a run whose process died time and again."""
+    return Outcome(FAILED, problems=(f"its process {how}, twice. If memory ran out, lower --jobs or --batch.",))
+
+
+def threads_per_run(config: ExperimentConfig, num_runs: int) -> int | None:
+    """Return an equal share of the cores for the workers, None for one worker: several small runs beat one spread thin.
+
+    It does not hang on how many runs are left, so a sweep that goes on uses what it used before.
+    """
+    workers = min(config.jobs, num_runs)
+    if workers == 1:
+        return None
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // workers)
+
+
+class Saying(logging.Handler):
+    """Passes warnings on to the sweep; what ends a run comes with its outcome, and its log has everything."""
+
+    def __init__(self, say: Say) -> None:
+        super().__init__(logging.WARNING)
+        self.say = say
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Pass one record on."""
+        if record.levelno < logging.ERROR:
+            self.say(record.getMessage())
+
+
+def run_in_worker(task: Task, worker: int, stop: StopRequest, say: Say) -> Outcome:
+    """Do one run in this process, whose output goes to the sweep's log."""
+    redirect_output(task.log)
+    start_logging()
+    logging.getLogger().handlers[:] = [Saying(say)]
+    try:
+        settle_on_machine(task, worker)
+        return attempt(task.config, command_line(task.config), stop, task.extras)
+    except Exception as error:  # a bug costs the run it is in, and no other
+        what = f"{type(error).__name__}: {first_line(error)}"
+        return Outcome(FAILED, problems=(f"{what}. {save_traceback(task)}",))
+
+
+def redirect_output(path: Path) -> None:
+    """Append what anything in this process prints to a file."""
+    try:
+        file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    except OSError:  # a full disk is told by the run
+        file = os.open(os.devnull, os.O_WRONLY)
+    for descriptor in (1, 2):
+        os.dup2(file, descriptor)
+    os.close(file)
+
+
+def settle_on_machine(task: Task, worker: int) -> None:
+    """Take the worker's share of the cores and, where there are several cards, one of them.
+
+    Neither stands in the run's config: which worker did it makes it no other run.
+    """
+    import torch  # slow, and not needed by the process that starts the workers
+
+    if task.config.num_threads is None and task.threads is not None:
+        torch.set_num_threads(min(task.threads, torch.get_num_threads()))
     cards = torch.cuda.device_count()
-    if config.device in ("auto", "cuda") and cards > 1:
-        return dataclasses.replace(config, device=f"cuda:{_job % cards}")
-    return config
+    if task.config.device in ("auto", "cuda") and cards > 1:
+        torch.cuda.set_device(worker % cards)
 
 
-def command_line(config: ExperimentConfig) -> list[str]:
-    """Return the flags that make this run by itself: those that differ from their defaults."""
-    defaults = ExperimentConfig()
-    names = sorted({*saved_settings(config), *fields_of_kind(config, "folder")})
-    values = {name: getattr(config, name) for name in names}
-    return write_flags({name: value for name, value in values.items() if value != getattr(defaults, name)})
+def save_traceback(task: Task) -> str:
+    """Write the traceback of the error being handled to the run's log, or to the sweep's; say where it stands."""
+    began = RunDirectory(task.config.run_dir).status() in ("unfinished", "finished")
+    path = task.config.run_dir / "run.log" if began else task.log
+    with log_to_file(path):
+        log.critical("%s", traceback.format_exc())
+    return f"Its traceback stands in {path}."
+
+
+# The end
+
+
+def report(config: ExperimentConfig, runs: Sequence[ExperimentConfig], outcomes: Mapping[int, Outcome]) -> int:
+    """Print the finished runs in the order of the grid, their comparison and the best one; name the failed ones."""
+    ends = [(run, outcomes[number]) for number, run in enumerate(runs)]
+    finished = [(run.run_dir, outcome.metrics) for run, outcome in ends if outcome.metrics is not None]
+    for path, metrics in finished:
+        print(result_line(path, metrics))
+    if len(finished) > 1:
+        compare_finished(config, [path for path, _ in finished])
+    for run, outcome in ends:
+        if outcome.metrics is None:
+            log.error("%s: failed: %s", run.run_dir, "; ".join(outcome.problems))
+    best = ""
+    if finished:
+        path, metrics = max(finished, key=lambda entry: choice_score(entry[1], config.select_by))
+        best = f"; best on validation: {best_line(path, metrics, config.select_by)}"
+    print(f"{config.run_dir}  {len(finished)} of {len(runs)} runs{best}")
+    return max(outcome.status for _, outcome in ends)
+
+
+def choice_score(metrics: Mapping[str, Any], metric: str) -> float:
+    """Return what the best run has most of: its score on validation, so that its test score is no choice of the best."""
+    score = validation_score(metrics, metric)
+    return -1.0 if score is None else score
+
+
+def compare_finished(config: ExperimentConfig, paths: Sequence[Path]) -> None:
+    """Print the table of research_compare.py and write its page; the runs stand without it."""
+    folder = config.run_dir / COMPARISON
+    swept = parse_sweep(config.sweep)
+    try:
+        comparison = compare_runs(paths, group_by="seed" if len(swept) > 1 and "seed" in swept else None)
+        write_comparison(comparison, folder)
+    except Exception as error:  # a bug in it must not make finished runs look failed
+        log.warning("the runs were not compared: %s", first_line(error))
+        return
+    log.info("%s", comparison.baseline_note)
+    sys.stdout.write(FORMATS["table"](comparison))
+    log.info("the same with figures: %s", folder / "report.html")

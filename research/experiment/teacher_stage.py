@@ -46,14 +46,8 @@ def get_teacher(context: RunContext) -> Teacher:
     inputs = context.inputs
     checkpoint, shape = inputs.checkpoint, inputs.shapes["teacher"]
     if checkpoint is not None:
-        identity = {
-            "files": inputs.model_files["teacher"].sha256,
-            "labels": list(inputs.comments.label_names),
-            # That of the flag, where the files do not say.
-            "pooling": getattr(checkpoint.model, "pooling", None),
-        }
         return Teacher(
-            identity,
+            identify_checkpoint(inputs),
             shape,
             lambda: checkpoint.model,
             storing_seen(
@@ -76,13 +70,29 @@ def get_teacher(context: RunContext) -> Teacher:
 
     facts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     return Teacher(
-        {"files": json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]},
+        identify_entry(folder),
         shape,
         load,
         lambda target: copy_folder(folder / "model", target),
         facts["training"],
         facts["parameters"],
     )
+
+
+def identify_checkpoint(inputs: Inputs) -> dict[str, Any]:
+    """Return what identifies the teacher of --teacher_checkpoint."""
+    assert inputs.checkpoint is not None
+    return {
+        "files": inputs.model_files["teacher"].sha256,
+        "labels": list(inputs.comments.label_names),
+        # That of the flag, where the files do not say.
+        "pooling": getattr(inputs.checkpoint.model, "pooling", None),
+    }
+
+
+def identify_entry(folder: Path) -> dict[str, Any]:
+    """Return what identifies a fine-tuned teacher, by its folder in the cache."""
+    return {"files": json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]}
 
 
 def teacher_key(inputs: Inputs, runtime: Runtime) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import dataclass
+from typing import Any
 
 from research.errors import InputError
 from research.experiment.inputs import Inputs
@@ -11,7 +12,7 @@ from research.models.classifiers import ModelShape
 from research.storage.arrays import release_pages
 from research.storage.cache import Cache
 from research.text.diagnostics import report_alignment, report_tokenizer
-from research.text.tokens import Tokens, fingerprint_tokenizer, tokenize
+from research.text.tokens import Tokens, fingerprint_tokenizer, tokenize, tokens_key
 from research.text.words import WordPairs, pair_words
 
 
@@ -33,14 +34,8 @@ def tokenise_comments(inputs: Inputs, cache: Cache) -> Tokenised:
     Raises:
         InputError: a tokenizer gives ids that its model has no embedding for, or lacks what the method needs.
     """
-    method = inputs.config.method
-    fingerprints = {
-        fingerprint_tokenizer(tokenizer)
-        for tokenizer in (inputs.teacher_tokenizer, inputs.student_tokenizer)
-        if tokenizer is not None
-    }
-    two_tokenizers = len(fingerprints) == 2
-    with_words = two_tokenizers and (method.hidden or method.attention)
+    two_tokenizers = has_two_tokenizers(inputs)
+    with_words = needs_words(inputs)
     teacher = _tokenise_side("teacher", inputs.teacher_tokenizer, inputs, cache, with_words)
     student = _tokenise_side("student", inputs.student_tokenizer, inputs, cache, with_words)
     if teacher is not None:
@@ -57,6 +52,29 @@ def tokenise_comments(inputs: Inputs, cache: Cache) -> Tokenised:
     words = pair_words(student, teacher, cache)
     report_alignment(words.aligned_share)
     return Tokenised(teacher, student, words)
+
+
+def has_two_tokenizers(inputs: Inputs) -> bool:
+    """Whether teacher and student have tokenizers that differ."""
+    present = [tokenizer for tokenizer in (inputs.teacher_tokenizer, inputs.student_tokenizer) if tokenizer is not None]
+    return len(set(map(fingerprint_tokenizer, present))) == 2
+
+
+def needs_words(inputs: Inputs) -> bool:
+    """Whether tokens have to be known by their words: layers are compared across two tokenizers."""
+    method = inputs.config.method
+    return (method.hidden or method.attention) and has_two_tokenizers(inputs)
+
+
+def token_keys(inputs: Inputs) -> dict[str, dict[str, Any]]:
+    """Return what each present model's tokens depend on, by side."""
+    sides = {"teacher": inputs.teacher_tokenizer, "student": inputs.student_tokenizer}
+    with_words, max_length = needs_words(inputs), inputs.config.max_length
+    return {
+        side: tokens_key(inputs.comments, tokenizer, max_length, with_words=with_words)
+        for side, tokenizer in sides.items()
+        if tokenizer is not None
+    }
 
 
 def _tokenise_side(side: str, tokenizer: object, inputs: Inputs, cache: Cache, with_words: bool) -> Tokens | None:

@@ -87,18 +87,23 @@ def fetch_logits(teacher: Teacher, loader: BatchLoader, device: torch.device, ca
             raise ValueError(f"logits of {len(logits)} rows")
         return logits
 
-    folder = cache.fetch("logits", output_key(teacher, loader, device), build, read)
+    key = output_key(teacher.identity, loader.tokens.key, loader.rows, device)
+    folder = cache.fetch("logits", key, build, read)
     return_free_memory()
     return read(folder)
 
 
-def output_key(teacher: Teacher, loader: BatchLoader, device: torch.device) -> dict[str, Any]:
-    """Return what the teacher's outputs on a loader's rows depend on, to the last bit."""
-    tokens = loader.teacher_tokens or loader.tokens
+def output_key(identity: Mapping[str, Any], tokens_key: str, rows: NDArray[np.int64], device: torch.device) -> dict[str, Any]:
+    """Return what a teacher's outputs on some rows depend on, to the last bit.
+
+    Args:
+        identity: What identifies the teacher.
+        tokens_key: That of the tokens it reads.
+    """
     return {
-        "teacher": teacher.identity,
-        "tokens": tokens.key,
-        "rows": hashlib.sha256(np.ascontiguousarray(loader.rows).tobytes()).hexdigest(),
+        "teacher": identity,
+        "tokens": tokens_key,
+        "rows": hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest(),
         "device": device.type,
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "transformers")},
@@ -189,7 +194,8 @@ def fetch_layers(teacher: Teacher, layers: ComparedLayers, loader: BatchLoader, 
 
     The loader carries the teacher's ids, and both sides' words when the tokenizers differ.
     """
-    key = output_key(teacher, loader, device) | {
+    tokens = loader.teacher_tokens or loader.tokens
+    key = output_key(teacher.identity, tokens.key, loader.rows, device) | {
         "student_tokens": loader.tokens.key if loader.words is not None else None,
         "layers": (layers.hidden, layers.attention),
         "relations": layers.relations,

@@ -351,13 +351,24 @@ def _describe_efficiency(run: Run) -> list[Block]:
     for entry, (name, ratio) in EFFICIENCY_NAMES.items():
         decimals = 0 if entry.startswith("parameters") else 2
         cells = [_number(dig(efficiency, model, entry), decimals) for model in models]
-        value = ratios.get(ratio) if ratio else None
-        rows.append([name, *cells, *([UNKNOWN if value is None else f"{value:.2f} ×"] if ratios else [])])
+        rows.append([name, *cells, *([_describe_ratio(efficiency, ratio)] if ratios else [])])
     header = ["Cost", *models, *(["Gain of the student"] if ratios else [])]
     blocks: list[Block] = [Heading("Efficiency"), Table("Size and speed", header, rows)]
     if remark := str(efficiency.get("remark") or ""):
         blocks.append(Paragraph(f"{remark[:1].upper()}{remark[1:]}{'' if remark.endswith('.') else '.'}"))
-    return [*blocks, Paragraph("Timings were measured once on the machine named below; they vary from run to run.")]
+    note = "Timings were measured once on the machine named below; they vary from run to run."
+    if efficiency.get("ratio_ranges"):
+        note += " In brackets the lowest and the highest ratio of a round, in which both models are timed in turn."
+    return [*blocks, Paragraph(note)]
+
+
+def _describe_ratio(efficiency: Mapping[str, Any], ratio: str | None) -> str:
+    """Return how much cheaper the student is, with the spread over the rounds where it was timed."""
+    value = dig(efficiency, "ratios", ratio) if ratio else None
+    if value is None:
+        return UNKNOWN
+    spread = dig(efficiency, "ratio_ranges", str(ratio))
+    return f"{value:.2f} ×" + (f" ({spread[0]:.2f} to {spread[1]:.2f})" if spread else "")
 
 
 def _describe_training(run: Run) -> list[Block]:

@@ -33,15 +33,18 @@ from research.runs.formats import (
     write_csv_atomic,
     write_json_atomic,
 )
-from research.storage.files import remove_litter
+from research.storage.files import remove_litter, write_atomic
 
 if TYPE_CHECKING:
     from filelock import BaseFileLock
 
 FloatArray = npt.NDArray[np.floating[Any]]
 Status = Literal["absent", "unfinished", "finished", "foreign"]
-# Everything --overwrite may remove. metrics.json goes first, so that an interruption leaves no finished run.
+# Says that the unfinished run it stands in was begun by --overwrite, so the same command goes on with it.
+OVERWRITING_FILE = ".overwriting"
+# Everything --overwrite may remove. metrics.json goes before the rest, so that an interruption leaves no finished run.
 OWNED_FILES = (
+    OVERWRITING_FILE,  # before metrics.json, so that an interruption does not make the old run look like a new one
     "metrics.json",
     "history.csv",
     "history_control.csv",
@@ -92,7 +95,8 @@ class RunDirectory:
 
         "absent" means that config.json has just been written, "unfinished" that the stored run can go on,
         "finished" that there is nothing to do; then nothing is locked and nothing was written. With
-        `overwrite` the suite's own files are removed, and nothing else, and the answer is "absent". A flag
+        `overwrite` the suite's own files are removed, and nothing else, and the answer is "absent", unless
+        what stands there is the beginning of a run of `config` that `overwrite` was given for already. A flag
         of `unresolved`, which the data will decide, agrees with any stored value while it is None in `config`.
 
         Raises:
@@ -105,11 +109,13 @@ class RunDirectory:
         try:
             # Looked at again, since another process may have begun or finished it in the meantime.
             status = self._check_claim(asked, overwrite, unresolved)
-            if overwrite and status != "absent":
+            if overwrite and status != "absent" and not self._is_overwriting(asked):
                 self._remove_run()
                 status = "absent"
             if status == "absent":
                 self.write_config(config)
+                if overwrite:
+                    write_atomic(self.path / OVERWRITING_FILE, b"")
             remove_litter(self.path)
         except BaseException:
             self.release()
@@ -117,6 +123,12 @@ class RunDirectory:
         if status == "finished":
             self.release()
         return status
+
+    def preview(self, config: Mapping[str, Any], overwrite: bool = False, unresolved: Collection[str] = ()) -> Status:
+        """Say what `claim` would, and refuse what it would, without writing or locking anything."""
+        asked = to_plain(config, decimals=None)
+        status = self._check_claim(asked, overwrite, unresolved)
+        return "absent" if overwrite and not self._is_overwriting(asked) else status
 
     def release(self) -> None:
         """Let others claim the folder; harmless when it is not held."""
@@ -178,6 +190,7 @@ class RunDirectory:
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json, which makes the run a finished one; call it after the other writers."""
         write_json_atomic(self.path / "metrics.json", metrics)
+        (self.path / OVERWRITING_FILE).unlink(missing_ok=True)
 
     def drop_checkpoints(self) -> None:
         """Remove what a finished run has no use for; a process may have been killed before it did."""
@@ -201,6 +214,12 @@ class RunDirectory:
                 f"{self.path} was made from another content of {paths[changed[0]]}. "
                 "Use another --output_dir, or --overwrite to run on the table as it is now."
             )
+
+    def _is_overwriting(self, asked: Mapping[str, Any]) -> bool:
+        """Whether there is the beginning of this very run, made by an earlier command with --overwrite."""
+        if self.status() != "unfinished" or not (self.path / OVERWRITING_FILE).exists():
+            return False
+        return not list_config_differences(self._stored_config() or {}, asked, ())
 
     def _stored_config(self) -> dict[str, Any] | None:
         try:

@@ -83,6 +83,11 @@ class Cache:
         self._verified[entry] = stamps
         return entry
 
+    def find(self, kind: str, key: Mapping[str, Any]) -> Path | None:
+        """Return an entry's folder when there is one; whether it is whole, `fetch` finds out."""
+        entry = self.root / kind / digest_key(key)[:32]
+        return entry if entry.is_dir() else None
+
     def is_unchanged(self, entry: Path) -> bool:
         """Whether this process has verified an entry and its files have not been touched since."""
         return entry in self._verified and entry.is_dir() and self._verified[entry] == stamp_tree(entry)

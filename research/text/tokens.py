@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any, Protocol
@@ -87,8 +88,6 @@ def tokenize(texts: TextSource, tokenizer: Any, max_length: int, cache: Cache, *
     Raises:
         InputError: the tokenizer has no padding token, or no offsets when words are asked for.
     """
-    import tokenizers
-
     if tokenizer.pad_token_id is None:
         raise InputError(f"tokenizer {tokenizer.name_or_path}: has no padding token; set pad_token in its config")
     if with_words and not tokenizer.is_fast:
@@ -96,14 +95,7 @@ def tokenize(texts: TextSource, tokenizer: Any, max_length: int, cache: Cache, *
             f"tokenizer {tokenizer.name_or_path}: is a slow one without character offsets, so its words cannot be "
             "aligned with the other model's. Use --kd_method logit or a fast tokenizer (tokenizer.json)."
         )
-    key = {
-        "text": texts.text_sha256,
-        "tokenizer": fingerprint_tokenizer(tokenizer),
-        "max_length": max_length,
-        "words": with_words,
-        "tokenizers": tokenizers.__version__,
-        "format": TOKENS_FORMAT,
-    }
+    key = tokens_key(texts, tokenizer, max_length, with_words=with_words)
 
     def build(folder: Path, _scratch: Path) -> None:
         write_tokens(folder, texts, tokenizer, max_length, with_words)
@@ -113,6 +105,18 @@ def tokenize(texts: TextSource, tokenizer: Any, max_length: int, cache: Cache, *
         return read_tokens(folder, tokenizer.pad_token_id, digest_key(key), with_words)
 
     return read(cache.fetch("tokens", key, build, read))
+
+
+def tokens_key(texts: TextSource, tokenizer: Any, max_length: int, *, with_words: bool) -> dict[str, Any]:
+    """Return everything that the tokens of `tokenize` depend on."""
+    return {
+        "text": texts.text_sha256,
+        "tokenizer": fingerprint_tokenizer(tokenizer),
+        "max_length": max_length,
+        "words": with_words,
+        "tokenizers": version("tokenizers"),
+        "format": TOKENS_FORMAT,
+    }
 
 
 def read_tokens(folder: Path, pad_id: int, key: str, with_words: bool) -> Tokens:

@@ -38,6 +38,7 @@ from support.fault_injection import (
 
 import research_main
 from research.errors import InputError
+from research.experiment import dataset as dataset_room
 from research.experiment import inputs as inputs_room
 from research.experiment import runtime as runtime_room
 from research.models.encoders import load_encoder, load_tokenizer
@@ -58,7 +59,8 @@ class Lab:
     def run(self, *more: str) -> tuple[int, str]:
         """Run the command; return its status and stderr."""
         runtime_room.open_cache.cache_clear()
-        inputs_room._load_data.cache_clear()
+        dataset_room._read_tables.cache_clear()
+        dataset_room._split_tables.cache_clear()
         self.capture()
         status = research_main.main([*FLAGS, *more], QUICK_EXTRAS)
         errors = self.capture()[1]
@@ -199,6 +201,26 @@ def test_folds_go_on_where_a_signal_stopped_them(lab: Lab) -> None:
     for fold in ("fold_1", "fold_2"):
         assert read_results(lab.folder / "run" / fold) == read_results(lab.folder / "whole" / fold)
     assert (lab.folder / "run/metrics.json").read_bytes() == (lab.folder / "whole/metrics.json").read_bytes()
+
+
+def test_overwriting_that_a_signal_stopped_goes_on_with_the_same_command(lab: Lab, expected: dict[str, bytes]) -> None:
+    lab.ends_like(expected)
+    interrupt(lab, STEP, 8, "--overwrite")
+    assert "resuming at step" in lab.ends_like(expected, "--overwrite")
+    assert "resuming" not in lab.ends_like(expected, "--overwrite"), "a finished run is overwritten"
+
+
+@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+def test_signal_before_the_run_is_claimed_is_an_interrupt_too(lab: Lab, expected: dict[str, bytes], by: signal.Signals) -> None:
+    assert "the same command goes on" in interrupt(lab, "research.experiment.inputs.load_data", 1, by=by)
+    assert not (lab.folder / "run").exists()
+
+
+def test_signal_between_the_last_step_of_an_epoch_and_its_validation_stops_the_run(lab: Lab, expected: dict[str, bytes]) -> None:
+    """The losses are read after each of the teacher's three steps, and once more when the stop was looked at last."""
+    rarely = ("--checkpoint_minutes", "100")
+    interrupt(lab, "research_distillation.DistillationTrainer.read_losses", 4, *rarely)
+    assert "resuming at step 3 of 3" in lab.ends_like(expected, *rarely)
 
 
 # Damage

@@ -216,10 +216,12 @@ def test_another_teacher_tokenizer_text_or_layer_is_another_entry(folders: dict[
 
 @pytest.mark.parametrize("library", ["torch", "transformers"])
 def test_another_version_of_a_library_is_another_entry(setup: Setup, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
-    before = teacher_room.output_key(setup.teacher, setup.teacher_loader(), CPU)
+    loader = setup.teacher_loader()
+    parts = (setup.teacher.identity, loader.tokens.key, loader.rows, CPU)
+    before = teacher_room.output_key(*parts)
     installed = teacher_room.version
     monkeypatch.setattr(teacher_room, "version", lambda name: "0.0.1" if name == library else installed(name))
-    assert teacher_room.output_key(setup.teacher, setup.teacher_loader(), CPU) != before
+    assert teacher_room.output_key(*parts) != before
 
 
 @pytest.mark.parametrize("name", ["logits.npy", "hidden", "map", "rows.bin", "lengths.bin", "layout.json"])

@@ -109,3 +109,13 @@ def test_neither_torch_nor_matplotlib_is_imported() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.stderr.strip() == "[]"
+
+
+def test_report_shows_the_spread_of_what_was_timed(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run")
+    timed = {"parameters_total": 10, "throughput_per_s": 50.0}
+    ratios = {"ratios": {"compression": 4.0, "throughput": 3.5}, "ratio_ranges": {"throughput": [3.1, 4.2]}}
+    RunDirectory(path).write_efficiency({"teacher": timed, "student": timed, **ratios, "remark": "smaller"})
+    write_report(path, plots=False)
+    report = (path / "report.md").read_text(encoding="utf-8")
+    assert "| 4.00 × |" in report and "| 3.50 × (3.10 to 4.20) |" in report and "in which both models are timed in turn" in report

@@ -78,7 +78,7 @@ def test_overwrite_keeps_foreign_files(tmp_path: Path) -> None:
         assert run.claim({**CONFIG, "kd_alpha": 0.5}, overwrite=True) == "absent"
         assert run.status() == "unfinished"
         assert all(file.read_text() == "mine" for file in foreign)
-        left = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {".lock"}
+        left = {str(file.relative_to(path)) for file in path.rglob("*") if file.is_file()} - {".lock", ".overwriting"}
     assert left == {"config.json", "notes.txt", "plots/mine.png", "fold_1/mine.txt"}
 
 
@@ -94,3 +94,44 @@ def test_unwritable_place_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(InputError, match="cannot be written"):
         RunDirectory(tmp_path / "file" / "run").claim(CONFIG)
+
+
+def test_overwriting_that_was_interrupted_goes_on_with_the_same_command(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run")
+    run = RunDirectory(path)
+    with run:
+        assert run.claim(CONFIG, overwrite=True) == "absent"
+    (path / "history.csv").touch()
+    with run:
+        assert run.claim(CONFIG, overwrite=True) == "unfinished"
+    assert (path / "history.csv").exists()
+    other = {**CONFIG, "kd_alpha": 0.5}
+    with run:
+        assert run.claim(other, overwrite=True) == "absent", "other flags start afresh"
+        assert not (path / "history.csv").exists()
+    with run:
+        assert run.claim(other, overwrite=True) == "unfinished"
+        run.write_metrics(make_metrics())
+    assert not (path / ".overwriting").exists()
+    with run:
+        assert run.claim(other, overwrite=True) == "absent", "a finished run is overwritten"
+
+
+def test_beginning_of_a_run_without_overwrite_is_overwritten_once(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    with run:
+        run.claim(CONFIG)
+    with run:
+        assert run.claim(CONFIG, overwrite=True) == "absent"
+    with run:
+        assert run.claim(CONFIG, overwrite=True) == "unfinished"
+
+
+def test_preview_refuses_what_the_claim_would_and_takes_nothing(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path / "run")
+    assert run.preview(CONFIG) == "absent"
+    assert not run.path.exists()
+    write_run(run.path)
+    assert run.preview(CONFIG) == "finished"
+    with pytest.raises(InputError, match="another config"):
+        run.preview({**CONFIG, "kd_alpha": 0.5})

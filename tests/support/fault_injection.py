@@ -124,7 +124,15 @@ def tear(path: Path) -> None:
 
 def find_litter(folder: Path) -> list[Path]:
     """Return what a finished run has no use for: half-written files, checkpoints, scratch folders."""
-    patterns = ("run/**/.*.tmp", "run/**/checkpoint*", "cache/**/.*.tmp", "cache/**/*.new", "cache/**/*.work")
+    patterns = (
+        "run/**/.*.tmp",
+        "run/**/checkpoint*",
+        "run/**/.overwriting",
+        "run/**/.lock",
+        "cache/**/.*.tmp",
+        "cache/**/*.new",
+        "cache/**/*.work",
+    )
     return [path for pattern in patterns for path in folder.glob(pattern)]
 
 

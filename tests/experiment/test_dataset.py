@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from support.builders import make_table
 
-from research.experiment.inputs import keep_data_settings, load_data
+from research.experiment.dataset import keep_data_settings, load_dataset
 from research.flags import setting
 from research_config import ExperimentConfig
 
@@ -20,14 +20,22 @@ def config(tmp_path: Path) -> ExperimentConfig:
 
 
 def test_tables_are_kept_until_what_decides_them_changes(config: ExperimentConfig, tmp_path: Path) -> None:
-    comments, split = load_data(config, None)
-    again, _ = load_data(dataclasses.replace(config, kd_alpha=0.1, max_length=16, teacher_path="other"), None)
-    assert again is comments
-    _, other = load_data(dataclasses.replace(config, split_seed=1), None)
-    assert other.test.tolist() != split.test.tolist()
+    first = load_dataset(config)
+    again = load_dataset(dataclasses.replace(config, kd_alpha=0.1, max_length=16, teacher_path="other"))
+    assert again.comments is first.comments and again.split is first.split
+    other = load_dataset(dataclasses.replace(config, split_seed=1))
+    assert other.split.test.tolist() != first.split.test.tolist()
     further = make_table(tmp_path / "further.csv", rows=20)
-    with_further, _ = load_data(dataclasses.replace(config, unlabelled_path=str(further)), None)
-    assert len(with_further) > len(comments)
+    assert len(load_dataset(dataclasses.replace(config, unlabelled_path=str(further))).comments) > len(first.comments)
+
+
+def test_folds_read_the_tables_once_and_tell_of_them_once(config: ExperimentConfig, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO")
+    folds = [load_dataset(dataclasses.replace(config, num_folds=3), fold) for fold in range(3)]
+    assert folds[0].comments is folds[2].comments
+    assert len({tuple(fold.split.test) for fold in folds}) == 3
+    assert sum("comments.csv" in line for line in caplog.messages) == 1
+    assert sum(line.startswith("rows (distinct texts)") for line in caplog.messages) == 3
 
 
 def test_field_that_decides_the_data_is_part_of_what_tables_are_kept_by() -> None:

@@ -1,0 +1,76 @@
+"""What is said of a run's tables before anything is computed: columns, labels, rows and parts."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from research.errors import escape_controls
+from research.text.tables import DEFAULT_LABELS
+from research_data import MAIN, PARTS, UNLABELLED, Comments, Split
+
+# More labels or columns than these would hide the lines around theirs.
+MOST_NAMED = 20
+
+
+def describe_comments(comments: Comments) -> list[str]:
+    """Return a line for the rows, one for the labels and, where nobody named these, one for how they were chosen."""
+    main = comments.tables[0]
+    of_main = comments.text_hash[comments.source == MAIN]
+    rows = f"{main.path}: {len(of_main):,} rows, {len(np.unique(of_main)):,} distinct texts in column '{comments.text_column}'"
+    if comments.dropped:
+        rows += f"; {comments.dropped:,} rows without a text are left out"
+    if comments.conflicting_texts:
+        rows += f"; {comments.conflicting_texts:,} texts have a 0 and a 1 for one label"
+    return [escape_controls(line) for line in (rows, _describe_labels(comments), _describe_columns(comments)) if line]
+
+
+def _describe_labels(comments: Comments) -> str:
+    labels = comments.labels[comments.source != UNLABELLED]
+    known = ~np.isnan(labels)
+    shares = []
+    for name, positives, of_label in zip(comments.label_names, (labels == 1).sum(axis=0), known.T, strict=True):
+        share = f"{name} {_percent(positives, of_label.sum())}"
+        unknown = len(of_label) - of_label.sum()
+        shares.append(share + (f" ({_percent(unknown, len(of_label))} unknown)" if unknown else ""))
+    return f"labels, with their share of positives: {_join(shares)}"
+
+
+def _describe_columns(comments: Comments) -> str | None:
+    others = comments.columns.others
+    if not others:
+        return None
+    known = comments.label_names == DEFAULT_LABELS
+    chosen = "the five known ones" if known else "every column that holds only 0, 1 and empty cells"
+    left = _join([f"{name} ({reason or 'holds only 0 and 1'})" for name, reason in others.items()])
+    return f"label columns: {chosen}; left: {left}. --label_columns names others."
+
+
+def warn_of_columns(comments: Comments) -> str | None:
+    """Name the columns that look like labels beside the five known ones, which are taken without them."""
+    unused = [name for name, reason in comments.columns.others.items() if reason is None]
+    if not unused:
+        return None
+    return escape_controls(
+        f"{_join(unused)} also hold{'s' if len(unused) == 1 else ''} only 0 and 1, but no label is made of it, since "
+        f"{', '.join(comments.label_names)} are there; name every label in --label_columns to have it"
+    )
+
+
+def describe_parts(comments: Comments, split: Split) -> list[str]:
+    """Return a line with each part's rows and distinct texts, and one for rows that were left out of their part."""
+    parts = {part: getattr(split, part) for part in PARTS}
+    counts = [f"{part} {len(rows):,} ({len(np.unique(comments.text_hash[rows])):,})" for part, rows in parts.items() if len(rows)]
+    lines = [f"rows (distinct texts) of each part: {', '.join(counts)}"]
+    leaked = [f"{count:,} of {part}" for part, count in split.leaked.items() if count]
+    if leaked:
+        lines.append(f"left out, since their texts also stand in a part that is held out: {', '.join(leaked)}")
+    return lines
+
+
+def _percent(count: int, total: int) -> str:
+    return f"{100 * count / total:.1f} %" if total else "no known cell"
+
+
+def _join(names: list[str]) -> str:
+    more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
+    return ", ".join(names[:MOST_NAMED]) + more

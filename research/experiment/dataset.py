@@ -1,0 +1,92 @@
+"""A run's tables, read and split and told of before torch is imported, which takes longer than all of that."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+from research.errors import InputError
+from research.experiment.announce import describe_comments, describe_parts, warn_of_columns
+from research.flags import fields_of_kind
+from research.storage.arrays import return_free_memory
+from research_config import ExperimentConfig, settings_that_decide, table_paths
+from research_data import Comments, Split, load_comments, split_comments
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """The rows of a run and the parts they are in; the config names the columns that were found."""
+
+    config: ExperimentConfig
+    comments: Comments
+    split: Split
+
+
+def load_dataset(config: ExperimentConfig, fold: int | None = None) -> Dataset:
+    """Read and split the tables and say what they hold.
+
+    A worker of a sweep keeps the last ones while their files stay as they are.
+
+    Raises:
+        InputError: any problem in them, or in a flag that names labels.
+    """
+    settings, stamps = keep_data_settings(config), stamp_tables(config)
+    comments = _read_tables(settings, stamps)
+    config = dataclasses.replace(config, text_column=comments.text_column, label_columns=comments.label_names)
+    unknown = sorted(set(config.label_alpha_map) - set(comments.label_names))
+    if unknown:
+        raise InputError(f"--label_alphas: no label '{unknown[0]}'; the labels are {', '.join(comments.label_names)}")
+    if not fold:  # every fold has the same rows
+        for line in describe_comments(comments):
+            log.info("%s", line)
+        if warning := warn_of_columns(comments):
+            log.warning("warning: %s", warning)
+    split = _split_tables(settings, fold, stamps)
+    for line in describe_parts(comments, split):
+        log.info("%s", line)
+    return Dataset(config, comments, split)
+
+
+def keep_data_settings(config: ExperimentConfig) -> ExperimentConfig:
+    """Return a config that names the same tables and splits them alike, and is the default in all else."""
+    tables = {name: getattr(config, name) for name in fields_of_kind(config, "table")}
+    return type(config)(**tables, **settings_that_decide(config, "data"))
+
+
+def stamp_tables(config: ExperimentConfig) -> tuple[Any, ...]:
+    """Return what changes with any table's file: its time and size, None for one that is not there."""
+    stats = [path.stat() if path.is_file() else None for path in table_paths(config).values()]
+    return tuple(None if stat is None else (stat.st_mtime_ns, stat.st_size) for stat in stats)
+
+
+@functools.lru_cache(maxsize=1)
+def _read_tables(config: ExperimentConfig, _stamps: tuple[Any, ...]) -> Comments:
+    return load_comments(
+        config.dataset_path,
+        text_column=config.text_column,
+        label_columns=config.label_columns,
+        val_path=config.val_path,
+        test_path=config.test_path,
+        unlabelled_path=config.unlabelled_path,
+        text_normalization=config.text_normalization,
+    )
+
+
+@functools.lru_cache(maxsize=1)
+def _split_tables(config: ExperimentConfig, fold: int | None, stamps: tuple[Any, ...]) -> Split:
+    split = split_comments(
+        _read_tables(config, stamps),
+        val_fraction=config.val_fraction,
+        test_fraction=config.test_fraction,
+        seed=config.split_seed,
+        data_fraction=config.data_fraction,
+        fold=fold,
+        num_folds=config.num_folds,
+    )
+    return_free_memory()  # of splitting, which takes twice what stays
+    return split

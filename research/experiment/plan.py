@@ -1,0 +1,77 @@
+"""What is said of a run before it begins: where it computes, what the cache holds already, and what is to be computed."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import torch
+
+from research.experiment.inputs import Inputs
+from research.experiment.runtime import Runtime, machine_name
+from research.experiment.teacher_stage import identify_checkpoint, identify_entry, teacher_key
+from research.experiment.tokenised import token_keys
+from research.kd.teacher import output_key
+from research.names import PARTS
+from research.storage.cache import digest_key
+from research_config import PIPELINES
+from research_distillation import choose_autocast_dtype
+
+
+def describe_plan(inputs: Inputs, runtime: Runtime) -> list[str]:
+    """Return a line for the machine, one for what is there already and one for what is to be computed."""
+    config = inputs.config
+    dtype = choose_autocast_dtype(config, runtime.device)
+    precision = "float32" if dtype is None else f"{str(dtype).removeprefix('torch.')} mixed precision"
+    threads = torch.get_num_threads()
+    machine = f"{runtime.device} ({machine_name(runtime.device)}), {precision}, {threads} thread{'s' if threads > 1 else ''}"
+    steps = list_steps(inputs, runtime)
+    there = ", ".join(name for name, is_there in steps if is_there)
+    return [
+        f"device: {machine}",
+        f"there already: {there or 'nothing'}",
+        f"to compute: {', '.join(name for name, is_there in steps if not is_there) or 'nothing'}",
+    ]
+
+
+def list_steps(inputs: Inputs, runtime: Runtime) -> list[tuple[str, bool]]:
+    """Return what the run needs in the order it is made, and whether it is there already.
+
+    The layers of a teacher are left out: whether they are kept at all is known once the texts are tokens.
+    """
+    config, split, cache = inputs.config, inputs.split, runtime.cache
+    pipeline = PIPELINES[config.pipeline]
+    keys = token_keys(inputs)
+    distinct = {digest_key(key): (side, key) for side, key in reversed(keys.items())}
+    steps = [
+        ("tokens" if len(distinct) == 1 else f"the {side}'s tokens", cache.find("tokens", key) is not None)
+        for side, key in reversed(distinct.values())
+    ]
+    train = f"{len(split.train):,} rows"
+    if pipeline.teacher:
+        identity = find_teacher(inputs, runtime)
+        name = "teacher of --teacher_checkpoint" if inputs.checkpoint is not None else "teacher"
+        steps.append((name if identity else f"teacher (at most {config.teacher_epochs} epochs of {train})", identity is not None))
+        rows = [getattr(split, part) for part in PARTS]
+        if pipeline.student:
+            rows.append(np.concatenate([split.train, split.unlabelled]))
+        of_rows = [output_key(identity or {}, digest_key(keys["teacher"]), part, runtime.device) for part in rows]
+        missing = sum(len(part) for part, key in zip(rows, of_rows, strict=True) if cache.find("logits", key) is None)
+        steps.append((f"teacher outputs of {missing:,} rows" if missing else "teacher outputs", not missing))
+    if pipeline.student:
+        learned = len(split.train) + (len(split.unlabelled) if pipeline.teacher else 0)
+        steps.append((f"student (at most {config.epochs} epochs of {learned:,} rows)", False))
+    if config.with_control:
+        steps.append((f"control (at most {config.epochs} epochs of {train})", False))
+    return steps
+
+
+def find_teacher(inputs: Inputs, runtime: Runtime) -> dict[str, object] | None:
+    """Return what identifies the run's teacher, None while it has to be fine-tuned."""
+    if inputs.checkpoint is not None:
+        return identify_checkpoint(inputs)
+    entry = runtime.cache.find("teachers", teacher_key(inputs, runtime))
+    try:
+        return None if entry is None else identify_entry(entry)
+    except (OSError, json.JSONDecodeError, KeyError):  # a damaged entry, which is made again
+        return None
