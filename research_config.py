@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import importlib.util
 import json
-import re
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +23,15 @@ from research.flags import (
     fields_that_decide,
     find_missing,
     find_obstacle,
+    find_package,
     make_parser,
+    matching,
     parse_flags,
     setting,
 )
 from research.models.mapping import parse_layer_mapping
 from research.models.pooling import POOLINGS
+from research.names import SCORES_PER_EPOCH
 
 
 @dataclass(frozen=True)
@@ -327,8 +327,15 @@ class ExperimentConfig:
     gradient_clip_norm: float = setting(
         1.0, "training", "largest norm of the gradient, greater than 0", check=between(0, open_low=True), decides=BOTH_MODELS
     )
+    select_by: str = setting(
+        "average_precision_macro",
+        "training",
+        "validation score that chooses the best epoch of teacher, student and control, and a sweep's best run",
+        choices=SCORES_PER_EPOCH,
+        decides=BOTH_MODELS,
+    )
     early_stopping_patience: int = setting(
-        5, "training", "epochs without a better validation macro-F1 before stopping", check=between(1), decides=BOTH_MODELS
+        5, "training", "epochs without a better --select_by before stopping", check=between(1), decides=BOTH_MODELS
     )
     amp: bool = setting(True, "training", "automatic mixed precision (float16 is used on CUDA only)", decides=BOTH_MODELS)
     amp_dtype: str = setting(
@@ -339,7 +346,13 @@ class ExperimentConfig:
         decides=BOTH_MODELS,
     )
 
-    device: str = setting("auto", "runtime and output", "auto (cuda when there is one), cpu, cuda, cuda:1", decides="machine")
+    device: str = setting(
+        "auto",
+        "runtime and output",
+        "auto (cuda when there is one), cpu, cuda, cuda:1",
+        check=matching(r"auto|cpu|cuda(:[0-9]{1,2})?", "auto, cpu, cuda or cuda:N"),
+        decides="machine",
+    )
     num_threads: int | None = setting(
         None,
         "runtime and output",
@@ -373,6 +386,7 @@ class ExperimentConfig:
         "runtime and output",
         "also send config, history and final scores to a tracker",
         choices=("none", *TRACKERS),
+        check=lambda name: None if name == "none" else find_package(name),
         decides="place",
     )
     overwrite: bool = setting(
@@ -474,8 +488,6 @@ def check_config(config: ExperimentConfig) -> list[str]:
         *check_fields(config),
         *check_distillation(config),
         *check_data_flags(config),
-        *check_device(config),
-        *check_tracker(config),
         *check_places(config),
     ]
 
@@ -523,21 +535,6 @@ def check_data_flags(config: ExperimentConfig) -> list[str]:
     if shares >= 1:
         problems.append(f"--val_fraction: must be under 1 together with --test_fraction, got {shares:g}")
     return problems
-
-
-def check_device(config: ExperimentConfig) -> list[str]:
-    """Return the problem with a device that torch could not read."""
-    if re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,2})?", config.device):
-        return []
-    return [f"--device: must be auto, cpu, cuda or cuda:N, got {quote_value(config.device)}"]
-
-
-def check_tracker(config: ExperimentConfig) -> list[str]:
-    """Say so before anything is computed when the tracker's library is not there."""
-    name = config.track
-    if name not in TRACKERS or name in sys.modules or importlib.util.find_spec(name) is not None:
-        return []
-    return [f"--track: the package {name} is not installed; pip install {name}, or leave out --track"]
 
 
 def check_places(config: ExperimentConfig) -> list[str]:

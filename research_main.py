@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from research.errors import InputError
 from research.experiment.demo import DEMO_SETTINGS, build_demo
-from research.logs import quiet_libraries, report_bad_input, report_interrupt, start_logging
+from research.logs import flush_stdout, print_result, quiet_libraries, report_bad_input, report_interrupt, start_logging
+from research.storage.files import check_working_folder
 from research_config import Arguments, ExperimentConfig, parse_arguments
 
 if TYPE_CHECKING:
@@ -30,7 +31,10 @@ def main(argv: Sequence[str] | None = None, extras: Extras | None = None) -> int
     argv = list(sys.argv[1:] if argv is None else argv)
     start_logging()
     try:
+        check_working_folder()
         return run_arguments(parse_arguments(argv), argv, extras)
+    except SystemExit:  # after --help
+        return flush_stdout()
     except InputError as error:
         return report_bad_input(error)
     except KeyboardInterrupt:
@@ -52,9 +56,7 @@ def run_arguments(arguments: Arguments, argv: list[str], extras: Extras | None) 
 
         return run_sweep(config, extras)
     status, metrics = run_one(config, argv, extras)
-    if metrics is not None:
-        print(result_line(config.run_dir, metrics))
-    return status
+    return status if metrics is None else print_result(result_line(config.run_dir, metrics))
 
 
 def apply_demo(arguments: Arguments) -> ExperimentConfig:

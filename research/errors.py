@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
 # Exit statuses.
 DONE, FAILED, BAD_INPUT, WEAK_TEACHER, INTERRUPTED = 0, 1, 2, 3, 130
+JOINERS = "\u200c\u200d"
 LONGEST_VALUE = 120
 LONGEST_REASON = 300
 ROWS_SHOWN = 8
@@ -50,8 +51,11 @@ def naming_flag(name: str) -> Iterator[None]:
 
 
 def escape_controls(text: str) -> str:
-    """Return a text as one line without control characters, which a flag or a path may hold."""
-    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in text)
+    """Return a text as one line without control characters, which a flag, a path or a cell may hold.
+
+    The joiners that Bangla words are spelled with count as none.
+    """
+    return "".join(char if char.isprintable() or char in JOINERS else char.encode("unicode_escape").decode() for char in text)
 
 
 def quote_value(value: Any, longest: int = LONGEST_VALUE) -> str:

@@ -9,11 +9,14 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import importlib.util
 import itertools
 import json
 import math
 import os
+import re
 import stat
+import sys
 import types
 import typing
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -26,6 +29,7 @@ Settings = TypeVar("Settings")
 Check = Callable[[Any], str | None]
 # What a value is beyond its type: a file, a name in its header, or a folder.
 Kind = Literal["value", "table", "column", "model", "folder"]
+PATHS: tuple[Kind, ...] = ("table", "model", "folder")
 METAVARS = {"table": "FILE", "column": "NAME", "model": "MODEL", "folder": "FOLDER"}
 # Past this a seed, a size or a count overflows in one of the libraries below.
 LARGEST_WHOLE_NUMBER = 2**31 - 1
@@ -79,6 +83,18 @@ def between(low: float, high: float = math.inf, *, open_low: bool = False, note:
         return None if inside else f"must be {' and '.join(bounds)}, got {value}" + (f" ({note})" if note else "")
 
     return check
+
+
+def matching(pattern: str, wanted: str) -> Check:
+    """Return a check that a text has a form, told in words."""
+    return lambda value: None if re.fullmatch(pattern, value) else f"must be {wanted}, got {quote_value(value)}"
+
+
+def find_package(name: str) -> str | None:
+    """Say so when a package is not there, before anything is computed for it; None when it is."""
+    if name in sys.modules or importlib.util.find_spec(name) is not None:
+        return None
+    return f"the package {name} is not installed; pip install {name}, or choose another"
 
 
 def fields_that_decide(settings: Any, *what: str) -> tuple[str, ...]:
@@ -258,7 +274,7 @@ def read_config_file(settings_class: type[Any], path: Path, other_keys: Collecti
 
 
 def convert(settings_class: type[Any], name: str, value: Any) -> Any:
-    """Turn a flag's text or a JSON value into the field's type.
+    """Turn a flag's text or a JSON value into the field's type; `~` in a path is the user's home.
 
     Raises:
         ValueError: what was expected and what came, without the flag's name.
@@ -276,7 +292,8 @@ def convert(settings_class: type[Any], name: str, value: Any) -> Any:
         raise ValueError(f"must be a list of names, got {quote_value(value)}")
     if takes(str):
         if is_plain_text(value):
-            return value
+            # A shell leaves the ~ of --output_dir=~/run as it is.
+            return os.path.expanduser(value) if settings_class.__dataclass_fields__[name].metadata["kind"] in PATHS else value
         raise ValueError(f"must be a text that is not empty, got {quote_value(value)}")
     return convert_number(value, int if takes(int) else float)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import sys
@@ -12,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
-from research.errors import BAD_INPUT, INTERRUPTED, InputError, escape_controls, list_problems
+from research.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, InputError, escape_controls, list_problems
 
 log = logging.getLogger(__name__)
 Item = TypeVar("Item")
@@ -22,7 +23,10 @@ PROGRESS_LINE = {"is_progress": True}
 
 
 def start_logging(level: int = logging.INFO) -> None:
-    """Send one-line messages to stderr, so stdout holds nothing but the result."""
+    """Send one-line messages to stderr, so stdout holds nothing but the result, and let both take any text."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A path's bytes leave as they came where stdout is UTF-8; an ASCII stdout shows what it cannot hold as escapes.
+        sys.stdout.reconfigure(errors="surrogateescape" if sys.stdout.encoding.lower() == "utf-8" else "backslashreplace")
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
     handler = logging.getLogger().handlers[0]
     handler.setLevel(level)
@@ -90,6 +94,37 @@ def log_to_file(path: Path, earlier: Iterable[logging.LogRecord] = ()) -> Iterat
     finally:
         logging.getLogger().removeHandler(handler)
         handler.close()
+
+
+def print_result(text: str) -> int:
+    """Print what a command found to stdout, and return the exit status."""
+    with suppress(OSError):  # which comes again
+        print(text)
+    return flush_stdout()
+
+
+def flush_stdout() -> int:
+    """Make sure that what was printed is out, and return the exit status.
+
+    A reader that has gone, as `head` does, wants no more; a full disk is an error.
+    """
+    if sys.stdout is None:  # closed by the shell, so nothing is wanted
+        return DONE
+    try:
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _drop_stdout()
+    except OSError as error:
+        _drop_stdout()
+        print(f"error: stdout cannot be written: {error.strerror}", file=sys.stderr)
+        return FAILED
+    return DONE
+
+
+def _drop_stdout() -> None:
+    """Point stdout at nothing: what is left in its buffer would fail again when Python ends."""
+    with suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def report_bad_input(error: InputError) -> int:

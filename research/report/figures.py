@@ -179,7 +179,8 @@ def plot_label_f1(scores: Mapping[str, Mapping[str, float | None]], target: Targ
         axes.set_xlabel("F1 on the test part (0 to 1)")
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
-        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
+        if scores:
+            axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         save_figure(figure, target)
 
 

@@ -12,6 +12,8 @@ import shutil
 from pathlib import Path
 from typing import NamedTuple
 
+from research.errors import InputError
+
 COPY_BYTES = 1 << 24
 
 
@@ -22,6 +24,18 @@ class Stamp(NamedTuple):
     mtime_ns: int
     ctime_ns: int
     inode: int
+
+
+def check_working_folder() -> None:
+    """Make sure that the folder which relative paths start from is there.
+
+    Raises:
+        InputError: it was deleted.
+    """
+    try:
+        os.getcwd()
+    except OSError:
+        raise InputError("the working directory is not there any more; change to another one (cd) first") from None
 
 
 def write_atomic(path: Path, content: bytes | memoryview) -> None:

@@ -16,7 +16,7 @@ import research_main
 from research.report.trackers import SENDERS, final_scores, history_rows, track_run
 from research.runs.directory import RunDirectory
 from research.runs.run import Run, load_run
-from research_config import TRACKERS, ExperimentConfig, check_tracker, parse_arguments, saved_settings
+from research_config import TRACKERS, ExperimentConfig, check_config, parse_arguments, saved_settings
 
 LABEL = "a$b"
 
@@ -146,7 +146,7 @@ def test_a_missing_package_is_named_before_anything_is_loaded(
 def test_tracking_decides_nothing_in_a_result(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "wandb", ModuleType("wandb"))
     tracked = parse_arguments(["--track", "wandb", "--demo"]).config
-    assert check_tracker(tracked) == []
+    assert not [problem for problem in check_config(tracked) if problem.startswith("--track")]
     assert tracked.fingerprint == parse_arguments(["--demo"]).config.fingerprint
     assert "track" not in saved_settings(tracked)
 
