@@ -10,6 +10,7 @@ Works from the files of the run directories alone and never imports torch.
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,10 +18,12 @@ from pathlib import Path
 from research.compare.pages import write_comparison
 from research.compare.scores import compare_runs
 from research.compare.tables import FORMATS
-from research.errors import InputError
+from research.errors import BAD_INPUT, InputError, escape_controls
 from research.evaluation.bootstrap import COMPARED_METRICS, RESAMPLES
+from research.logs import accept_any_text, print_result
 from research.names import HEADLINE_METRIC, MODELS, PARTS
 from research.runs.directory import RunDirectory
+from research.storage.files import check_working_folder
 
 
 def check_output(folder: Path) -> None:
@@ -41,9 +44,12 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
-    parser.add_argument("runs", nargs="+", metavar="DIR", help="run directories, or folders that hold some")
+    parser.add_argument(
+        "runs", nargs="+", type=os.path.expanduser, metavar="DIR", help="run directories, or folders that hold some"
+    )
     parser.add_argument(
         "--baseline",
+        type=os.path.expanduser,
         metavar="DIR",
         help="what the others are compared with (default: a student_only run with the same data, seed and student "
         "flags, given or beside the runs; else the first run)",
@@ -58,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--format", choices=tuple(FORMATS), default="table", help="what is printed (default: table)")
     parser.add_argument(
         "--output",
+        type=os.path.expanduser,
         metavar="DIR",
         help="also write report.html, table.csv, table.md, table.tex, comparison.json and figures there",
     )
@@ -84,9 +91,11 @@ def resample_count(text: str) -> int:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print a comparison; returns the exit status, 0 or 2 (a user's mistake, named in one line)."""
+    """Print a comparison; returns the exit status, 2 for a user's mistake, which is named in one line."""
+    accept_any_text()
     arguments = build_parser().parse_args(argv)
     try:
+        check_working_folder()
         if arguments.output is not None:
             check_output(Path(arguments.output))
         comparison = compare_runs(
@@ -101,13 +110,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if arguments.output is not None:
             write_comparison(comparison, Path(arguments.output))
     except InputError as error:
-        print(f"research_compare.py: {error}", file=sys.stderr)
-        return 2
+        print(f"research_compare.py: {escape_controls(str(error))}", file=sys.stderr)
+        return BAD_INPUT
     print(comparison.baseline_note, file=sys.stderr)
     for path in comparison.unfinished:
         print(f"unfinished, left out: {path}", file=sys.stderr)
-    sys.stdout.write(FORMATS[arguments.format](comparison))
-    return 0
+    return print_result(FORMATS[arguments.format](comparison).removesuffix("\n"))
 
 
 if __name__ == "__main__":

@@ -465,7 +465,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
 
     Raises:
         FlagErrors: every problem found, together; nothing has been loaded or written.
-        SystemExit: after --help.
+        HelpAsked: for --help.
     """
     # A fold's config.json says which fold it is; repeating it repeats the whole cross-validation.
     return Arguments(*parse_flags(ExperimentConfig, build_parser(), argv, check_config, other_keys=("fold",)))

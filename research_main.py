@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING
 
 from research.errors import InputError
 from research.experiment.demo import DEMO_SETTINGS, build_demo
-from research.logs import flush_stdout, print_result, quiet_libraries, report_bad_input, report_interrupt, start_logging
+from research.flags import HelpAsked
+from research.logs import print_result, quiet_libraries, report_bad_input, report_interrupt, start_logging
 from research.storage.files import check_working_folder
 from research_config import Arguments, ExperimentConfig, parse_arguments
 
@@ -33,8 +34,8 @@ def main(argv: Sequence[str] | None = None, extras: Extras | None = None) -> int
     try:
         check_working_folder()
         return run_arguments(parse_arguments(argv), argv, extras)
-    except SystemExit:  # after --help
-        return flush_stdout()
+    except HelpAsked as asked:
+        return print_result(str(asked))
     except InputError as error:
         return report_bad_input(error)
     except KeyboardInterrupt:

@@ -40,6 +40,7 @@ from support.strategies import ARGUMENTS, FIELDS, JSON_VALUES, TABLE_BYTES  # no
 
 from research.errors import FlagErrors, InputError  # noqa: E402
 from research.experiment.dataset import load_dataset  # noqa: E402
+from research.flags import HelpAsked  # noqa: E402
 from research_config import parse_arguments  # noqa: E402
 
 HANG_S = 20
@@ -120,8 +121,8 @@ class Cases:
             problems = error.problems if isinstance(error, FlagErrors) else [str(error)]
             assert problems and all(len(problem.splitlines()) == 1 for problem in problems), problems
             return "refused"
-        except SystemExit as stop:
-            return "help" if stop.code == 0 else f"exit status {stop.code}"
+        except HelpAsked:
+            return "help"
         return "accepted"
 
 

@@ -121,12 +121,20 @@ def accepts(settings_class: type[Any], name: str, kind: type) -> bool:
     return kind in field_types(settings_class)[name]  # type: ignore[arg-type]
 
 
+class HelpAsked(Exception):
+    """The command line asks for help, which is the exception's text."""
+
+
 class RaisingParser(argparse.ArgumentParser):
     """An argparse parser that raises its complaint, so it can be reported together with the others."""
 
     def error(self, message: str) -> NoReturn:
         """Raise the complaint, where argparse would print it and leave."""
         raise FlagErrors([message.removeprefix("argument ")])
+
+    def print_help(self, file: Any = None) -> None:
+        """Hand the help to whoever parses, who knows what to do when it cannot be printed."""
+        raise HelpAsked(self.format_help().rstrip())
 
 
 def make_parser(settings_class: type[Any], **texts: str) -> RaisingParser:
@@ -176,7 +184,7 @@ def parse_flags(
 
     Raises:
         FlagErrors: every problem found, together.
-        SystemExit: after --help.
+        HelpAsked: for --help.
     """
     given, problems = read_flags(settings_class, parser, argv)
     values: dict[str, Any] = {}
@@ -347,11 +355,13 @@ def find_missing(path: str, kind: Kind) -> str | None:
         return f"{what}: {quote_value(path)}. Give a .csv, .tsv or .jsonl table."
     if kind == "model" and path.startswith((".", "/", "~")) and not os.path.isdir(os.path.expanduser(path)):
         return f"no such folder: {quote_value(path)}"
-    return None
+    return _refuse_bytes(path) if kind == "model" else None
 
 
 def find_obstacle(folder: Path) -> str | None:
     """Say why a folder cannot be made or written; None when it can."""
+    if problem := _refuse_bytes(str(folder)):
+        return problem
     for place in (folder, *folder.absolute().parents):
         try:
             mode = place.stat().st_mode
@@ -363,6 +373,15 @@ def find_obstacle(folder: Path) -> str | None:
             return f"{quote_value(str(place))} is a file, not a folder"
         return None if os.access(place, os.W_OK | os.X_OK) else f"{quote_value(str(place))} is not writable"
     return f"{quote_value(str(folder))} has no folder above it"
+
+
+def _refuse_bytes(path: str) -> str | None:
+    """Say that the libraries which read and write models cannot spell a path."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return f"{quote_value(path)} holds bytes that are no UTF-8"
+    return None
 
 
 def format_value(value: Any) -> str:

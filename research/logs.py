@@ -23,10 +23,8 @@ PROGRESS_LINE = {"is_progress": True}
 
 
 def start_logging(level: int = logging.INFO) -> None:
-    """Send one-line messages to stderr, so stdout holds nothing but the result, and let both take any text."""
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A path's bytes leave as they came where stdout is UTF-8; an ASCII stdout shows what it cannot hold as escapes.
-        sys.stdout.reconfigure(errors="surrogateescape" if sys.stdout.encoding.lower() == "utf-8" else "backslashreplace")
+    """Send one-line messages to stderr, so stdout holds nothing but the result."""
+    accept_any_text()
     logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
     handler = logging.getLogger().handlers[0]
     handler.setLevel(level)
@@ -34,6 +32,15 @@ def start_logging(level: int = logging.INFO) -> None:
     # These libraries log what is not the user's business at info level.
     for name in ("filelock", "httpx", "matplotlib", "fontTools", "transformers"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def accept_any_text() -> None:
+    """Let stdout take any text, as stderr does by itself.
+
+    A path's bytes leave as they came where stdout is UTF-8; an ASCII stdout shows what it cannot hold as escapes.
+    """
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="surrogateescape" if sys.stdout.encoding.lower() == "utf-8" else "backslashreplace")
 
 
 class LogFile(logging.FileHandler):
@@ -97,21 +104,12 @@ def log_to_file(path: Path, earlier: Iterable[logging.LogRecord] = ()) -> Iterat
 
 
 def print_result(text: str) -> int:
-    """Print what a command found to stdout, and return the exit status."""
-    with suppress(OSError):  # which comes again
-        print(text)
-    return flush_stdout()
-
-
-def flush_stdout() -> int:
-    """Make sure that what was printed is out, and return the exit status.
+    """Print what a command found to stdout, and return the exit status.
 
     A reader that has gone, as `head` does, wants no more; a full disk is an error.
     """
-    if sys.stdout is None:  # closed by the shell, so nothing is wanted
-        return DONE
     try:
-        sys.stdout.flush()
+        print(text, flush=True)
     except BrokenPipeError:
         _drop_stdout()
     except OSError as error:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import io
 import json
 import math
 import os
@@ -22,7 +20,7 @@ from support.strategies import ARGUMENTS, FIELDS, JSON_VALUES
 from research.components import LOSS_COMPONENTS
 from research.errors import FlagErrors
 from research.experiment.demo import DemoFiles
-from research.flags import fields_of_kind, fields_that_decide, setting
+from research.flags import HelpAsked, fields_of_kind, fields_that_decide, setting
 from research.models.mapping import parse_layer_mapping
 from research_config import (
     DECIDED,
@@ -450,23 +448,41 @@ def test_importing_the_config_loads_the_standard_library_only() -> None:
     assert set(output.split()) <= {"research_config", "research"} | {name for name in output.split() if name.startswith("__")}
 
 
-def test_help_exits_with_0_and_names_every_flag(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as caught:
+def test_help_names_every_flag() -> None:
+    with pytest.raises(HelpAsked) as caught:
         parse_arguments(["--seed", "x", "--help"])
-    assert caught.value.code == 0
-    text = capsys.readouterr().out
+    text = str(caught.value)
     assert [name for name in FIELDS if f"--{name}" not in text] == []
+
+
+@pytest.mark.parametrize("name", ["output_dir", "cache_dir", "teacher_path", "teacher_checkpoint", "dataset_path", "val_path"])
+def test_tilde_that_the_shell_left_is_the_home(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "z").mkdir()
+    (tmp_path / "z" / "a.csv").write_text("text,spam\n", encoding="utf-8")
+    table = {} if name == "dataset_path" else {"dataset_path": "~/z/a.csv"}
+    values = table | {name: "~/z/a.csv" if name in ("dataset_path", "val_path") else "~/z"}
+    config = parse_arguments([f"--{flag}={value}" for flag, value in values.items()]).config
+    assert getattr(config, name) == values[name].replace("~", str(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["output_dir", "cache_dir", "student_path"])
+def test_path_that_no_model_can_be_written_to_is_one_line(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text("text,spam\n", encoding="utf-8")
+    with pytest.raises(FlagErrors) as caught:
+        parse_arguments(["--dataset_path", str(tmp_path / "a.csv"), f"--{name}", os.fsdecode(b"\xff")])
+    assert len(caught.value.problems) == 1
+    assert caught.value.problems[0].startswith(f"--{name}: '\\udcff' holds bytes that are no UTF-8")
 
 
 # Fuzz
 
 
-def outcome_of(argv: list[str]) -> ExperimentConfig | FlagErrors | SystemExit:
-    with contextlib.redirect_stdout(io.StringIO()):
-        try:
-            return parse_arguments(argv).config
-        except (FlagErrors, SystemExit) as error:
-            return error
+def outcome_of(argv: list[str]) -> ExperimentConfig | FlagErrors | HelpAsked:
+    try:
+        return parse_arguments(argv).config
+    except (FlagErrors, HelpAsked) as error:
+        return error
 
 
 def check_outcome(argv: list[str]) -> None:
@@ -475,9 +491,7 @@ def check_outcome(argv: list[str]) -> None:
     if isinstance(outcome, FlagErrors):
         assert outcome.problems
         assert all(len(problem.splitlines()) == 1 for problem in outcome.problems), outcome.problems
-    elif isinstance(outcome, SystemExit):
-        assert outcome.code == 0
-    else:
+    elif not isinstance(outcome, HelpAsked):
         assert json.loads(json.dumps(saved_settings(outcome), allow_nan=False)) == saved_settings(outcome)
 
 

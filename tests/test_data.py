@@ -245,6 +245,13 @@ def test_table_of_60000_columns_is_read_at_once(tmp_path, header):
     assert time.monotonic() - started < 5
 
 
+def test_thousands_of_binary_columns_are_no_labels_unless_they_are_named(tmp_path):
+    names = [f"c{number}" for number in range(tables.MOST_LABELS_FOUND + 1)]
+    path = write(tmp_path / "a.csv", f"text,{','.join(names)}\na{',0' * len(names)}\nb{',1' * len(names)}\n")
+    fault(path, "5001 columns hold only 0 and 1", "--label_columns")
+    assert tables.find_columns(path, label_columns=names).labels == tuple(names)
+
+
 def test_key_that_only_a_later_json_line_has_is_a_column(tmp_path):
     path = write(tmp_path / "a.jsonl", '{"text": "a", "spam": 1}\n{"text": "b", "troll": 1}\n')
     comments = data.load_comments(path)

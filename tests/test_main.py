@@ -267,12 +267,7 @@ def test_bad_table_is_refused_without_torch(name: str, lab: Lab) -> None:
 
 def run_and_list_modules(flags: str, status: int) -> tuple[str, set[str]]:
     """Run a command in a process of its own; return its stderr and the modules it had imported at its end."""
-    script = (
-        "import sys, research_main\n"
-        "try:\n    status = research_main.main(sys.argv[1:])\n"
-        "except SystemExit as stop:\n    status = stop.code\n"
-        "print(status, *sys.modules)"
-    )
+    script = "import sys, research_main\nstatus = research_main.main(sys.argv[1:])\nprint(status, *sys.modules)"
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     ended = subprocess.run([sys.executable, "-c", script, *flags.split()], env=environment, capture_output=True, text=True)
     found, *modules = ended.stdout.splitlines()[-1].split()
@@ -477,6 +472,49 @@ def test_every_phase_says_how_far_it_is_on_stderr_and_in_the_log_file(lab: Lab, 
     assert {name for name, share in found if share == "100"} == phases
     in_file = (lab.folder / "results/run/run.log").read_text(encoding="utf-8")
     assert all(f"{name}: 100 % (" in in_file for name in phases)
+
+
+# What the shell gives and takes
+
+
+def in_process(folder: Path, flags: str, stdout: Any = subprocess.PIPE, **environment: str) -> subprocess.CompletedProcess[bytes]:
+    """Run the command in a process of its own."""
+    command = [sys.executable, str(ROOT / "research_main.py"), *flags.split()]
+    return subprocess.run(command, cwd=folder, env=os.environ | environment, stdout=stdout, stderr=subprocess.PIPE, check=False)
+
+
+def test_stdout_that_is_full_closed_or_ascii_is_no_traceback(lab: Lab) -> None:
+    flags = f"{QUICK} --pipeline student_only --output_dir results/ফল"
+    assert lab.run(flags)[0] == 0
+    for command in (flags, "--help"):
+        with open("/dev/full", "wb") as full:
+            ended = in_process(lab.folder, command, stdout=full)
+        assert (ended.returncode, ended.stderr.splitlines()[-1:]) == (
+            1, [b"error: stdout cannot be written: No space left on device"],
+        )  # fmt: skip
+        reader, writer = os.pipe()
+        os.close(reader)
+        ended = in_process(lab.folder, command, stdout=writer)
+        os.close(writer)
+        assert ended.returncode == 0 and b"Error" not in ended.stderr
+    ended = in_process(lab.folder, flags, PYTHONIOENCODING="ascii")
+    assert ended.returncode == 0
+    assert ended.stdout.startswith(rb"results/\u09ab\u09b2  student test f1_macro=")
+
+
+def test_labels_in_bangla_are_said_on_an_ascii_stderr(lab: Lab) -> None:
+    rows = table_rows(lab)
+    rows[0] = ["text", "গালি", "যৌন", "ধর্ম", "হুমকি", "স্প্যাম"]
+    write_rows(lab.folder / "data" / "comments.csv", rows)
+    ended = in_process(lab.folder, f"{QUICK} --pipeline student_only --output_dir results/run", PYTHONIOENCODING="ascii")
+    assert ended.returncode == 0 and b"Traceback" not in ended.stderr and b"Logging error" not in ended.stderr
+
+
+def test_deleted_working_directory_is_one_line(tmp_path: Path) -> None:
+    script = f"mkdir gone && cd gone && rmdir ../gone && exec {sys.executable} {ROOT / 'research_main.py'} --dataset_path x.csv"
+    ended = subprocess.run(["bash", "-c", script], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert (ended.returncode, ended.stdout) == (2, "")
+    assert ended.stderr == "error: the working directory is not there any more; change to another one (cd) first\n"
 
 
 # Pipelines and flags

@@ -16,6 +16,7 @@ from research.errors import InputError
 from research.names import HEADLINE_METRIC, METRIC_OF, MODELS, Metric
 from research.runs.formats import PREDICTION_FILES, dig, read_csv, read_json
 
+MOST_ROWS = 2**53  # past it a float no longer counts
 FloatArray = npt.NDArray[np.floating[Any]]
 
 
@@ -116,7 +117,8 @@ def load_run(path: str | Path) -> Run:
     if not (path / "metrics.json").is_file():
         raise InputError(f"{path} holds no metrics.json: the run is unfinished. Run the same command again to resume it.")
     run = Run(path, read_json(path / "config.json"), read_json(path / "metrics.json"))
-    if "labels" not in run.metrics or "value" not in run.metrics.get("headline", {}):
+    labels, headline = run.metrics.get("labels"), run.metrics.get("headline")
+    if not isinstance(labels, list) or not isinstance(headline, Mapping) or "value" not in headline:
         raise InputError(f"{path / 'metrics.json'} holds no labels or no headline. Repeat the run with --overwrite.")
     return run
 
@@ -147,12 +149,21 @@ def read_predictions(path: Path) -> Predictions:
     def block(prefix: str) -> FloatArray:
         return values[:, [column_of[f"{prefix}_{label}"] for label in label_names]]
 
-    return Predictions(
-        values[:, column_of["index"]].astype(np.int64),
-        label_names,
-        block("true"),
-        {model: block(model) for model in models},
-    )
+    index, labels = values[:, column_of["index"]], block("true")
+    _refuse_cells(path, "index", index, (index >= 0) & (index < MOST_ROWS) & (index == np.floor(index)), "a row number")
+    _refuse_cells(path, "true_<label>", labels, np.isin(labels, (0, 1)) | np.isnan(labels), "0, 1 or empty")
+    probs = {model: block(model) for model in models}
+    for model, cells in probs.items():
+        _refuse_cells(path, f"{model}_<label>", cells, (cells >= 0) & (cells <= 1), "a probability from 0 to 1")
+    return Predictions(index.astype(np.int64), label_names, labels, probs)
+
+
+def _refuse_cells(path: Path, columns: str, cells: FloatArray, good: npt.NDArray[np.bool_], wanted: str) -> None:
+    if not good.all():
+        first = cells[~good][0]
+        row = int(np.flatnonzero(~good.reshape(len(good), -1).all(axis=1))[0])
+        found = "an empty cell" if np.isnan(first) else f"{first:g}"
+        raise InputError(f"{path}, data row {row + 1}: {columns} must be {wanted}, got {found}. Repeat the run with --overwrite.")
 
 
 def result_line(path: str | Path, metrics: Mapping[str, Any]) -> str:

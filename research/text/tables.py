@@ -30,6 +30,8 @@ TEXT_COLUMNS = (
     "review",
 )
 DEFAULT_LABELS = ("bully", "sexual", "religious", "threat", "spam")
+# Every label costs about ten milliseconds an evaluation; so many columns of 0 and 1 are more likely features.
+MOST_LABELS_FOUND = 5000
 UNKNOWN = -1
 LONGEST_CELL = 40
 LABEL_CODES: dict[Any, int] = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": UNKNOWN, 0: 0, 1: 1, None: UNKNOWN}
@@ -296,6 +298,11 @@ def find_columns(path: str | Path, text_column: str | None = None, label_columns
     labels = tuple(name for name, reason in cells.items() if reason is None)
     if not labels:
         raise _no_label_column(path, cells)
+    if len(labels) > MOST_LABELS_FOUND:
+        raise InputError(
+            f"{path}: {len(labels)} columns hold only 0 and 1, more than {MOST_LABELS_FOUND} that would be taken unasked. "
+            "Name the labels in --label_columns."
+        )
     return Columns(text, labels, {name: reason for name, reason in cells.items() if reason is not None})
 
 

@@ -508,3 +508,35 @@ def test_bad_flags_exit_with_two(tmp_path):
     with pytest.raises(SystemExit) as caught:
         research_compare.main([str(tmp_path), "--resamples", "5"])
     assert caught.value.code == 2
+
+
+@pytest.mark.parametrize(("cell", "shown"), [("1e9", "1e+09"), ("inf", "inf"), ("-5", "-5")])
+def test_run_with_probabilities_that_are_none_is_one_line(tmp_path, run_compare, cell, shown):
+    runs = [write_run(tmp_path / name) for name in ("a", "b")]
+    lines = (runs[1] / "predictions.csv").read_text(encoding="utf-8").splitlines()
+    lines[3] = ",".join([*lines[3].split(",")[:-1], cell])
+    (runs[1] / "predictions.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    status, out, err = run_compare(*runs)
+    assert (status, out) == (2, "")
+    complaint = f"data row 3: student_<label> must be a probability from 0 to 1, got {shown}. Repeat the run with --overwrite."
+    assert err == f"research_compare.py: {runs[1] / 'predictions.csv'}, {complaint}\n"
+
+
+def test_tilde_in_a_flag_is_the_home_and_a_line_break_in_a_path_is_escaped(tmp_path, run_compare, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    write_run(tmp_path / "a")
+    write_run(tmp_path / "b", skill=3.0)
+    assert run_compare("~/a", "~/b", "--baseline=~/a", "--output=~/out")[0] == 0
+    assert (tmp_path / "out" / "report.html").is_file()
+    status, _, err = run_compare("no\nwhere")
+    assert status == 2 and err.startswith("research_compare.py: no\\nwhere: no such") and err.count("\n") == 1
+
+
+def test_full_and_closed_stdout_are_no_traceback(tmp_path):
+    runs = [str(write_run(tmp_path / name)) for name in ("a", "b")]
+    command = [sys.executable, research_compare.__file__, *runs, "--resamples", "100"]
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, check=False)
+    assert ended.returncode == 1 and ended.stderr.endswith("error: stdout cannot be written: No space left on device\n")
+    first = subprocess.run(f"{' '.join(command)} | true", shell=True, capture_output=True, text=True, check=False)
+    assert "Traceback" not in first.stderr and "BrokenPipe" not in first.stderr

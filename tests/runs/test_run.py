@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -39,6 +40,38 @@ def test_unfinished_and_missing_runs_are_named(tmp_path: Path) -> None:
     (path / "metrics.json").unlink()
     with pytest.raises(InputError, match="unfinished"):
         load_run(path)
+
+
+@pytest.mark.parametrize(
+    ("column", "cell", "complaint"),
+    [
+        ("student_", "1e9", "a probability from 0 to 1, got 1e+09"),
+        ("teacher_", "inf", "a probability from 0 to 1, got inf"),
+        ("student_", "-5", "a probability from 0 to 1, got -5"),
+        ("student_", "", "a probability from 0 to 1, got an empty cell"),
+        ("true_", "2", "0, 1 or empty, got 2"),
+        ("index", "-1", "a row number, got -1"),
+        ("index", "inf", "a row number, got inf"),
+        ("index", "0.5", "a row number, got 0.5"),
+    ],
+)
+def test_cell_that_no_run_writes_is_named(tmp_path: Path, column: str, cell: str, complaint: str) -> None:
+    path = write_run(tmp_path / "run") / "predictions.csv"
+    lines = [line.split(",") for line in path.read_text(encoding="utf-8").splitlines()]
+    place = next(place for place, name in enumerate(lines[0]) if name.startswith(column))
+    lines[4][place] = cell
+    path.write_text("".join(",".join(cells) + "\n" for cells in lines), encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        _ = load_run(tmp_path / "run").predictions
+    assert f"predictions.csv, data row 4: {column}" in str(caught.value) and complaint in str(caught.value)
+
+
+@pytest.mark.parametrize(("name", "value"), [("headline", 1e9), ("headline", {}), ("labels", 3), ("labels", None)])
+def test_metrics_without_labels_or_headline_are_named(tmp_path: Path, name: str, value: object) -> None:
+    path = write_run(tmp_path / "run") / "metrics.json"
+    path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | {name: value}), encoding="utf-8")
+    with pytest.raises(InputError, match=r"metrics\.json holds no labels or no headline"):
+        load_run(tmp_path / "run")
 
 
 def test_result_line_is_the_run_and_its_headline() -> None:
