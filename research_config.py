@@ -31,6 +31,7 @@ from research.flags import (
 )
 from research.models.mapping import parse_layer_mapping
 from research.models.pooling import POOLINGS
+from research.names import SCORES_PER_EPOCH
 
 
 @dataclass(frozen=True)
@@ -326,8 +327,15 @@ class ExperimentConfig:
     gradient_clip_norm: float = setting(
         1.0, "training", "largest norm of the gradient, greater than 0", check=between(0, open_low=True), decides=BOTH_MODELS
     )
+    select_by: str = setting(
+        "average_precision_macro",
+        "training",
+        "validation score that chooses the best epoch of teacher, student and control, and a sweep's best run",
+        choices=SCORES_PER_EPOCH,
+        decides=BOTH_MODELS,
+    )
     early_stopping_patience: int = setting(
-        5, "training", "epochs without a better validation macro-F1 before stopping", check=between(1), decides=BOTH_MODELS
+        5, "training", "epochs without a better --select_by before stopping", check=between(1), decides=BOTH_MODELS
     )
     amp: bool = setting(True, "training", "automatic mixed precision (float16 is used on CUDA only)", decides=BOTH_MODELS)
     amp_dtype: str = setting(

@@ -228,7 +228,7 @@ class DistillationTrainer:
     ) -> TrainingResult:
         """Train until the last epoch or until validation stops improving, resuming from a checkpoint.
 
-        The student ends with the weights of its best epoch by `f1_macro` of `validate`.
+        The student ends with the weights of its best epoch by that score of `validate` which `--select_by` names.
 
         Raises:
             TrainingFault: a non-finite loss or gradient; the last checkpoint stays.

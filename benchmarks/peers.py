@@ -80,7 +80,7 @@ def build_sides(arguments: argparse.Namespace, scratch: Path) -> tuple[dict[str,
         )
         own_loader = bench.build_training_loader()
         return lambda: common.time_last_steps(
-            lambda: trainer.fit(own_loader, lambda _: {"f1_macro": 0.0}), bench.steps, arguments.device
+            lambda: trainer.fit(own_loader, lambda _: {config.select_by: 0.0}), bench.steps, arguments.device
         )
 
     steps = {"textbrewer_live": peers.textbrewer(caching=False), "textbrewer_cached": peers.textbrewer(caching=True)}

@@ -132,7 +132,7 @@ def build_sides(bench: Bench, layers: int) -> dict[str, Side]:
 
         def train() -> None:
             with patch.dict(POSITIONWISE_PARTS, clear=method == PLAIN_WHOLE):
-                trainer.fit(loader, lambda _: {"f1_macro": 0.0})
+                trainer.fit(loader, lambda _: {config.select_by: 0.0})
 
         return lambda: common.time_last_steps(train, bench.steps, bench.arguments.device)
 

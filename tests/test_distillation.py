@@ -262,7 +262,7 @@ def test_epochs_of_teacher_and_student_are_told_apart_with_their_losses_and_time
         losses = ["hard loss"] if name == "teacher" else ["soft excess", "hard loss", "hidden loss", "attention loss"]
         shown = ", ".join(f"{loss} {number}" for loss in losses)
         best = r" \(best\)" if epoch == 1 else ""
-        assert re.fullmatch(rf"{name} epoch {epoch} of 2: {shown}, validation macro-F1 {number}{best}, \d+\.\d s", line), line
+        assert re.fullmatch(rf"{name} epoch {epoch} of 2: {shown}, validation mAP {number}{best}, \d+\.\d s", line), line
 
 
 @pytest.mark.parametrize("amp_dtype", [None, torch.float16])
@@ -318,17 +318,18 @@ def test_resumed_training_matches_uninterrupted_training_bit_for_bit(tmp_path: P
         assert equal_weights(weights, whole_weights)
 
 
-def test_student_ends_with_the_weights_of_its_best_epoch() -> None:
+@pytest.mark.parametrize("select_by", ["f1_macro", "average_precision_macro"])
+def test_student_ends_with_the_weights_of_its_best_epoch(select_by: str) -> None:
     scores = iter([0.2, 0.9, 0.3])
     kept: list[dict[str, torch.Tensor]] = []
 
     def validate(model: torch.nn.Module) -> dict[str, float]:
         kept.append(weights_of(model))
-        return {"f1_macro": next(scores), "f1_micro": 0.0, "average_precision_macro": 0.0}
+        return {"f1_macro": 0.0, "f1_micro": 0.0, "average_precision_macro": 0.0} | {select_by: next(scores)}
 
-    trainer = DistillationTrainer(tiny_teacher(), tiny_student(), tiny_config(epochs=3), "cpu")
+    trainer = DistillationTrainer(tiny_teacher(), tiny_student(), tiny_config(epochs=3, select_by=select_by), "cpu")
     result = trainer.fit(tiny_loader(), validate)
-    assert (result.best_epoch, result.best_f1) == (2, 0.9)
+    assert (result.best_epoch, result.best_score) == (2, 0.9)
     assert equal_weights(weights_of(trainer.student), kept[1])
 
 

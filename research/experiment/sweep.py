@@ -28,7 +28,7 @@ from research.experiment.workers import Pool, Say
 from research.flags import fields_of_kind
 from research.logs import log_to_file, report_interrupt, start_logging
 from research.runs.directory import RunDirectory
-from research.runs.run import best_line, result_line, validation_headline
+from research.runs.run import best_line, result_line, validation_score
 from research_config import ExperimentConfig, saved_settings
 
 if TYPE_CHECKING:
@@ -245,15 +245,15 @@ def report(config: ExperimentConfig, runs: Sequence[ExperimentConfig], outcomes:
             log.error("%s: failed: %s", run.run_dir, "; ".join(outcome.problems))
     best = ""
     if finished:
-        path, metrics = max(finished, key=lambda entry: choice_score(entry[1]))
-        best = f"; best on validation: {best_line(path, metrics)}"
+        path, metrics = max(finished, key=lambda entry: choice_score(entry[1], config.select_by))
+        best = f"; best on validation: {best_line(path, metrics, config.select_by)}"
     print(f"{config.run_dir}  {len(finished)} of {len(runs)} runs{best}")
     return max(outcome.status for _, outcome in ends)
 
 
-def choice_score(metrics: Mapping[str, Any]) -> float:
+def choice_score(metrics: Mapping[str, Any], metric: str) -> float:
     """Return what the best run has most of: its score on validation, so that its test score is no choice of the best."""
-    score = validation_headline(metrics)
+    score = validation_score(metrics, metric)
     return -1.0 if score is None else score
 
 

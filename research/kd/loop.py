@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from research.errors import Interrupted, StopRequest
 from research.logs import PhaseProgress, format_duration
 from research.models.classifiers import TextClassifier
+from research.names import METRIC_OF
 from research.storage.checkpoints import CheckpointFolder
 from research.text.batches import Batch, BatchLoader
 from research_config import ExperimentConfig
@@ -34,7 +35,7 @@ class Progress:
     rows_summed: int = 0
     history: list[dict[str, Any]] = field(default_factory=list)
     best_epoch: int = 0
-    best_f1: float = -1.0
+    best_score: float = -1.0
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,7 @@ class TrainingResult:
 
     history: list[dict[str, Any]]
     best_epoch: int
-    best_f1: float
+    best_score: float
     skipped_steps: int
     seconds: float
 
@@ -89,7 +90,7 @@ class EpochLoop:
     Args:
         trainer: Takes the steps.
         loader: The training batches.
-        validate: Scores the student after each epoch; `f1_macro` chooses the best one.
+        validate: Scores the student after each epoch; the one of `--select_by` chooses the best.
         class_weights: (C,) weight of the positives in the hard loss, on the device.
         checkpoints: Where training goes on from, if anywhere.
         stop: Looked at after every step.
@@ -144,7 +145,7 @@ class EpochLoop:
         self.trainer.student.load_state_dict(self.best_state)
         progress = self.progress
         return TrainingResult(
-            progress.history, progress.best_epoch, progress.best_f1, progress.skipped_steps, time.monotonic() - started
+            progress.history, progress.best_epoch, progress.best_score, progress.skipped_steps, time.monotonic() - started
         )
 
     def _train_epoch(self, steps: PhaseProgress) -> None:
@@ -206,21 +207,23 @@ class EpochLoop:
             | {"skipped_steps": progress.skipped_steps}
             | {f"val_{name}": value for name, value in scores.items()}
         )
-        if scores["f1_macro"] > progress.best_f1 or not self.best_state:
-            progress.best_f1, progress.best_epoch = scores["f1_macro"], progress.epoch
+        score = scores[self.config.select_by]
+        if score > progress.best_score or not self.best_state:
+            progress.best_score, progress.best_epoch = score, progress.epoch
             self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in self.trainer.student.state_dict().items()}
         progress.sums, progress.rows_summed, progress.batches_done = {}, 0, 0
-        log.info("%s", self._describe_epoch(means, scores["f1_macro"], time.monotonic() - started))
+        log.info("%s", self._describe_epoch(means, score, time.monotonic() - started))
         self._save()
 
-    def _describe_epoch(self, means: Mapping[str, float], f1: float, seconds: float) -> str:
+    def _describe_epoch(self, means: Mapping[str, float], score: float, seconds: float) -> str:
         """Return an epoch's line: its losses, its validation score and how long both took."""
         progress = self.progress
         shown = [name for name in self.trainer.objective.components if name not in NOT_IN_LINE]
         losses = [f"{name.replace('_', ' ')} {means[name]:.4f}" for name in shown]
         best = " (best)" if progress.best_epoch == progress.epoch else ""
         where = f"{self.name} epoch {progress.epoch} of {self.config.epochs}"
-        return f"{where}: {', '.join(losses)}, validation macro-F1 {f1:.4f}{best}, {format_duration(seconds)}"
+        shown_score = f"validation {METRIC_OF[self.config.select_by].short} {score:.4f}{best}"
+        return f"{where}: {', '.join(losses)}, {shown_score}, {format_duration(seconds)}"
 
     def _checkpoint_is_due(self) -> bool:
         return time.monotonic() - self.last_checkpoint_s > 60 * self.config.checkpoint_minutes

@@ -50,12 +50,14 @@ class AttentionRecorder:
         return self.keep if self.layers_run in self.layers else None
 
     def take_relations(self, query: Tensor, key: Tensor, value: Tensor) -> None:
+        """Keep the running layer's queries, keys and values: (B, A, L, D) each, kept as (B, L, A * D)."""
         # Grouped keys and values are repeated for each query head, so all three have the same width.
         parts = [part.repeat_interleave(query.shape[1] // part.shape[1], dim=1) for part in (query, key, value)]
         query_states, key_states, value_states = (part.transpose(1, 2).flatten(2) for part in parts)
         self.relations[self.layers_run] = (query_states, key_states, value_states)
 
     def take_map(self, probs: Tensor) -> None:
+        """Keep the running layer's map, (B, A, L, L)."""
         self.maps[self.layers_run] = probs if self.keep == "heads" else probs.mean(dim=1)
 
 

@@ -76,14 +76,17 @@ class TextClassifier(nn.Module):
 
     @property
     def num_layers(self) -> int:
+        """Layers of the encoder."""
         return int(self.backbone_config.num_hidden_layers)
 
     @property
     def hidden_size(self) -> int:
+        """Width of the encoder's states."""
         return int(self.backbone_config.hidden_size)
 
     @property
     def num_heads(self) -> int:
+        """Attention heads of a layer."""
         return count_heads(self.backbone_config)
 
     def run_backbone(self, **inputs: Any) -> tuple[Any, Tensor]:
@@ -186,6 +189,7 @@ class EncoderClassifier(TextClassifier):
         )
 
     def run_backbone(self, **inputs: Any) -> tuple[Any, Tensor]:
+        """Run the encoder and the head; only the first position of the last layer where that is enough."""
         first_is_enough = self.pooling == "cls" and not inputs["output_hidden_states"]
         with narrow_to_first_position(self.encoder) if first_is_enough else nullcontext():
             outputs = self.encoder(**inputs)
@@ -277,10 +281,12 @@ class SequenceClassifier(TextClassifier):
 
     @property
     def encoder(self) -> nn.Module:
+        """The model below the head."""
         base = self.model.base_model
         assert isinstance(base, nn.Module)
         return base
 
     def run_backbone(self, **inputs: Any) -> tuple[Any, Tensor]:
+        """Run the whole model and put its logits in the order of the label columns."""
         outputs = self.model(**inputs)
         return outputs, outputs.logits[:, self.label_order]

@@ -12,6 +12,7 @@ class BitDropout(nn.Dropout):
     """`nn.Dropout` by `drop_values`."""
 
     def forward(self, input: Tensor) -> Tensor:
+        """Drop values in training, none in evaluation."""
         return drop_values(input, self.p) if self.training else input
 
 

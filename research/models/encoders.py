@@ -144,6 +144,7 @@ class NoPooler(nn.Module):
     """In the place of a pooler, whose output nobody uses; some models call theirs without looking whether it is there."""
 
     def forward(self, *_states: Tensor) -> None:
+        """Pool nothing."""
         return None
 
 

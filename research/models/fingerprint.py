@@ -50,6 +50,7 @@ class ModelFiles:
 
     @property
     def sha256(self) -> dict[str, str]:
+        """Each file's digest by its name."""
         return {file: record.sha256 for file, record in self.files.items()}
 
     def changed_since(self, earlier: Mapping[str, FileRecord]) -> list[str]:

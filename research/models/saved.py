@@ -127,6 +127,7 @@ def load_classifier(name: str, labels: Sequence[str] | None = None, *, pooling: 
 
 
 def load_encoder_and_head(folder: Path, labels: Sequence[str] | None, where: str, pooling: str) -> SavedClassifier:
+    """Load a checkpoint of this suite: an encoder's folder with a head beside it."""
     settings = read_settings(folder, where)
     head = read_head(folder, where)
     encoder = load_encoder(str(folder / "encoder"))
@@ -156,6 +157,7 @@ def head_labels(settings: Mapping[str, Any], outputs: int, labels: Sequence[str]
 
 
 def read_settings(folder: Path, where: str) -> dict[str, Any]:
+    """Return what classifier.json says of a checkpoint, nothing when there is none."""
     path = folder / SETTINGS_FILE
     if not path.exists():
         return {}
@@ -204,6 +206,7 @@ def read_head(folder: Path, where: str) -> dict[str, Tensor]:
 def load_sequence_classifier(
     name: str, labels: Sequence[str] | None, where: str, tokenizer_folder: Path | None
 ) -> SavedClassifier:
+    """Load a classifier that transformers saved, with the outputs of the wanted labels."""
     config = load_model_config(name)
     with refusing(f"{where}: cannot be loaded as a fine-tuned classifier"):
         found = [str(config.id2label[place]) for place in sorted(config.id2label)]

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from research.errors import InputError
-from research.names import HEADLINE_METRIC, MODELS
+from research.names import HEADLINE_METRIC, METRIC_OF, MODELS, Metric
 from research.runs.formats import PREDICTION_FILES, dig, read_csv, read_json
 
 MOST_ROWS = 2**53  # past it a float no longer counts
@@ -172,25 +172,28 @@ def result_line(path: str | Path, metrics: Mapping[str, Any]) -> str:
     return f"{path}  {_format_headline(metrics)}" + ("" if teacher is None else f" (teacher {teacher:.4f})")
 
 
-def best_line(path: str | Path, metrics: Mapping[str, Any]) -> str:
-    """Return how a sweep names its best run, as in "results/x  student test f1_macro=0.7123 (validation 0.7201)"."""
-    value = validation_headline(metrics)
-    return f"{path}  {_format_headline(metrics)} (validation {'undefined' if value is None else f'{value:.4f}'})"
+def best_line(path: str | Path, metrics: Mapping[str, Any], metric: str) -> str:
+    """Return how a sweep names its best run by a metric's value on validation.
+
+    As in "results/x  student test f1_macro=0.7123 (validation average_precision_macro=0.8201)".
+    """
+    value = validation_score(metrics, metric)
+    return f"{path}  {_format_headline(metrics)} (validation {metric}={'undefined' if value is None else f'{value:.4f}'})"
 
 
 def teacher_headline(metrics: Mapping[str, Any]) -> float | None:
     """Return the teacher's value of the headline's metric; None when the headline is the teacher's own."""
     entry = metrics["headline"]
-    return None if entry["model"] == "teacher" else _find_score(metrics, "teacher", entry["part"])
+    return None if entry["model"] == "teacher" else _find_score(metrics, "teacher", entry["part"], HEADLINE_METRIC)
 
 
-def validation_headline(metrics: Mapping[str, Any]) -> float | None:
-    """Return the value of the headline's metric on validation, by which one run is chosen among several."""
-    return _find_score(metrics, metrics["headline"]["model"], "validation")
+def validation_score(metrics: Mapping[str, Any], metric: str) -> float | None:
+    """Return a metric of the headline's model on validation, by which one run is chosen among several."""
+    return _find_score(metrics, metrics["headline"]["model"], "validation", METRIC_OF[metric])
 
 
-def _find_score(metrics: Mapping[str, Any], model: str, part: str) -> float | None:
-    return dig(metrics.get("mean", metrics), model, part, *HEADLINE_METRIC.path)
+def _find_score(metrics: Mapping[str, Any], model: str, part: str, metric: Metric) -> float | None:
+    return dig(metrics.get("mean", metrics), model, part, *metric.path)
 
 
 def _format_headline(metrics: Mapping[str, Any]) -> str:

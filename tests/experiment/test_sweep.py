@@ -72,7 +72,9 @@ def acted(monkeypatch: pytest.MonkeyPatch) -> Callable[[Act], list[str]]:
 def finish(config: ExperimentConfig, test: float = 0.5, validation: float = 0.5) -> Outcome:
     """Leave a finished run whose headline has these values, as far as a sweep looks at it."""
     metrics = make_metrics(student_f1=test)
-    metrics["student"]["validation"] = {"at_0.5": metrics["student"]["validation"]["at_0.5"] | {"f1_macro": validation}}
+    metrics["student"]["validation"] = {
+        "at_0.5": metrics["student"]["validation"]["at_0.5"] | {"f1_macro": 1 - validation, "average_precision_macro": validation}
+    }
     with RunDirectory(config.run_dir) as run_dir:
         columns = dict.fromkeys(fields_of_kind(config, "column"), "found")
         run_dir.claim(saved_settings(config) | columns, overwrite=config.overwrite)
@@ -99,7 +101,9 @@ def test_each_run_is_that_of_its_own_command_and_a_second_sweep_does_nothing(
     captured = capsys.readouterr()
     lines = captured.out.splitlines()
     assert [line.split()[0] for line in lines[:2]] == ["out/kd_alpha_0.3", "out/kd_alpha_0.9"]
-    assert re.fullmatch(r"out  2 of 2 runs; best on validation: out/kd_alpha_0\.. .* \(validation 0\.\d{4}\)", lines[-1])
+    assert re.fullmatch(
+        r"out  2 of 2 runs; best on validation: out/kd_alpha_0\.. .* \(validation average_precision_macro=0\.\d{4}\)", lines[-1]
+    )
     assert "kd_alpha_0.9  0.9" in captured.out, "the comparison's table"
     assert (tmp_path / "out" / "comparison" / "report.html").is_file()
     for event in ("[1/2] out/kd_alpha_0.3: started", "[2/2] out/kd_alpha_0.9  student test f1_macro=0."):
@@ -144,7 +148,8 @@ def test_best_run_is_chosen_on_validation(table: Path, acted: Any, capsys: pytes
     acted(lambda config: finish(config, *scores[config.kd_alpha]))
     assert run_sweep("--sweep", "kd_alpha=0.3,0.5,0.9") == 0
     last = capsys.readouterr().out.splitlines()[-1]
-    assert last == ("out  3 of 3 runs; best on validation: out/kd_alpha_0.5  student test f1_macro=0.7000 (validation 0.8000)")
+    best = "out/kd_alpha_0.5  student test f1_macro=0.7000 (validation average_precision_macro=0.8000)"
+    assert last == f"out  3 of 3 runs; best on validation: {best}"
 
 
 def test_failed_run_is_told_at_once_and_at_the_end_and_the_others_are_printed(
