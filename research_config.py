@@ -30,7 +30,7 @@ from research.flags import (
     setting,
 )
 from research.models.mapping import parse_layer_mapping
-from research.models.pooling import POOLINGS
+from research.models.pooling import POOLING_HELP, POOLINGS
 from research.names import SCORES_PER_EPOCH
 
 
@@ -241,13 +241,7 @@ class ExperimentConfig:
         check=between(1),
         decides="student",
     )
-    pooling: str = setting(
-        "cls",
-        "student",
-        "text vector of both models; " + "; ".join(f"{name}: {meaning}" for name, meaning in POOLINGS.items()),
-        choices=tuple(POOLINGS),
-        decides=BOTH_MODELS,
-    )
+    pooling: str = setting("cls", "student", POOLING_HELP, choices=tuple(POOLINGS), decides=BOTH_MODELS)
     freeze_student_encoder: bool = setting(False, "student", "train the student's classifier only", decides="student")
 
     kd_method: str = setting(

@@ -309,12 +309,12 @@ def test_run_begins_with_what_it_read_and_what_it_will_do_and_its_log_file_says_
     status, _, errors = lab.run(flags)
     assert status == 0
     lines = [
-        "data/comments.csv: 81 rows, 80 distinct texts in column 'text'; 1 rows without a text are left out",
+        "data/comments.csv: 81 rows, 80 distinct texts in column 'text'; left out: 1 row without a text",
         "labels, with their share of positives: ",
         "rows (distinct texts) of each part: train ",
         "device: cpu (",
         "there already: nothing",
-        "to compute: the teacher's tokens, the student's tokens, teacher (at most 1 epochs of ",
+        "to compute: the teacher's tokens, the student's tokens, teacher (at most 1 epoch of ",
         "writing results/run",
     ]
     said = errors.splitlines()

@@ -16,11 +16,12 @@ def describe_comments(comments: Comments) -> list[str]:
     """Return a line for the rows, one for the labels and, where nobody named these, one for how they were chosen."""
     main = comments.tables[0]
     of_main = comments.text_hash[comments.source == MAIN]
-    rows = f"{main.path}: {len(of_main):,} rows, {len(np.unique(of_main)):,} distinct texts in column '{comments.text_column}'"
+    texts = count(len(np.unique(of_main)), "distinct text")
+    rows = f"{main.path}: {count(len(of_main), 'row')}, {texts} in column '{comments.text_column}'"
     if comments.dropped:
-        rows += f"; {comments.dropped:,} rows without a text are left out"
+        rows += f"; left out: {count(comments.dropped, 'row')} without a text"
     if comments.conflicting_texts:
-        rows += f"; {comments.conflicting_texts:,} texts have a 0 and a 1 for one label"
+        rows += f"; with a 0 and a 1 for one label: {count(comments.conflicting_texts, 'text')}"
     return [escape_controls(line) for line in (rows, _describe_labels(comments), _describe_columns(comments)) if line]
 
 
@@ -65,6 +66,11 @@ def describe_parts(comments: Comments, split: Split) -> list[str]:
     if leaked:
         lines.append(f"left out, since their texts also stand in a part that is held out: {', '.join(leaked)}")
     return lines
+
+
+def count(number: int, noun: str) -> str:
+    """Return a number of things, as in "1 row" and "10,041 rows"."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
 
 
 def _percent(count: int, total: int) -> str:

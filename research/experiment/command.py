@@ -22,6 +22,7 @@ from research.errors import (
     WeakTeacher,
     describe_lack_of_memory,
     describe_os_error,
+    escape_controls,
     is_out_of_memory,
     list_problems,
 )
@@ -50,6 +51,11 @@ class Outcome:
     status: int
     metrics: dict[str, Any] | None = None
     problems: tuple[str, ...] = ()
+
+    @property
+    def problem(self) -> str:
+        """What was wrong, in one line."""
+        return escape_controls("; ".join(self.problems))
 
 
 def run_one(config: ExperimentConfig, argv: list[str], extras: Extras | None = None) -> tuple[int, dict[str, Any] | None]:
@@ -190,6 +196,7 @@ def answer_signals(stop: StopRequest) -> dict[signal.Signals, Any]:
             return
         if again or not stop.heeded:
             raise KeyboardInterrupt
-        log.warning("stopping after this step, with a checkpoint")
+        if not stop.told_twice:  # whoever tells a worker twice says so itself
+            log.warning("stopping after this step, with a checkpoint")
 
     return {number: signal.signal(number, handle) for number in STOP_SIGNALS}

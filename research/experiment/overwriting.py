@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Sequence
+from contextlib import suppress
 
 from research.errors import InputError
 from research.runs.directory import OVERWRITING_FILE
@@ -38,7 +39,8 @@ class Overwriting:
         """Keep that a run has been made afresh."""
         if self.begun:
             self.done.add(run.run_dir.name)
-            write_json_atomic(self.path, {"grid": self.grid, "done": sorted(self.done)})
+            with suppress(OSError):  # of a full disk: without the note the run is made once more
+                write_json_atomic(self.path, {"grid": self.grid, "done": sorted(self.done)})
 
     def end(self) -> None:
         """Forget it: all are done, or no one asks any more."""

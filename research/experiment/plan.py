@@ -7,6 +7,7 @@ import json
 import numpy as np
 import torch
 
+from research.experiment.announce import count
 from research.experiment.inputs import Inputs
 from research.experiment.runtime import Runtime, machine_name
 from research.experiment.teacher_stage import identify_checkpoint, identify_entry, teacher_key
@@ -23,8 +24,8 @@ def describe_plan(inputs: Inputs, runtime: Runtime) -> list[str]:
     config = inputs.config
     dtype = choose_autocast_dtype(config, runtime.device)
     precision = "float32" if dtype is None else f"{str(dtype).removeprefix('torch.')} mixed precision"
-    threads = torch.get_num_threads()
-    machine = f"{runtime.device} ({machine_name(runtime.device)}), {precision}, {threads} thread{'s' if threads > 1 else ''}"
+    threads = count(torch.get_num_threads(), "thread")
+    machine = f"{runtime.device} ({machine_name(runtime.device)}), {precision}, {threads}"
     steps = list_steps(inputs, runtime)
     there = ", ".join(name for name, is_there in steps if is_there)
     return [
@@ -47,22 +48,25 @@ def list_steps(inputs: Inputs, runtime: Runtime) -> list[tuple[str, bool]]:
         ("tokens" if len(distinct) == 1 else f"the {side}'s tokens", cache.find("tokens", key) is not None)
         for side, key in reversed(distinct.values())
     ]
-    train = f"{len(split.train):,} rows"
+    train = count(len(split.train), "row")
     if pipeline.teacher:
         identity = find_teacher(inputs, runtime)
         name = "teacher of --teacher_checkpoint" if inputs.checkpoint is not None else "teacher"
-        steps.append((name if identity else f"teacher (at most {config.teacher_epochs} epochs of {train})", identity is not None))
+        steps.append(
+            (name if identity else f"teacher (at most {count(config.teacher_epochs, 'epoch')} of {train})", identity is not None)
+        )
         rows = [getattr(split, part) for part in PARTS]
         if pipeline.student:
             rows.append(np.concatenate([split.train, split.unlabelled]))
         of_rows = [output_key(identity or {}, digest_key(keys["teacher"]), part, runtime.device) for part in rows]
         missing = sum(len(part) for part, key in zip(rows, of_rows, strict=True) if cache.find("logits", key) is None)
-        steps.append((f"teacher outputs of {missing:,} rows" if missing else "teacher outputs", not missing))
+        steps.append((f"teacher outputs of {count(missing, 'row')}" if missing else "teacher outputs", not missing))
+    epochs = count(config.epochs, "epoch")
     if pipeline.student:
         learned = len(split.train) + (len(split.unlabelled) if pipeline.teacher else 0)
-        steps.append((f"student (at most {config.epochs} epochs of {learned:,} rows)", False))
+        steps.append((f"student (at most {epochs} of {count(learned, 'row')})", False))
     if config.with_control:
-        steps.append((f"control (at most {config.epochs} epochs of {train})", False))
+        steps.append((f"control (at most {epochs} of {train})", False))
     return steps
 
 

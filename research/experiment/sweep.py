@@ -91,7 +91,7 @@ def print_plan(folder: Path, runs: Sequence[ExperimentConfig], outcomes: Outcome
     """Say of every run whether it is done; return the exit status that the sweep could have at best."""
     for number, run in enumerate(runs):
         outcome = outcomes.get(number)
-        state = "to do" if outcome is None else "done" if outcome.metrics else f"refused: {'; '.join(outcome.problems)}"
+        state = "to do" if outcome is None else "done" if outcome.metrics else f"refused: {outcome.problem}"
         print(f"{run.run_dir}  {state}")
     done = sum(outcome.metrics is not None for outcome in outcomes.values())
     refused = len(outcomes) - done
@@ -242,7 +242,7 @@ def report(config: ExperimentConfig, runs: Sequence[ExperimentConfig], outcomes:
         compare_finished(config, [path for path, _ in finished])
     for run, outcome in ends:
         if outcome.metrics is None:
-            log.error("%s: failed: %s", run.run_dir, "; ".join(outcome.problems))
+            log.error("%s: failed: %s", run.run_dir, outcome.problem)
     best = ""
     if finished:
         path, metrics = max(finished, key=lambda entry: choice_score(entry[1], config.select_by))

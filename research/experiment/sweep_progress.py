@@ -55,7 +55,7 @@ class SweepProgress:
         """Say how a run ended and how long the others will take."""
         seconds = time.monotonic() - self.began_s.pop(run)
         if outcome.metrics is None:
-            log.error("%s: failed after %s: %s", self._name(run), format_duration(seconds), "; ".join(outcome.problems))
+            log.error("%s: failed after %s: %s", self._name(run), format_duration(seconds), outcome.problem)
             return
         # Beside the runs that pay for what all share, or wait for it, the first estimate knows no other.
         first = len(self.costs_s) < self.num_workers

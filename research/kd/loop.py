@@ -217,7 +217,7 @@ class EpochLoop:
         """Return an epoch's line: its losses, its validation score and how long both took."""
         progress = self.progress
         shown = [name for name in self.trainer.objective.components if name not in NOT_IN_LINE]
-        losses = [f"{name.replace('_', ' ')} {means[name]:.4f}" for name in shown]
+        losses = [f"{name.replace('_', ' ')} {means[name]:.4g}" for name in shown]
         best = " (best)" if progress.best_epoch == progress.epoch else ""
         where = f"{self.name} epoch {progress.epoch} of {self.config.epochs}"
         shown_score = f"validation {METRIC_OF[self.config.select_by].short} {score:.4f}{best}"

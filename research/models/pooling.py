@@ -7,3 +7,4 @@ POOLINGS = {
     "mean": "the mean of the tokens",
     "last": "the last token, for models that read left to right",
 }
+POOLING_HELP = "text vector of both models; " + "; ".join(f"{name}: {meaning}" for name, meaning in POOLINGS.items())

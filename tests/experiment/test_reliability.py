@@ -6,6 +6,7 @@ import json
 import os
 import pickle
 import pkgutil
+import random
 import re
 import shutil
 import signal
@@ -35,6 +36,7 @@ from support.fault_injection import (
     limit_runs,
     read_results,
 )
+from support.sweep_kills import Strike, read_sweep, strike_when
 
 import research_main
 from research.errors import InputError
@@ -156,6 +158,23 @@ def test_killed_runs_end_with_the_same_bytes(
     assert result["runs_that_differ"] == []
     assert len(result["kills_by_phase"]) >= 3
     assert result["kills_by_kind"]["at a write"] > 0
+
+
+def test_sweep_that_is_stopped_or_killed_or_loses_a_worker_ends_with_the_bytes_of_single_runs(
+    inputs: Path, expected: dict[str, bytes], tmp_path: Path
+) -> None:
+    """The benchmark's --sweep_kills in short, each as soon as a run has begun."""
+    place = copy_inputs(inputs, tmp_path / "sweep")
+    generator = random.Random(0)
+    for target, by in (("group", signal.SIGINT), ("parent", signal.SIGKILL), ("worker", signal.SIGKILL)):
+        strike = strike_when(
+            lambda sweep: any(sweep.folder.glob("run/*/config.json")) and len(sweep.workers()) == 2, place, target, by, generator
+        )
+        assert isinstance(strike, Strike), strike
+        assert strike.fault() is None, strike
+    assert read_sweep(place)["kd_alpha_0.7"] == expected
+    assert len(read_sweep(place)) == 3
+    assert not find_litter(place)
 
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])

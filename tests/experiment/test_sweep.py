@@ -156,13 +156,13 @@ def test_failed_run_is_told_at_once_and_at_the_end_and_the_others_are_printed(
     table: Path, acted: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     def act(config: ExperimentConfig) -> Outcome:
-        return Outcome(3, problems=("the teacher is too weak",)) if config.kd_alpha == 0.5 else finish(config)
+        return Outcome(3, problems=("the teacher is\n too weak",)) if config.kd_alpha == 0.5 else finish(config)
 
     acted(act)
     assert run_sweep("--sweep", "kd_alpha=0.3,0.5,0.9") == 3
     captured = capsys.readouterr()
-    assert re.search(r"\[2/3\] out/kd_alpha_0.5: failed after [\d.]+ s: the teacher is too weak\n\[3/3\]", captured.err)
-    assert captured.err.rstrip().endswith("out/kd_alpha_0.5: failed: the teacher is too weak")
+    assert re.search(r"\[2/3\] out/kd_alpha_0.5: failed after [\d.]+ s: the teacher is\\n too weak\n\[3/3\]", captured.err)
+    assert captured.err.rstrip().endswith("out/kd_alpha_0.5: failed: the teacher is\\n too weak")
     assert [line.split()[0] for line in captured.out.splitlines()[:2]] == ["out/kd_alpha_0.3", "out/kd_alpha_0.9"]
     assert captured.out.splitlines()[-1].startswith("out  2 of 3 runs; best on validation: out/kd_alpha_0.3 ")
 

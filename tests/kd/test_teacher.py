@@ -245,7 +245,7 @@ def test_torn_outputs_with_a_manifest_of_their_own_are_made_again(
 
 @pytest.mark.parametrize("lost", [1, 2000])
 def test_outputs_that_do_not_fit_on_the_disk_are_an_error_and_no_entry(setup: Setup, tmp_path: Path, lost: int) -> None:
-    """The tofile of numpy itself tofile said nothing when it was the last block that did not fit."""
+    """The tofile of numpy itself said nothing when it was the last block that did not fit."""
     loader = setup.loader(np.arange(len(TEXTS)))
     store = fetch_layers(setup.teacher, compared_layers(), loader, CPU, setup.cache)
     largest = max(array.nbytes for array in [*store.states.values(), *store.maps.values()])

@@ -11,7 +11,7 @@ import sys
 import time
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import count, product
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import Any
 from support.builders import ROOT
 from support.fault_injection import FLAGS, copy_inputs, find_litter, read_results
 
-SWEEP_FLAGS = [*FLAGS, "--sweep", "kd_alpha=0.3,0.6,0.9", "--jobs", "2"]
+SWEEP_FLAGS = [*FLAGS, "--sweep", "kd_alpha=0.3,0.7,0.9", "--jobs", "2"]
 TARGETS = ("parent", "worker", "group")
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGKILL)
 # What a worker says to its machine: "spawn" names it, the tracker of multiprocessing is no worker.
@@ -120,18 +120,22 @@ class Sweep:
         return Strike(target, by, status, stop_s, len(left), begun, self.errors())
 
 
-def strike_at(folder: Path, target: str, by: signal.Signals, after_s: float, generator: random.Random) -> Strike | int:
-    """Start the sweep and strike it after some seconds; return its exit status if it ended before that."""
+def strike_when(
+    ready: Callable[[Sweep], bool], folder: Path, target: str, by: signal.Signals, generator: random.Random
+) -> Strike | int:
+    """Start the sweep and strike it once it is ready; return its exit status if it ended before that."""
     sweep = Sweep(folder)
-    try:
-        return sweep.process.wait(after_s)
-    except subprocess.TimeoutExpired:
-        pass
-    while target == "worker" and not sweep.workers():
+    while not ready(sweep) or (target == "worker" and not sweep.workers()):
         if sweep.process.poll() is not None:
             return sweep.wait()
         time.sleep(0.05)
     return sweep.strike(target, by, generator)
+
+
+def after(seconds: float) -> Callable[[Sweep], bool]:
+    """Return a condition that holds some seconds from now."""
+    moment = time.monotonic() + seconds
+    return lambda _sweep: time.monotonic() >= moment
 
 
 def read_sweep(folder: Path) -> dict[str, dict[str, bytes]]:
@@ -172,7 +176,7 @@ def kill_sweeps(
         status = None
         for _ in range(STRIKES_PER_SWEEP):
             target, by = next(turns)
-            ended = strike_at(place, target, by, generator.uniform(0.1, seconds), generator)
+            ended = strike_when(after(generator.uniform(0.1, seconds)), place, target, by, generator)
             status = ended if isinstance(ended, int) else ended.status
             if isinstance(ended, Strike):
                 strikes.append(ended)
