@@ -189,7 +189,7 @@ def _draw_bars(
     axes.barh(places, np.nan_to_num(values), thickness, label=model, **look)
     known = ~np.isnan(ends).any(axis=1)
     # A light line around the dark one keeps both visible on a bar.
-    axes.hlines(places[known], ends[known, 0], ends[known, 1], color="white", linewidth=2.4)
+    axes.hlines(places[known], ends[known, 0], ends[known, 1], color="white", linewidth=1.8)
     axes.hlines(places[known], ends[known, 0], ends[known, 1], color="black", linewidth=1.0)
     for place, value, end in zip(places, values, np.fmax(values, ends[:, 1]), strict=True):
         text = "undefined" if math.isnan(value) else f"{value:.2f}"
