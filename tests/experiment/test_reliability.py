@@ -231,7 +231,7 @@ def test_overwriting_that_a_signal_stopped_goes_on_with_the_same_command(lab: La
 
 @pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
 def test_signal_before_the_run_is_claimed_is_an_interrupt_too(lab: Lab, expected: dict[str, bytes], by: signal.Signals) -> None:
-    assert "the same command goes on" in interrupt(lab, "research.experiment.inputs.load_data", 1, by=by)
+    assert "the same command goes on" in interrupt(lab, "research.experiment.command.load_dataset", 1, by=by)
     assert not (lab.folder / "run").exists()
 
 
