@@ -59,7 +59,15 @@ class Hidden:
     kind: ClassVar[str] = "hidden"
 
 
-Inline = str | Strong | Typed | Link | Hidden
+@dataclass(frozen=True)
+class Below:
+    """What belongs to the text before it: smaller and under it on a page, in brackets in Markdown."""
+
+    text: str
+    kind: ClassVar[str] = "below"
+
+
+Inline = str | Strong | Typed | Link | Hidden | Below
 Text = Inline | tuple[Inline, ...]
 
 
@@ -127,7 +135,15 @@ class Figures:
     kind: ClassVar[str] = "figures"
 
 
-Block = Heading | Paragraph | Bullets | Table | Code | Figures
+@dataclass(frozen=True)
+class Box:
+    """Blocks set apart from the rest: what a reader must know."""
+
+    blocks: Sequence[Block]
+    kind: ClassVar[str] = "box"
+
+
+Block = Heading | Paragraph | Bullets | Table | Code | Figures | Box
 
 
 @dataclass(frozen=True)
@@ -181,6 +197,8 @@ def _markdown_block(block: Block) -> str:
             return _fence(text)
         case Figures(figures):
             return "\n\n".join(f"![{escape_markdown(figure.caption)}]({figure.path})" for figure in figures)
+        case Box(blocks):
+            return "\n\n".join(map(_markdown_block, blocks))
         case Table(_, header, rows, text_columns):
             rule = ["---"] * text_columns + ["---:"] * (len(header) - text_columns)
             lines = [list(map(escape_markdown, header)), rule, *(list(map(_markdown_text, row)) for row in rows)]
@@ -201,6 +219,8 @@ def _markdown_inline(inline: Inline) -> str:
             return f"[{escape_markdown(text)}]({target}.md)"
         case Hidden():
             return ""
+        case Below(text):
+            return f" ({escape_markdown(text)})"
         case str(text):
             # Blanks at either end part the text from its neighbours.
             lead, tail = text[: len(text) - len(text.lstrip())], text[len(text.rstrip()) :]

@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, BinaryIO, NamedTuple, Protocol
 
 import numpy as np
@@ -105,7 +106,8 @@ def plot_training(
     """Draw the loss components and the validation scores per epoch, one panel above the other.
 
     `history` holds the rows of history.csv. A component that was never computed is left out; so is the
-    panel of losses when there are none. `best_epoch` is marked by a vertical line. Of the `control`, the rows
+    panel of losses when there are none. `best_epoch` is marked by a vertical line, and named when it is the last one,
+    since the model then had not stopped improving. Of the `control`, the rows
     of its own history, only macro-F1 is drawn: its losses are sums of other terms.
     """
     with figure_style():
@@ -129,7 +131,9 @@ def plot_training(
         if best_epoch is not None:
             for axes in (loss_axes, score_axes):
                 axes.axvline(best_epoch, color="0.5", linewidth=0.8, linestyle=":", zorder=0)
-            score_axes.plot([], [], color="0.5", linewidth=0.8, linestyle=":", label="best epoch")
+            is_last = bool(history) and best_epoch == history[-1].get("epoch")
+            name = "best epoch: the last" if is_last else "best epoch"
+            score_axes.plot([], [], color="0.5", linewidth=0.8, linestyle=":", label=name)
         for axes in (loss_axes, score_axes):
             if axes.get_legend_handles_labels()[0]:
                 axes.legend(
@@ -143,45 +147,53 @@ def plot_training(
         save_figure(figure, target)
 
 
-def plot_label_f1(scores: Mapping[str, Mapping[str, float | None]], target: Target) -> None:
-    """Draw each label's F1 as bars grouped by model.
+def plot_label_f1(
+    scores: Mapping[str, Mapping[str, float | None]],
+    target: Target,
+    intervals: Mapping[str, Mapping[str, tuple[float, float] | None]] = MappingProxyType({}),
+) -> None:
+    """Draw each label's F1 as bars grouped by model, with a line from one end of its interval to the other.
 
-    `scores` is {model: {label: F1}}, in the order to draw; None leaves a gap. Bars lie flat so that long
-    label names stay readable.
+    `scores` is {model: {label: F1}}, in the order to draw; None leaves a gap. `intervals` holds both ends of each.
+    Bars lie flat so that long label names stay readable.
     """
     labels = list(dict.fromkeys(label for of_model in scores.values() for label in of_model))
     with figure_style(labels):
-        thickness = 0.8 / max(1, len(scores))
         figure = new_figure(0.8 + len(labels) * (0.14 * len(scores) + 0.1))
         axes = figure.subplots()
-        places = np.arange(len(labels))
+        thickness = 0.8 / max(1, len(scores))
         for number, (model, of_model) in enumerate(scores.items()):
-            style = _model_style(model, number)
+            places = np.arange(len(labels)) + (number - (len(scores) - 1) / 2) * thickness
             values = np.array([_to_float(of_model.get(label)) for label in labels])
-            heights = places + (number - (len(scores) - 1) / 2) * thickness
-            axes.barh(
-                heights,
-                np.nan_to_num(values),
-                thickness * 0.92,
-                label=model,
-                color=style.color,
-                hatch=style.hatch,
-                edgecolor="white",
-                linewidth=0,
-            )
-            for height, value in zip(heights, values, strict=True):
-                text = "undefined" if math.isnan(value) else f"{value:.2f}"
-                axes.text(np.nan_to_num(value) + 0.01, height, text, va="center", fontsize=6)
-        axes.set_yticks(places, [_shorten(label) for label in labels])
+            ends = [intervals.get(model, {}).get(label) or (math.nan, math.nan) for label in labels]
+            _draw_bars(axes, model, number, places, thickness * 0.92, values, np.array(ends).reshape(-1, 2))
+        axes.set_yticks(np.arange(len(labels)), [_shorten(label) for label in labels])
         axes.set_ylim(len(labels) - 0.45, -0.55)
-        axes.set_xlim(0, 1.1)
+        axes.set_xlim(0, 1.12)
         axes.set_xticks(np.linspace(0, 1, 6))
-        axes.set_xlabel("F1 on the test part (0 to 1)")
+        drawn = any(end for of_model in intervals.values() for end in of_model.values())
+        axes.set_xlabel("F1 on the test part" + (" and its 95 % interval" if drawn else " (0 to 1)"))
         axes.grid(visible=False, axis="y")
         axes.tick_params(axis="y", length=0)
         if scores:
             axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=3)
         save_figure(figure, target)
+
+
+def _draw_bars(
+    axes: Axes, model: str, number: int, places: FloatArray, thickness: float, values: FloatArray, ends: FloatArray
+) -> None:
+    """Draw one model's bars (C,), the lines between both ends (C, 2) of their intervals, and their values."""
+    style = _model_style(model, number)
+    look: dict[str, Any] = {"color": style.color, "hatch": style.hatch, "edgecolor": "white", "linewidth": 0}
+    axes.barh(places, np.nan_to_num(values), thickness, label=model, **look)
+    known = ~np.isnan(ends).any(axis=1)
+    # A light line around the dark one keeps both visible on a bar.
+    axes.hlines(places[known], ends[known, 0], ends[known, 1], color="white", linewidth=1.8)
+    axes.hlines(places[known], ends[known, 0], ends[known, 1], color="black", linewidth=1.0)
+    for place, value, end in zip(places, values, np.fmax(values, ends[:, 1]), strict=True):
+        text = "undefined" if math.isnan(value) else f"{value:.2f}"
+        axes.text(np.nan_to_num(end) + 0.01, place, text, va="center", fontsize=6)
 
 
 def plot_precision_recall(

@@ -5,6 +5,11 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from research.runs.formats import dig
+from research.runs.run import Run
+
+UNKNOWN = "–"
+
 
 def is_missing(value: float | None) -> bool:
     """Whether there is no number: None in a file, nan in an array."""
@@ -34,3 +39,15 @@ def format_p_value(value: float | None) -> str:
     if value is None or math.isnan(value):
         return ""
     return "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def show_number(value: Any, decimals: int = 4, sign: str = "") -> str:
+    """Return a number for a table's cell, where a missing one is a dash."""
+    return format_number(value, decimals, sign) or UNKNOWN
+
+
+def show_score(run: Run, *keys: str, sign: str = "") -> str:
+    """Return a number of metrics.json for a table's cell; of several folds, mean and deviation."""
+    text = show_number(dig(run.scores, *keys), sign=sign)
+    deviation = dig(run.metrics, "std", *keys)
+    return text if deviation is None else f"{text} ± {format_number(deviation)}"

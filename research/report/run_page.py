@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 
 from research.evaluation.calibration import compute_calibration
-from research.evaluation.gain import GAIN_METRICS, describe_gain
 from research.evaluation.metrics import count_confusions, most_disagreeing
-from research.names import HEADLINE_METRIC, LABEL_SCORES, METRIC_OF, MODELS, PARTS, THRESHOLDS, metrics_of
+from research.flags import format_value
+from research.names import HEADLINE_METRIC, LABEL_SCORES, MODELS, PARTS, THRESHOLDS, metrics_of
 from research.report import figures
 from research.report.document import (
     Block,
@@ -27,25 +27,27 @@ from research.report.document import (
     Figures,
     Heading,
     Hidden,
-    Inline,
     Link,
     Paragraph,
-    Strong,
     Table,
     Text,
     Typed,
     render_html,
     render_markdown,
 )
-from research.report.numbers import format_interval, format_number, format_p_value
+from research.report.intervals import Resampled, resample_run
+from research.report.numbers import UNKNOWN, format_interval, format_number, show_number, show_score
+from research.report.verdict import AGREEMENTS, describe_gain_section, describe_verdict, list_improving
 from research.runs.formats import PLOTS, PREDICTION_FILES, dig, read_json, to_plain, write_text_atomic
-from research.runs.run import Run, load_run, teacher_headline
+from research.runs.run import Run, load_run
 from research.storage.files import write_atomic
+from research_config import ExperimentConfig, saved_settings
 
 FetchTexts = Callable[[Sequence[int]], Mapping[int, str]]
-UNKNOWN = "–"
 MAX_DISAGREEMENTS = 20
-AGREEMENTS = {"student": "agreement", "control": "control_agreement"}
+LONGEST_FLAG = 200
+# What a reader asks first stands first, and two columns come out about equally long.
+FIGURE_ORDER = ("label_f1.png", "precision_recall.png", "training.png", "reliability.png")
 CONFUSION_NAMES = ("True positives", "False positives", "False negatives", "True negatives")
 AGREEMENT_NAMES = {
     "decisions_equal": "Equal decisions at 0.5 (share of label cells)",
@@ -86,167 +88,39 @@ def write_report(
     """
     path = Path(run_dir)
     run = load_run(path) if metrics is None else Run(path, read_json(path / "config.json"), to_plain(metrics))
-    drawn = _draw_plots(run) if plots else []
-    document = Document(run.path.resolve().name, _build_blocks(run, drawn))
+    resampled = resample_run(run)
+    drawn = _draw_plots(run, resampled) if plots else []
+    document = Document(run.path.resolve().name, _build_blocks(run, resampled, drawn))
     write_text_atomic(run.path / "report.md", render_markdown(document))
     images = {f"plots/{name}": (run.path / "plots" / name).read_bytes() for name in drawn}
     document = Document(document.title, document.blocks + _describe_disagreements(run, fetch_texts))
     write_text_atomic(run.path / "report.html", render_html(document, images))
 
 
-def _build_blocks(run: Run, plots: Sequence[str]) -> list[Block]:
+def _build_blocks(run: Run, resampled: Resampled | None, plots: Sequence[str]) -> list[Block]:
     return [
-        *_describe_opening(run),
+        describe_verdict(run, resampled),
+        *_describe_figures(run, plots),
+        *describe_gain_section(run),
         *_describe_scores(run, "test"),
-        *_describe_scores(run, "validation"),
-        *_describe_labels(run),
+        *_describe_labels(run, resampled),
         *_describe_confusions(run),
+        *_describe_scores(run, "validation"),
         *_describe_calibration(run),
         *_describe_agreement(run),
         *_describe_efficiency(run),
         *_describe_training(run),
         *_describe_data(run),
         *_describe_folds(run),
-        *_describe_plots(plots),
+        *_describe_flags(run),
         *_describe_reproduction(run),
     ]
-
-
-def _number(value: Any, decimals: int = 4, sign: str = "") -> str:
-    return format_number(value, decimals, sign) or UNKNOWN
-
-
-def _show(run: Run, *keys: str, sign: str = "") -> str:
-    """Return the text of a number of metrics.json; of several folds, mean and deviation."""
-    text = _number(dig(run.scores, *keys), sign=sign)
-    deviation = dig(run.metrics, "std", *keys)
-    return text if deviation is None else f"{text} ± {format_number(deviation)}"
-
-
-def _describe_opening(run: Run) -> list[Block]:
-    if dig(run.scores, "training", "teacher", "training_texts") != "unknown":
-        return _describe_outcome(run)
-    doubt = (
-        Strong("The teacher may have seen test rows."),
-        " Its checkpoint does not say which texts it was trained on; if some of the test part were among them, its "
-        "scores and the student's are too high.",
-    )
-    return [*_describe_outcome(run), Paragraph(doubt)]
-
-
-def _describe_outcome(run: Run) -> list[Block]:
-    headline = Paragraph(_describe_headline(run))
-    if "kd_gain" in run.scores:
-        return [*_describe_gain(run), headline]
-    if run.config.get("pipeline") != "kd_only":
-        return [headline]
-    hint = (
-        "Whether distillation helped cannot be told from this run alone: it has no control. Train one with ",
-        Typed("--with_control"),
-        ", or let ",
-        Typed("research_compare.py"),
-        " find a student_only run of the same data, seed and student.",
-    )
-    return [headline, Paragraph(hint)]
-
-
-def _describe_gain(run: Run) -> list[Block]:
-    """Return the sentence that matters, what the three measures say together, and their table."""
-    gains = run.scores["kd_gain"]
-    sentence: list[Inline] = [f"Distillation ({run.config.get('kd_method')}) changed "]
-    for separator, metric in zip(("", ", ", " and "), GAIN_METRICS, strict=True):
-        change = Strong(_show(run, "kd_gain", metric, "gain", sign="+"))
-        sentence += [f"{separator}{METRIC_OF[metric].full_label} by ", change]
-        sentence += [f" ({_interval(gains[metric])})"] if run.num_folds == 1 else []
-    sentence.append(f" against the same student without a teacher; {_describe_gap(gains)}. {_describe_closeness(run)}")
-    opening, table = Paragraph(tuple(sentence)), _build_gain_table(run)
-    if run.num_folds > 1:
-        return [opening, table, Paragraph(f"Means over {run.num_folds} folds ± their sample standard deviation.")]
-    source = (
-        f"Intervals are 95 %, from a paired bootstrap over the {format_number(dig(run.scores, 'rows', 'test'))} test rows, for "
-        "this one seed. Another seed would move the scores as well: repeat with several and compare them by ",
-        Typed("research_compare.py --group_by seed"),
-        ".",
-    )
-    return [opening, Paragraph(Strong(describe_gain(gains))), table, Paragraph(source)]
-
-
-def _build_gain_table(run: Run) -> Table:
-    gains = run.scores["kd_gain"]
-    single = run.num_folds == 1  # an interval over test rows cannot be averaged over folds
-    rows = []
-    for metric in GAIN_METRICS:
-        cells = [_show(run, "kd_gain", metric, model) for model in ("teacher", "control", "student")]
-        cells.append(_show(run, "kd_gain", metric, "gain", sign="+"))
-        cells += [_interval(gains[metric]), format_p_value(gains[metric]["p_value"]) or UNKNOWN] if single else []
-        share = _gap_closed(gains[metric])
-        rows.append([METRIC_OF[metric].full_label, *cells, UNKNOWN if share is None else f"{100 * share + 0.0:.0f} %"])
-    uncertainty = ["95 % interval", "p"] if single else []
-    header = ["Measure", "Teacher", "Control", "Student", "KD gain", *uncertainty, "Gap closed"]
-    return Table("What distillation gained on the test part, student against control", header, rows)
-
-
-def _interval(gain: Mapping[str, Any]) -> str:
-    return format_interval(gain["low"], gain["high"], sign="+") or UNKNOWN
-
-
-def _gap_closed(gain: Mapping[str, Any]) -> float | None:
-    """Return the gain's share of the teacher's lead over the control; of folds, from their means."""
-    gap = gain["teacher"] - gain["control"]
-    return gain["gain"] / gap if gap > 0 else None
-
-
-def _describe_gap(gains: Mapping[str, Mapping[str, Any]]) -> str:
-    """Say how much of the way from control to teacher was made, where the teacher is ahead at all."""
-    closed: list[str] = []
-    widened: list[str] = []
-    absent: list[str] = []
-    for metric in GAIN_METRICS:
-        name = METRIC_OF[metric].full_label
-        share = _gap_closed(gains[metric])
-        if share is None:
-            absent.append(name)
-        else:
-            (widened if share < 0 else closed).append(f"{100 * abs(share):.0f} % in {name}")
-    texts = [f"it closed {', '.join(closed)} of the gap to the teacher"] if closed else []
-    texts += [f"it widened the gap to the teacher by {', '.join(widened)}"] if widened else []
-    texts += [f"in {', '.join(absent)} the control has no gap to close"] if absent else []
-    return "; ".join(texts)
-
-
-def _describe_closeness(run: Run) -> str:
-    student, control = (dig(run.scores, name, "test", "decisions_equal") for name in AGREEMENTS.values())
-    if student is None or control is None:
-        return ""
-    return (
-        f"The student decides as its teacher does in {100 * student:.1f} % of the label cells, the control in "
-        f"{100 * control:.1f} %."
-    )
-
-
-def _describe_headline(run: Run) -> Text:
-    entry = run.metrics["headline"]
-    value, teacher = entry["value"], teacher_headline(run.metrics)
-    spread = "" if entry.get("std") is None else f" ± {format_number(entry['std'])} over {run.num_folds} folds"
-    rows = dig(run.scores, "rows", entry["part"])
-    size = "" if rows is None else f" ({rows:,.0f} rows)"
-    after = f"{spread} at a threshold of 0.5"
-    if value is not None and teacher:
-        side = "below" if value < teacher else "above"
-        after += (
-            f", which keeps {100 * value / teacher:.1f} % of its teacher's {format_number(teacher)} "
-            f"({format_number(abs(teacher - value))} {side})"
-        )
-    majority = dig(run.scores, "majority_baseline", entry["part"], entry["metric"])
-    after += "." + ("" if majority is None else f" Guessing each label's majority scores {format_number(majority)}.")
-    start = f"{HEADLINE_METRIC.short} of the {entry['model']} on the {entry['part']} part{size} is "
-    return (start, Strong(_number(value)), after)
 
 
 def _describe_scores(run: Run, part: str) -> list[Block]:
     metrics = metrics_of("decisions", "ranking")
     rows = [
-        [model, name, *(_show(run, model, part, thresholds, metric.name) for metric in metrics)]
+        [model, name, *(show_score(run, model, part, thresholds, metric.name) for metric in metrics)]
         for model in run.models
         for thresholds, name in THRESHOLDS.items()
         if dig(run.scores, model, part, thresholds) is not None
@@ -270,14 +144,19 @@ def _describe_scores(run: Run, part: str) -> list[Block]:
     ]
 
 
-def _describe_labels(run: Run) -> list[Block]:
-    rows = [
-        [label, model, *(_show(run, model, "test", "tuned", "per_label", label, name) for name in LABEL_SCORES)]
-        for label in run.label_names
-        for model in run.models
-    ]
+def _describe_labels(run: Run, resampled: Resampled | None) -> list[Block]:
+    rows: list[list[str]] = []
+    for label in run.label_names:
+        for model in run.models:
+            scores = {name: show_score(run, model, "test", "tuned", "per_label", label, name) for name in LABEL_SCORES}
+            if resampled is not None:
+                interval = _f1_interval(resampled, model, label)
+                scores["f1"] += f" ({format_interval(*interval)})" if interval else ""
+            rows.append([label, model, *scores.values()])
     header = ["Label", "Model", *LABEL_SCORES.values()]
-    caption = "Every label on the test part, at thresholds tuned on validation"
+    caption = "Every label on the test part, at thresholds tuned on validation" + (
+        "; in brackets the 95 % interval of F1" if resampled is not None else ""
+    )
     return [Heading("Labels"), Table(caption, header, rows, text_columns=2)]
 
 
@@ -307,8 +186,8 @@ def _describe_calibration(run: Run) -> list[Block]:
         [
             model,
             part,
-            *(_show(run, model, part, *metric.path) for metric in metrics),
-            *(_show(run, model, part, "calibration", name) for name in names),
+            *(show_score(run, model, part, *metric.path) for metric in metrics),
+            *(show_score(run, model, part, "calibration", name) for name in names),
         ]
         for model in run.models
         for part in reversed(PARTS)
@@ -330,10 +209,11 @@ def _describe_agreement(run: Run) -> list[Block]:
     if not columns:
         return []
     rows = [
-        [text, *(_show(run, AGREEMENTS[model], part, name) for model, part in columns)] for name, text in AGREEMENT_NAMES.items()
+        [text, *(show_score(run, AGREEMENTS[model], part, name) for model, part in columns)]
+        for name, text in AGREEMENT_NAMES.items()
     ]
     rows += [
-        [text, *(_show(run, model, part, name) for model, part in columns)]
+        [text, *(show_score(run, model, part, name) for model, part in columns)]
         for name, text in SOFT_NAMES.items()
         if any(dig(run.scores, model, part, name) is not None for model, part in columns)
     ]
@@ -350,7 +230,7 @@ def _describe_efficiency(run: Run) -> list[Block]:
     rows = []
     for entry, (name, ratio) in EFFICIENCY_NAMES.items():
         decimals = 0 if entry.startswith("parameters") else 2
-        cells = [_number(dig(efficiency, model, entry), decimals) for model in models]
+        cells = [show_number(dig(efficiency, model, entry), decimals) for model in models]
         rows.append([name, *cells, *([_describe_ratio(efficiency, ratio)] if ratios else [])])
     header = ["Cost", *models, *(["Gain of the student"] if ratios else [])]
     blocks: list[Block] = [Heading("Efficiency"), Table("Size and speed", header, rows)]
@@ -375,7 +255,7 @@ def _describe_training(run: Run) -> list[Block]:
     facts = dig(run.scores, "training") or {}
     models = [model for model in MODELS if isinstance(facts.get(model), Mapping)]
     rows = [
-        [model, *(_number(facts[model].get(name), 1) for name in TRAINING_NAMES)]
+        [model, *(show_number(facts[model].get(name), 1) for name in TRAINING_NAMES)]
         for model in models
         if any(name in facts[model] for name in TRAINING_NAMES)
     ]
@@ -449,13 +329,37 @@ def _describe_folds(run: Run) -> list[Block]:
     if "folds" not in run.metrics:
         return []
     rows: list[list[Text]] = [
-        [Link(fold.path.name, f"{fold.path.name}/report"), _number(fold.metrics["headline"]["value"])] for fold in run.folds
+        [Link(fold.path.name, f"{fold.path.name}/report"), show_number(fold.metrics["headline"]["value"])] for fold in run.folds
     ]
     return [Heading("Folds"), Table("Headline of each fold", ["Fold", HEADLINE_METRIC.short], rows)]
 
 
-def _describe_plots(plots: Sequence[str]) -> list[Block]:
-    return [Heading("Plots"), Figures([Figure(f"plots/{name}", PLOTS[name]) for name in plots])] if plots else []
+def _describe_figures(run: Run, plots: Sequence[str]) -> list[Block]:
+    if not plots:
+        return []
+    captions = dict(PLOTS)
+    if "student" in list_improving(run):
+        captions["training.png"] += "; the best epoch is the last one: the student was still improving"
+    return [Heading("Figures"), Figures([Figure(f"plots/{name}", captions[name]) for name in FIGURE_ORDER if name in plots])]
+
+
+def _describe_flags(run: Run) -> list[Block]:
+    """List the flags that are not at their defaults, and what was found from the data, which has none."""
+    defaults = saved_settings(ExperimentConfig())
+    rows: list[list[Text]] = [
+        [Typed(f"--{name}"), *(_show_flag(settings.get(name)) for settings in (run.config, defaults))]
+        for name, value in run.config.items()
+        if name not in defaults or value != defaults[name]
+    ]
+    if not rows:
+        return []
+    caption = "Flags that differ from their defaults; every flag is in config.json"
+    return [Heading("Flags"), Table(caption, ["Flag", "This run", "Default"], rows, text_columns=3)]
+
+
+def _show_flag(value: Any) -> str:
+    text = format_value(value)
+    return (text if len(text) <= LONGEST_FLAG else text[: LONGEST_FLAG - 1] + "…") or UNKNOWN
 
 
 def _describe_reproduction(run: Run) -> list[Block]:
@@ -506,7 +410,7 @@ def _describe_disagreements(run: Run, fetch_texts: FetchTexts | None) -> list[Bl
     return [Heading("Where teacher and student disagree"), Paragraph(note), Table(caption, header, rows, text_columns=3)]
 
 
-def _draw_plots(run: Run) -> list[str]:
+def _draw_plots(run: Run, resampled: Resampled | None) -> list[str]:
     """Draw what the files allow and return the names of the plots, in the order of PLOTS."""
     drawings: dict[str, Callable[[io.BytesIO], None]] = {}
     if run.has("history.csv") and run.history:
@@ -517,7 +421,8 @@ def _draw_plots(run: Run) -> list[str]:
         model: {label: dig(run.scores, model, "test", "tuned", "per_label", label, "f1") for label in run.label_names}
         for model in run.models
     }
-    drawings["label_f1.png"] = lambda target: figures.plot_label_f1(f1, target)
+    intervals = {model: {label: _f1_interval(resampled, model, label) for label in run.label_names} for model in run.models}
+    drawings["label_f1.png"] = lambda target: figures.plot_label_f1(f1, target, intervals)
     if run.has(PREDICTION_FILES["test"]):
         _add_prediction_drawings(run, drawings)
     folder = run.path / "plots"
@@ -527,6 +432,11 @@ def _draw_plots(run: Run) -> list[str]:
         draw(buffer)
         write_atomic(folder / name, buffer.getvalue())
     return [name for name in PLOTS if name in drawings]
+
+
+def _f1_interval(resampled: Resampled | None, model: str, label: str) -> tuple[float, float] | None:
+    found = None if resampled is None else resampled.f1_of(model, label)
+    return None if found is None else (found.low, found.high)
 
 
 def _add_prediction_drawings(run: Run, drawings: dict[str, Callable[[io.BytesIO], None]]) -> None:

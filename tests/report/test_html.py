@@ -18,6 +18,8 @@ from support.comparison_runs import make_probs, make_truth
 from research.evaluation.metrics import build_metrics
 from research.report import run_page
 from research.report.document import (
+    Below,
+    Box,
     Code,
     Document,
     Figure,
@@ -103,6 +105,13 @@ def test_contents_lead_to_every_section(page: Path) -> None:
     assert [tag["href"] for tag in outline.all("a")] == anchors
 
 
+def test_scores_and_their_meaning_come_before_figures_and_figures_before_tables(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    order = ['class="box"', "<table", "<nav", 'id="figures"', "<img", 'id="scores-on-the-test-part"', 'id="flags"']
+    assert sorted(order, key=text.index) == order and text.count("<nav") == 1
+    assert text.index("<small>") < text.index("<nav")  # the intervals
+
+
 def test_page_can_be_read_aloud(page: Path) -> None:
     outline = Outline(page.read_text(encoding="utf-8"))
     assert outline.all("html") == [{"lang": "en"}]
@@ -128,11 +137,14 @@ def test_every_inline_and_block_is_rendered_both_ways() -> None:
         Table("caption", ["name", "value"], [["a|b", "1"], ["c", Hidden("Show", "secret\u0007 text")]]),
         Code("python x.py ```"),
         Figures([Figure("plots/x.png", "What it shows")]),
+        Box([Paragraph(("0.8", Below("0.7 to 0.9")))]),
     ]
     markdown = render_markdown(Document("t", blocks))
     assert r"see **this\***, `--kd_alpha` and [fold_1](fold_1/report.md)" in markdown
     assert r"| a\|b | 1 |" in markdown and "secret" not in markdown and "````bash" in markdown
+    assert "\n\n0.8 (0.7 to 0.9)\n" in markdown
     text = render_html(Document("t", blocks), {"plots/x.png": b"png"})
+    assert "<p>0.8 <small>0.7 to 0.9</small>" in " ".join(text.split()).replace("> ", ">").replace(" <p", "<p")
     assert '<strong>this*</strong>, <code>--kd_alpha</code> and <a href="fold_1/report.html">' in text
     assert '<p dir="auto">secret\ufffd text</p>' in text and 'alt="What it shows"' in text
 
