@@ -3,7 +3,8 @@
     python research_compare.py results/alpha_* --group_by seed --format markdown
 
 A row per run, or per group of runs that differ only by seed; a column for each flag that differs; the
-score with a bootstrap interval over the test rows; the difference to a baseline with interval and p value.
+score and the difference to a baseline with intervals and p value: over seeds and test rows of a group, over test
+rows alone of a single run.
 Works from the files of the run directories alone and never imports torch.
 """
 
@@ -16,12 +17,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from research.compare.pages import write_comparison
-from research.compare.scores import compare_runs
+from research.compare.scores import DEFAULT_METRICS, compare_runs
 from research.compare.tables import FORMATS
 from research.errors import BAD_INPUT, InputError, escape_controls
 from research.evaluation.bootstrap import COMPARED_METRICS, RESAMPLES
 from research.logs import accept_any_text, print_result
-from research.names import HEADLINE_METRIC, MODELS, PARTS
+from research.names import MODELS, PARTS
 from research.runs.directory import RunDirectory
 from research.storage.files import check_working_folder
 
@@ -54,7 +55,6 @@ def build_parser() -> argparse.ArgumentParser:
         help="what the others are compared with (default: a student_only run with the same data, seed and student "
         "flags, given or beside the runs; else the first run)",
     )
-    parser.add_argument("--metric", choices=COMPARED_METRICS, default=HEADLINE_METRIC.name, help="default: f1_macro")
     parser.add_argument(
         "--group_by",
         choices=("seed", "fold"),
@@ -68,18 +68,37 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="DIR",
         help="also write report.html, table.csv, table.md, table.tex, comparison.json and figures there",
     )
+    parser.add_argument("--part", choices=PARTS[::-1], default="test", help="rows to score on (default: test)")
+    parser.add_argument(
+        "--model", choices=MODELS[::-1], help="whose predictions (default: the student's, the teacher's in a run without)"
+    )
+    add_statistics(parser)
+    return parser
+
+
+def add_statistics(parser: argparse.ArgumentParser) -> None:
+    """Add the flags that say what is measured and tested."""
+    parser.add_argument(
+        "--metric",
+        type=metric_names,
+        default=DEFAULT_METRICS,
+        metavar="NAME,...",
+        help="one or several, with commas between, corrected for together; figures show the first "
+        f"(default: {','.join(DEFAULT_METRICS)}; possible: {', '.join(COMPARED_METRICS)})",
+    )
+    parser.add_argument(
+        "--keeps",
+        type=kept_share,
+        metavar="SHARE",
+        help="also test whether each student keeps this share of its teacher's score, as in 0.99",
+    )
     parser.add_argument(
         "--resamples",
         type=resample_count,
         default=RESAMPLES,
         metavar="N",
-        help=f"bootstrap resamples of the rows, 100 or more (default: {RESAMPLES})",
+        help=f"bootstrap resamples of the texts, 100 or more (default: {RESAMPLES})",
     )
-    parser.add_argument("--part", choices=PARTS[::-1], default="test", help="rows to score on (default: test)")
-    parser.add_argument(
-        "--model", choices=MODELS[::-1], help="whose predictions (default: the student's, the teacher's in a run without)"
-    )
-    return parser
 
 
 def resample_count(text: str) -> int:
@@ -87,6 +106,23 @@ def resample_count(text: str) -> int:
     value = int(text)
     if value < 100:
         raise argparse.ArgumentTypeError(f"must be 100 or more, got {value}")
+    return value
+
+
+def metric_names(text: str) -> tuple[str, ...]:
+    """Read the value of --metric."""
+    names = tuple(text.split(","))
+    unknown = [name for name in names if name not in COMPARED_METRICS]
+    if unknown:
+        raise argparse.ArgumentTypeError(f"no metric '{unknown[0]}'; choose from {', '.join(COMPARED_METRICS)}")
+    return names
+
+
+def kept_share(text: str) -> float:
+    """Read the value of --keeps."""
+    value = float(text)
+    if not 0 < value <= 1:
+        raise argparse.ArgumentTypeError(f"must be above 0 and at most 1, got {text}")
     return value
 
 
@@ -101,11 +137,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         comparison = compare_runs(
             arguments.runs,
             baseline=arguments.baseline,
-            metric=arguments.metric,
+            metrics=arguments.metric,
             part=arguments.part,
             model=arguments.model,
             group_by=arguments.group_by,
             resamples=arguments.resamples,
+            keeps=arguments.keeps,
         )
         if arguments.output is not None:
             write_comparison(comparison, Path(arguments.output))

@@ -32,7 +32,7 @@ from reference_loop import AS_REFERENCE, Comparison, ReferenceLoop, add_training
 from scipy.special import stdtrit
 from torch import Tensor
 
-from research.evaluation.bootstrap import mean_and_std
+from research.evaluation.inference import mean_and_std
 from research_config import ExperimentConfig, parse_arguments
 
 GROUP_ROWS = 8

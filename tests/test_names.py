@@ -93,7 +93,7 @@ print(json.dumps({
     "report": (run.path / "report.md").read_text(encoding="utf-8"),
     "history": run.history[0],
     "curves": [*LOSS_CURVES, *SCORE_CURVES],
-    "compared": compare_runs([run.path], metric="f1_micro_tuned", resamples=100).baseline.estimate.value,
+    "compared": compare_runs([run.path], metrics=["f1_micro_tuned"], resamples=100).baseline.estimate.value,
 }))
 """
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -19,7 +20,7 @@ import numpy.typing as npt
 
 from research.compare.rows import MACHINE_FLAGS
 from research.compare.scores import Comparison, Result
-from research.evaluation.bootstrap import Estimate
+from research.evaluation.inference import Estimate
 from research.flags import format_value
 from research.names import METRIC_OF
 from research.report.figures import STYLES, SeriesStyle, Target, figure_style, new_figure, save_figure
@@ -27,7 +28,6 @@ from research.runs.formats import dig
 from research.storage.files import write_atomic
 
 LOG_AXIS_RATIO = 50  # a sweep whose largest value is that many times its smallest reads better in decades
-SIGNIFICANT = 0.05
 TEACHER_STYLE = SeriesStyle("#000000", "-", "*", "")
 
 
@@ -65,7 +65,9 @@ def plot_comparison(comparison: Comparison, folder: Path) -> dict[Path, str]:
     differing = [result for result in comparison.results if result.difference is not None]
     if differing:
         baseline = comparison.baseline.row.name
-        captions["differences"] = f"{metric}: difference to {baseline} with its paired 95 % interval"
+        captions["differences"] = (
+            f"{metric}: difference to {baseline} with its 95 % interval; filled: over seeds and rows, p under 0.05 after Holm"
+        )
         plot_differences(differing, baseline, metric, figures.setdefault("differences", BytesIO()))
     if len(swept) == 2:
         for name, grid in collect_grids(comparison, swept[0], swept[1]).items():
@@ -133,8 +135,9 @@ def collect_grids(comparison: Comparison, across: str, down: str) -> dict[str, d
 def collect_frontier(comparison: Comparison) -> list[FrontierPoint]:
     """Return a point per row whose size and latency were measured, then one per distinct teacher.
 
-    Where several rows have a size in common, as in a sweep of losses, the best one and the baseline carry
-    names and the others become unnamed points: a frontier asks what a size can reach.
+    Where several rows have a size in common, as in a sweep of losses, the one that is best on validation and the
+    baseline carry names and the others become unnamed points: a frontier asks what a size can reach. Chosen by the
+    score that is drawn, the best of many would owe its place to luck with the test rows.
     """
     rows: dict[float, list[tuple[Result, FrontierPoint]]] = {}
     teachers: dict[tuple[float, float], FrontierPoint] = {}
@@ -148,17 +151,24 @@ def collect_frontier(comparison: Comparison) -> list[FrontierPoint]:
         if teacher is not None:
             # Runs of a sweep share a teacher but time it each anew: the first timing stands for all.
             teachers.setdefault((teacher.value, teacher.parameters), teacher)
-    sign = -1 if METRIC_OF[comparison.metric].lower_is_better else 1
     points = []
     for group in rows.values():
-        best = max((point for _, point in group), key=lambda point: sign * point.value)
+        best = max(group, key=lambda entry: _validation_score(entry[0], comparison.metric))[0]
         for result, point in group:
-            if point is best and len(group) > 2:
-                point = replace(point, name=f"{point.name} (best of {len(group)})")
-            elif point is not best and result.difference is not None:
+            if result is best and len(group) > 2:
+                point = replace(point, name=f"{point.name} (best of {len(group)} on validation)")
+            elif result is not best and result.difference is not None:
                 point = replace(point, name=None, interval=None)
             points.append(point)
     return [*points, *teachers.values()]
+
+
+def _validation_score(result: Result, metric: str) -> float:
+    """Return a row's mean score on validation, more being better; what has none is chosen last."""
+    found = [dig(member.run.metrics, member.model, "validation", *METRIC_OF[metric].path) for member in result.row.members]
+    if None in found:
+        return -math.inf
+    return float(np.mean(found)) * (-1 if METRIC_OF[metric].lower_is_better else 1)
 
 
 def _teacher_point(result: Result, comparison: Comparison) -> FrontierPoint | None:
@@ -249,7 +259,8 @@ def plot_differences(results: Sequence[Result], baseline: str, metric: str, targ
     """Draw each row's difference to the baseline with its paired 95 % interval, the first row on top.
 
     A score's own interval mostly says which test rows were drawn, which is the same for every run and cancels
-    in a difference. A filled marker stands for a p value under 0.05 after Holm's correction.
+    in a difference. A filled marker stands for a claim: a p value over seeds and rows under 0.05 after Holm's
+    correction for all that the comparison tested.
     """
     names = [result.row.name for result in results]
     with figure_style([baseline, *names]):
@@ -267,7 +278,7 @@ def plot_differences(results: Sequence[Result], baseline: str, metric: str, targ
                 xerr=np.clip(reach, 0, None),
                 color=style.color,
                 marker=style.marker,
-                markerfacecolor=style.color if result.p_holm < SIGNIFICANT else "white",
+                markerfacecolor=style.color if result.is_claim else "white",
                 elinewidth=0.8,
                 capsize=2,
             )

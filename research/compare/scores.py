@@ -3,41 +3,46 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from research.compare.rows import MAX_NAMED_RUNS, Key, Member, Row, differing_flags, find_runs, gather_rows
 from research.errors import InputError
-from research.evaluation.bootstrap import (
-    RESAMPLES,
+from research.evaluation.bootstrap import RESAMPLES, Metric, bootstrap, build_metric, score_texts
+from research.evaluation.inference import (
     Difference,
     Estimate,
-    Metric,
-    bootstrap,
-    build_metric,
+    Keeping,
+    Scored,
+    difference,
     estimate,
     holm,
+    judge_keeping,
     mean_and_std,
-    paired_difference,
-    paired_t_test,
-    score_rows,
 )
-from research.names import HEADLINE_METRIC, METRIC_OF
+from research.names import METRIC_OF
 from research.runs.formats import dig
 
-FloatArray = npt.NDArray[np.floating[Any]]
+IntArray = npt.NDArray[np.int64]
 BOOTSTRAP_SEED = 0  # the same comparison twice prints the same bytes
+SIGNIFICANT = 0.05
+DEFAULT_METRICS = ("average_precision_macro", "f1_macro", "f1_macro_tuned")
 
 
 @dataclass(frozen=True)
 class Result:
-    """A row's figures; `difference` is None for the baseline. p values are nan where nothing could be tested."""
+    """A row's figures in one metric; `difference` is None for the baseline.
+
+    `values` are those of its seeds or folds; `p_holm` is corrected for every difference of the comparison, and nan
+    where nothing could be tested; `keeping` is there when it was asked for and the row has a teacher.
+    """
 
     row: Row
     estimate: Estimate
@@ -45,26 +50,45 @@ class Result:
     std: float
     difference: Difference | None
     p_holm: float = math.nan
-    p_members: float = math.nan
-    p_members_holm: float = math.nan
+    keeping: Keeping | None = None
+
+    @property
+    def is_claim(self) -> bool:
+        """Whether the difference may be claimed of other seeds and other rows, after correction for all that were tested."""
+        return self.difference is not None and self.difference.over_seeds and self.p_holm < SIGNIFICANT
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """Everything a table or a figure shows."""
+    """Everything a table or a figure shows; figures show the first metric."""
 
-    metric: str
+    by_metric: dict[str, tuple[Result, ...]]
     part: str
     resamples: int
     group_by: str | None
     flags: tuple[str, ...]
-    results: tuple[Result, ...]
     unfinished: tuple[Path, ...]
     baseline_note: str
+    keeps: float | None = None
+
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Their names, in the order asked for."""
+        return tuple(self.by_metric)
+
+    @property
+    def metric(self) -> str:
+        """The first metric."""
+        return self.metrics[0]
+
+    @property
+    def results(self) -> tuple[Result, ...]:
+        """The rows' results in the first metric."""
+        return self.by_metric[self.metric]
 
     @property
     def baseline(self) -> Result:
-        """The row that every other is compared with."""
+        """What the other rows are compared with."""
         return next(result for result in self.results if result.difference is None)
 
     @property
@@ -129,93 +153,127 @@ def _refuse(differing: Sequence[Member], reference: Member, what: str, hint: str
 
 
 @dataclass(frozen=True)
-class Scores:
-    """Every member's plain score and its (R,) scores on the shared resamples, by the member's directory and model."""
+class Texts:
+    """The texts that are resampled: those of all parts together, by their number in the predictions.
 
-    plain: dict[tuple[Path, str], float]
-    resampled: dict[tuple[Path, str], FloatArray]
-
-    def of(self, members: Sequence[Member]) -> list[float]:
-        """Return the members' plain scores."""
-        return [self.plain[member.run.path, member.model] for member in members]
-
-    def mean(self, members: Sequence[Member]) -> tuple[float, FloatArray]:
-        """Return the members' mean score and its (R,) resampled values."""
-        replicates = np.mean([self.resampled[member.run.path, member.model] for member in members], axis=0)
-        return float(np.mean(self.of(members))), replicates
-
-
-def score_members(members: Sequence[Member], metric: str, resamples: int) -> Scores:
-    """Score members on the same resampled rows.
-
-    The rows of all parts are resampled together by their place in the table, so a comment that two seeds
-    test on is drawn for both or for neither.
+    A text that two seeds test on is so drawn for both or for neither. Where a run of version 0.1 does not say which
+    rows share a text, every row counts as a text, in all runs alike.
     """
-    table = np.unique(np.concatenate([member.predictions.index for member in members]))
-    metrics = [_restrict(_build_metric(member, metric), member.predictions.index, table) for member in members]
-    keys = [(member.run.path, member.model) for member in members]
-    plain = score_rows(metrics, len(table)).tolist()
-    replicates = bootstrap(metrics, len(table), resamples, BOOTSTRAP_SEED)
-    return Scores(dict(zip(keys, plain, strict=True)), dict(zip(keys, replicates, strict=True)))
+
+    numbers: IntArray
+    by_row: bool
+
+    @classmethod
+    def of(cls, members: Sequence[Member]) -> Texts:
+        """Gather the texts of the members' rows."""
+        by_row = not all(member.predictions.complete for member in members)
+        parts = [member.predictions.index if by_row else member.predictions.text_cluster for member in members]
+        return cls(np.unique(np.concatenate(parts)), by_row)
+
+    def places(self, member: Member) -> IntArray:
+        """Return the place among the texts of each of a member's rows, (N,)."""
+        predictions = member.predictions
+        return np.searchsorted(self.numbers, predictions.index if self.by_row else predictions.text_cluster)
+
+    def __len__(self) -> int:
+        return len(self.numbers)
 
 
-def _restrict(metric: Metric, index: npt.NDArray[np.int64], table: npt.NDArray[np.int64]) -> Metric:
-    """Let a metric of one part's rows take the weights of the whole table's."""
-    if np.array_equal(index, table):
-        return metric
-    places = np.searchsorted(table, index)
-    return lambda weights: metric(weights[places])
-
-
-def _build_metric(member: Member, metric: str) -> Metric:
-    thresholds = None
+def _build_metric(member: Member, model: str, metric: str, texts: Texts) -> Metric:
+    predictions, thresholds = member.predictions, None
     if METRIC_OF[metric].tuned:
-        tuned = dig(member.run.metrics, "thresholds", member.model) or {}
-        if any(tuned.get(label) is None for label in member.predictions.label_names):
-            raise InputError(f"{member.run.path}/metrics.json has no tuned thresholds of the {member.model}.")
-        thresholds = [float(tuned[label]) for label in member.predictions.label_names]
-    return build_metric(metric, member.predictions.labels, member.probs, thresholds)
+        tuned = dig(member.run.metrics, "thresholds", model) or {}
+        if any(tuned.get(label) is None for label in predictions.label_names):
+            raise InputError(f"{member.run.path}/metrics.json has no tuned thresholds of the {model}.")
+        thresholds = [float(tuned[label]) for label in predictions.label_names]
+    probs = predictions.probs[model]
+    return build_metric(metric, predictions.labels, probs, thresholds, texts.places(member), len(texts))
 
 
-def compare_rows(rows: Sequence[Row], metric: str, resamples: int) -> list[Result]:
-    """Score every row, and its difference to the first row, the baseline.
+class Scores:
+    """Every member's scores in every metric, all on the same resampled texts; with `teachers` those beside them too."""
 
-    A row's score is the mean over its members. The difference is taken over the seeds and folds that the
-    row and the baseline share; over all of both when they share none, and then no test over seeds is made.
+    def __init__(self, members: Sequence[Member], metrics: Sequence[str], resamples: int, *, teachers: bool) -> None:
+        self.texts = Texts.of(members)
+        self._place: dict[tuple[str, Path, str], int] = {}
+        built: list[Metric] = []
+        placed: dict[tuple[str, str], int] = {}  # a teacher that the runs of a sweep share is scored once
+        beside = [(member, "teacher") for member in members if teachers and _has_teacher(member)]
+        for member, model in [*((member, member.model) for member in members), *beside]:
+            answers = _digest_answers(member, model)
+            for metric in metrics:
+                place = placed.setdefault((metric, answers), len(built))
+                if place == len(built):
+                    built.append(_build_metric(member, model, metric, self.texts))
+                self._place[metric, member.run.path, model] = place
+        self._plain = score_texts(built, len(self.texts))
+        self._resampled = bootstrap(built, len(self.texts), resamples, BOOTSTRAP_SEED)
+
+    def of(self, members: Sequence[Member], metric: str, model: str | None = None) -> Scored:
+        """Return the scores of some members, or of another model beside each, as of several seeds."""
+        places = [self._place[metric, member.run.path, model or member.model] for member in members]
+        return Scored(self._plain[places], self._resampled[places])
+
+
+def _digest_answers(member: Member, model: str) -> str:
+    """Return what two models have in common only if they answered alike on the same rows, at the same thresholds."""
+    thresholds = dig(member.run.metrics, "thresholds", model)
+    digest = hashlib.sha256(json.dumps(thresholds, sort_keys=True).encode())
+    digest.update(member.predictions.index.tobytes())
+    digest.update(np.ascontiguousarray(member.predictions.probs[model]).tobytes())
+    return digest.hexdigest()
+
+
+def compare_rows(
+    rows: Sequence[Row], metrics: Sequence[str], resamples: int, keeps: float | None
+) -> dict[str, tuple[Result, ...]]:
+    """Score every row in every metric, and its difference to the first row, the baseline.
+
+    A row's score is the mean over its members. The difference is paired over the seeds and folds that the row and the
+    baseline share; where they share fewer than two, but both have several, it is that of independent seeds. Holm's
+    correction runs over every difference of every metric, since the reader looks at them all.
     """
-    members = [member for row in rows for member in row.members]
-    scores = score_members(members, metric, resamples)
-    results = []
-    for row in rows:
-        values = scores.of(row.members)
-        value, replicates = scores.mean(row.members)
-        result = Result(row, estimate(value, replicates), tuple(values), mean_and_std(values)[1], None)
-        results.append(result if row is rows[0] else _add_difference(result, rows[0], scores))
-    corrected = zip(
-        results,
-        holm([result.difference.p_value if result.difference else math.nan for result in results]),
-        holm([result.p_members for result in results]),
-        strict=True,
+    scores = Scores([member for row in rows for member in row.members], metrics, resamples, teachers=keeps is not None)
+    results = [_score_row(row, rows[0], metric, scores, keeps) for metric in metrics for row in rows]
+    corrected = holm([result.difference.p_value if result.difference else math.nan for result in results])
+    results = [dataclasses.replace(result, p_holm=p_holm) for result, p_holm in zip(results, corrected, strict=True)]
+    return {metric: tuple(results[place * len(rows) : (place + 1) * len(rows)]) for place, metric in enumerate(metrics)}
+
+
+def _score_row(row: Row, baseline: Row, metric: str, scores: Scores, keeps: float | None) -> Result:
+    scored, num_texts = scores.of(row.members, metric), len(scores.texts)
+    found = estimate(scored, num_texts, _training_overlap(row.members))
+    return Result(
+        row,
+        found,
+        tuple(scored.plain.tolist()),
+        mean_and_std(scored.plain.tolist())[1],
+        None if row is baseline else _compare(row, baseline, metric, scores),
+        keeping=None if keeps is None else _judge_keeping(row, metric, scores, keeps),
     )
-    return [
-        dataclasses.replace(result, p_holm=p_holm, p_members_holm=p_members_holm) for result, p_holm, p_members_holm in corrected
-    ]
 
 
-def _add_difference(result: Result, baseline: Row, scores: Scores) -> Result:
+def _compare(row: Row, baseline: Row, metric: str, scores: Scores) -> Difference:
     theirs = {member.key: member for member in baseline.members}
-    paired = [member for member in result.row.members if member.key in theirs]
-    partners = [theirs[member.key] for member in paired]
-    ours, others = (paired, partners) if paired else (result.row.members, baseline.members)
-    difference = paired_difference(*scores.mean(ours), *scores.mean(others))
-    if len(paired) < 2:
-        return dataclasses.replace(result, difference=difference)
-    differences = np.subtract(scores.of(paired), scores.of(partners)).tolist()
-    return dataclasses.replace(
-        result,
-        difference=difference,
-        p_members=paired_t_test(differences, _training_overlap(paired)),
+    shared = [member for member in row.members if member.key in theirs]
+    if not shared or (len(shared) == 1 and min(len(row.members), len(baseline.members)) > 1):
+        sides = [scores.of(row.members, metric), -1 * scores.of(baseline.members, metric)]
+        return difference(sides, len(scores.texts), _training_overlap([*row.members, *baseline.members]))
+    paired = scores.of(shared, metric) - scores.of([theirs[member.key] for member in shared], metric)
+    return difference([paired], len(scores.texts), _training_overlap(shared))
+
+
+def _judge_keeping(row: Row, metric: str, scores: Scores, share: float) -> Keeping | None:
+    if METRIC_OF[metric].lower_is_better or not all(_has_teacher(member) for member in row.members):
+        return None
+    rows = len(np.unique(np.concatenate([member.predictions.index for member in row.members])))
+    return judge_keeping(
+        scores.of(row.members, metric), scores.of(row.members, metric, "teacher"), share, len(scores.texts), rows
     )
+
+
+def _has_teacher(member: Member) -> bool:
+    return member.model != "teacher" and "teacher" in member.predictions.probs
 
 
 def _training_overlap(members: Sequence[Member]) -> float:
@@ -235,16 +293,18 @@ def _training_overlap(members: Sequence[Member]) -> float:
 def compare_runs(
     paths: Sequence[str | Path],
     baseline: str | None = None,
-    metric: str = HEADLINE_METRIC.name,
+    metrics: Sequence[str] = DEFAULT_METRICS,
     part: str = "test",
     model: str | None = None,
     group_by: str | None = None,
     resamples: int = RESAMPLES,
+    keeps: float | None = None,
 ) -> Comparison:
     """Compare the runs at or below `paths`.
 
     `model` None takes the student's predictions, the teacher's in a run without a student; `group_by` is
-    None, "seed" or "fold"; `baseline` None looks for a control, see `gather_rows`.
+    None, "seed" or "fold"; `baseline` None looks for a control, see `gather_rows`; `keeps` tests whether each student
+    keeps that share of its teacher's score.
 
     Raises:
         InputError: the runs cannot be found, read, grouped or compared.
@@ -257,5 +317,11 @@ def compare_runs(
     flags = differing_flags(rows)
     if "seed" in flags:
         note += "; runs of several seeds are compared with one of them: --group_by seed pairs equal seeds"
-    results = compare_rows(rows, metric, resamples)
-    return Comparison(metric, part, resamples, group_by, flags, tuple(results), tuple(unfinished), note)
+    incomplete = [member.run.path for row in rows for member in row.members if not member.predictions.complete]
+    if incomplete:
+        note += (
+            f"; {incomplete[0]} is of version 0.1: its probabilities have six decimals, and rows are resampled, not texts, "
+            "so that intervals are too narrow where texts repeat"
+        )
+    by_metric = compare_rows(rows, tuple(dict.fromkeys(metrics)), resamples, keeps)
+    return Comparison(by_metric, part, resamples, group_by, flags, tuple(unfinished), note, keeps)

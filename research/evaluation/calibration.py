@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import special
 
 FloatArray = npt.NDArray[np.floating[Any]]
 NUM_CALIBRATION_BINS = 15
@@ -17,11 +16,15 @@ SMALLEST_PROB = 1e-300
 
 def sigmoid(logits: FloatArray) -> npt.NDArray[np.float64]:
     """Return label probabilities in float64: in float32 every logit above 17 would become 1.0 and lose its rank."""
-    return special.expit(np.asarray(logits, dtype=np.float64))
+    from scipy.special import expit
+
+    return expit(np.asarray(logits, dtype=np.float64))
 
 
 def logit(probs: FloatArray) -> npt.NDArray[np.float64]:
     """Return the logits of label probabilities, the inverse of `sigmoid`; a certain 0 or 1 stays finite."""
+    from scipy import special
+
     probs = np.asarray(probs, dtype=np.float64)
     return special.logit(np.clip(probs, SMALLEST_PROB, 1.0 - np.finfo(np.float64).epsneg))
 

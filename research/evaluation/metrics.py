@@ -47,7 +47,8 @@ def compute_metrics(
     Returns every metric of `research.names.METRICS`, and "per_label" with the scores they average. Each label
     is scored on the rows where it is known, micro-F1, Hamming loss and Brier score on all known cells, subset
     accuracy and LRAP on the rows whose labels are all known. A label without known positives has F1 0, which
-    counts in macro-F1 as it does in scikit-learn; its AP and AUC are nan and are left out of their averages.
+    counts in macro-F1 as it does in scikit-learn; its AP and AUC are nan and are left out of their averages. A
+    label without any known cell says nothing: all its scores are nan, and every average leaves it out.
     """
     labels, probs = np.asarray(labels, dtype=np.float64), np.asarray(probs, dtype=np.float64)
     num_labels = len(label_names)
@@ -133,7 +134,7 @@ def _compute_label_scores(labels: FloatArray, probs: FloatArray, decisions: npt.
 
     truth = labels.astype(np.int8)
     support = int(truth.sum())
-    precision = recall = f1 = 0.0
+    precision = recall = f1 = np.nan
     if truth.size:
         precision, recall, f1, _ = precision_recall_fscore_support(
             truth, decisions.astype(np.int8), average="binary", zero_division=0

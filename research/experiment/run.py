@@ -9,13 +9,14 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from research.evaluation.gain import measure_gain
+from research.evaluation.calibration import sigmoid
+from research.evaluation.gain import measure_gain, measure_keeping, resample_models
 from research.evaluation.metrics import build_metrics
 from research.experiment.context import RunContext
 from research.experiment.dataset import load_dataset
 from research.experiment.inputs import Inputs, load_inputs
 from research.experiment.runtime import Runtime
-from research.experiment.saving import save_run
+from research.experiment.saving import first_of_texts, save_run
 from research.experiment.sources import check_models
 from research.experiment.student_stage import train_control, train_student
 from research.experiment.teacher_stage import get_teacher, judge_teacher
@@ -31,7 +32,7 @@ from research_config import PIPELINES, ExperimentConfig, table_paths
 
 log = logging.getLogger(__name__)
 
-Probs = dict[str, dict[str, NDArray[np.float64]]]
+Logits = dict[str, dict[str, NDArray[np.float32]]]
 
 
 def run_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> dict[str, Any]:
@@ -44,35 +45,38 @@ def run_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> d
     with runtime.timed("tokenize"):
         context = RunContext(inputs, tokenise_comments(inputs, runtime.cache), runtime, run_dir)
     pipeline = PIPELINES[inputs.config.pipeline]
-    probs: Probs = {}
+    logits: Logits = {}
     training: dict[str, Any] = {}
     teacher = student = None
     if pipeline.teacher:
         with runtime.timed("teacher"):
             teacher = get_teacher(context)
-        probs["teacher"] = judge_teacher(teacher, context)
+        logits["teacher"] = judge_teacher(teacher, context)
         training["teacher"] = teacher.training
     if pipeline.student:
         with runtime.timed("student"):
             student = train_student(teacher, context)
         run_dir.write_history(student.training.history)
-        probs["student"], training["student"] = student.probs, summarize(student.training)
+        logits["student"], training["student"] = student.logits, summarize(student.training)
     if inputs.config.with_control:
         with runtime.timed("control"):
             control = train_control(teacher, context)
         run_dir.write_history(control.training.history, "history_control.csv")
-        probs["control"], training["control"] = control.probs, summarize(control.training)
+        logits["control"], training["control"] = control.logits, summarize(control.training)
     labels = {part: inputs.comments.labels[getattr(inputs.split, part)] for part in ("train", *PARTS)}
-    metrics = score(labels, probs, training, inputs)
+    metrics = score(labels, logits, training, inputs)
     return_free_memory()  # of training, before the report reads every prediction
     with runtime.timed("save"):
-        save_run(metrics, labels, probs, teacher, None if student is None else student.model, context)
+        save_run(metrics, labels, logits, teacher, None if student is None else student.model, context)
     return metrics
 
 
-def score(labels: Mapping[str, NDArray[np.float32]], probs: Probs, training: Mapping[str, Any], inputs: Inputs) -> dict[str, Any]:
-    """Return the content of metrics.json, with what distillation gained when there is a control."""
+def score(
+    labels: Mapping[str, NDArray[np.float32]], logits: Logits, training: Mapping[str, Any], inputs: Inputs
+) -> dict[str, Any]:
+    """Return the content of metrics.json, with what the student kept of its teacher and gained over its control."""
     config = inputs.config
+    probs = {model: {part: sigmoid(values) for part, values in parts.items()} for model, parts in logits.items()}
     metrics = build_metrics(
         inputs.comments.label_names,
         labels,
@@ -81,10 +85,15 @@ def score(labels: Mapping[str, NDArray[np.float32]], probs: Probs, training: Map
         kd_temperature=config.kd_temperature,
         t_squared=config.t_squared,
     )
-    if "control" in probs:
+    if {"teacher", "student"} <= probs.keys():
         thresholds = {model: list(cuts.values()) for model, cuts in metrics["thresholds"].items()}
         of_test = {model: parts["test"] for model, parts in probs.items()}
-        metrics["kd_gain"] = measure_gain(labels["test"], of_test, thresholds)
+        clusters = first_of_texts(inputs.comments, inputs.split.test)
+        resampled = resample_models(labels["test"], of_test, thresholds, clusters)
+        num_texts = len(np.unique(clusters))
+        metrics["kept"] = measure_keeping(resampled, num_texts, len(clusters))
+        if "control" in probs:
+            metrics["kd_gain"] = measure_gain(resampled, num_texts)
     return metrics
 
 

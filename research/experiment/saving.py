@@ -29,7 +29,7 @@ from research.runs.run import load_run
 from research.storage.files import publish_folder, remove
 from research.text.batches import Batch, BatchLoader
 from research.text.tokens import Tokens
-from research_data import summarize_data
+from research_data import Comments, summarize_data
 
 log = logging.getLogger(__name__)
 TIMED_BATCHES = 8
@@ -39,7 +39,7 @@ LIBRARIES = ("torch", "transformers", "tokenizers", "numpy", "scikit-learn", "it
 def save_run(
     metrics: Mapping[str, Any],
     labels: Mapping[str, NDArray[np.float32]],
-    probs: Mapping[str, Mapping[str, NDArray[np.float64]]],
+    logits: Mapping[str, Mapping[str, NDArray[np.float32]]],
     teacher: Teacher | None,
     student: StudentModel | None,
     context: RunContext,
@@ -48,13 +48,14 @@ def save_run(
 
     Args:
         labels: (N, C) by part.
-        probs: {model: {part: (N, C)}}.
+        logits: {model: {part: (N, C)}}.
     """
     inputs, run_dir = context.inputs, context.run_dir
     for part in PARTS:
-        index = inputs.comments.source_row[getattr(inputs.split, part)]
-        of_part = {model: parts[part] for model, parts in probs.items()}
-        run_dir.write_predictions(part, index, inputs.comments.label_names, labels[part], of_part)
+        rows = getattr(inputs.split, part)
+        index, clusters = inputs.comments.source_row[rows], first_of_texts(inputs.comments, rows)
+        of_part = {model: parts[part] for model, parts in logits.items()}
+        run_dir.write_predictions(part, index, clusters, inputs.comments.label_names, labels[part], of_part)
     run_dir.write_efficiency(measure_costs(teacher, student, context))
     if teacher is not None:
         publish_model(teacher.store, run_dir.path / "teacher")
@@ -73,6 +74,13 @@ def save_run(
     run_dir.drop_checkpoints()
     if inputs.config.track != "none":
         track_run(inputs.config.track, load_run(run_dir.path))
+
+
+def first_of_texts(comments: Comments, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return, for each row of one table, the `source_row` of that table's first row with the same text."""
+    table = np.flatnonzero(np.isin(comments.source, comments.source[rows]))
+    hashes, first = np.unique(comments.text_hash[table], return_index=True)
+    return comments.source_row[table[first[np.searchsorted(hashes, comments.text_hash[rows])]]]
 
 
 def publish_model(store: Callable[[Path], None], folder: Path) -> None:

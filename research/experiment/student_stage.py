@@ -36,11 +36,11 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainedStudent:
-    """A student with its best epoch's weights, how it got them, and its probabilities {part: (N, C)}."""
+    """A student with its best epoch's weights, how it got them, and its logits {part: (N, C)}."""
 
     model: StudentModel
     training: TrainingResult
-    probs: dict[str, NDArray[np.float64]]
+    logits: dict[str, NDArray[np.float32]]
 
 
 def train_student(teacher: Teacher | None, context: RunContext) -> TrainedStudent:

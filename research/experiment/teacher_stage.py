@@ -140,23 +140,23 @@ def compute_logits(teacher: Teacher, rows: NDArray[np.int64], context: RunContex
     return fetch_logits(teacher, loader, context.runtime.device, context.runtime.cache)
 
 
-def judge_teacher(teacher: Teacher, context: RunContext) -> dict[str, NDArray[np.float64]]:
-    """Return the teacher's probabilities on validation and test, (N, C) each.
+def judge_teacher(teacher: Teacher, context: RunContext) -> dict[str, NDArray[np.float32]]:
+    """Return the teacher's logits on validation and test, (N, C) each.
 
     Validation comes first: a teacher too weak to learn from is told before it has been asked about anything else.
 
     Raises:
         WeakTeacher: macro-F1 at 0.5 is under --min_teacher_f1 and --allow_weak_teacher was not given.
     """
-    probs = {}
+    logits = {}
     for part in PARTS:
         with context.runtime.timed("teacher_outputs"):
-            logits = compute_logits(teacher, getattr(context.inputs.split, part), context)
-        probs[part] = sigmoid(logits)
-        release_pages(logits)
+            kept = compute_logits(teacher, getattr(context.inputs.split, part), context)
+        logits[part] = np.array(kept)
+        release_pages(kept)
         if part == "validation":
-            verify_teacher(probs[part], context.inputs)
-    return probs
+            verify_teacher(sigmoid(logits[part]), context.inputs)
+    return logits
 
 
 def verify_teacher(probs: NDArray[np.float64], inputs: Inputs) -> None:

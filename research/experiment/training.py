@@ -78,14 +78,14 @@ def build_validation(name: str, tokens: Tokens, context: RunContext) -> Callable
     return validate
 
 
-def predict_parts(name: str, model: nn.Module, tokens: Tokens, context: RunContext) -> dict[str, NDArray[np.float64]]:
-    """Return a model's probabilities on the validation and the test part, (N, C) each."""
-    probs = {}
+def predict_parts(name: str, model: nn.Module, tokens: Tokens, context: RunContext) -> dict[str, NDArray[np.float32]]:
+    """Return a model's logits on the validation and the test part, (N, C) each."""
+    logits = {}
     for part in PARTS:
         loader = context.evaluation_batches(getattr(context.inputs.split, part), tokens)
         batches = with_progress(loader, f"{name} evaluation on {part}", len(loader))
-        probs[part] = sigmoid(predict_logits(model, batches, context.runtime.device, num_rows=loader.num_rows))
-    return probs
+        logits[part] = predict_logits(model, batches, context.runtime.device, num_rows=loader.num_rows)
+    return logits
 
 
 def summarize(result: TrainingResult) -> dict[str, int]:

@@ -41,9 +41,12 @@ def soft_loss_floor(teacher_logits: Tensor, temperature: float, *, t_squared: bo
 
 
 class MultiLabelDistillationLoss(nn.Module):
-    """alpha * soft + (1 - alpha) * hard over independent labels.
+    """alpha * soft + (1 - alpha) * hard over independent labels, the soft part over all cells, the hard over known ones.
 
-    With one alpha per label this is the mean over labels of alpha_c * soft_c + (1 - alpha_c) * hard_c.
+    With one alpha per label, the sum over labels of alpha_c * soft_c / (B C) + (1 - alpha_c) * hard_c / K, with
+    soft_c and hard_c summed over a label's cells and K the known cells of all labels. Where every label is known,
+    K is B C and this is the mean over labels of alpha_c * soft_c + (1 - alpha_c) * hard_c; a label of few known
+    cells weighs less in the hard part, as much as it has cells.
 
     Args:
         alpha: Weight of the soft loss, one number or one per label (C,).

@@ -230,7 +230,8 @@ def match_labels(found: Sequence[str], wanted: Sequence[str] | None, where: str)
     """Return, for each wanted label, its place among those found: by exact name, else ignoring case; all without any.
 
     Raises:
-        InputError: a wanted label is not there; outputs of the model for other labels are ignored.
+        InputError: a wanted label is not there, or two would share one output; outputs of the model for other
+            labels are ignored.
     """
     if wanted is None:
         return list(range(len(found)))
@@ -243,4 +244,12 @@ def match_labels(found: Sequence[str], wanted: Sequence[str] | None, where: str)
             f"{where}: its labels are {', '.join(found)}; no {', '.join(missing)}. Set id2label in its config.json to the "
             "names of the label columns, or --label_columns to its labels."
         )
-    return [place for place in order if place is not None]
+    places = [place for place in order if place is not None]
+    for place in places:
+        sharing = [other for other, its_place in zip(wanted, places, strict=True) if its_place == place]
+        if len(sharing) > 1:
+            raise InputError(
+                f"{where}: its output for {found[place]} would stand for {' and '.join(sharing)}. Set id2label in its "
+                "config.json to the names of the label columns, or leave one out of --label_columns."
+            )
+    return places

@@ -157,7 +157,15 @@ def _describe_labels(run: Run, resampled: Resampled | None) -> list[Block]:
     caption = "Every label on the test part, at thresholds tuned on validation" + (
         "; in brackets the 95 % interval of F1" if resampled is not None else ""
     )
-    return [Heading("Labels"), Table(caption, header, rows, text_columns=2)]
+    blocks: list[Block] = [Heading("Labels"), Table(caption, header, rows, text_columns=2)]
+    unknown = [label for label in run.label_names if all(_known_cells(run, model, label) == 0 for model in run.models)]
+    if unknown:
+        blocks.append(Paragraph(f"Without a known test cell, so left out of every mean over labels: {', '.join(unknown)}."))
+    return blocks
+
+
+def _known_cells(run: Run, model: str, label: str) -> float | None:
+    return dig(run.scores, model, "test", "tuned", "per_label", label, "known")
 
 
 def _describe_confusions(run: Run) -> list[Block]:

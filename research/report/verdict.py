@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from research.evaluation.gain import GAIN_METRICS, describe_gain
+from research.evaluation.gain import GAIN_METRICS, describe_gain, describe_keeping
+from research.evaluation.inference import Difference
 from research.names import HEADLINE_METRIC, METRIC_OF, MODELS
 from research.report.document import Below, Block, Box, Heading, Inline, Paragraph, Strong, Table, Text, Typed
-from research.report.intervals import Interval, Resampled
+from research.report.intervals import Resampled
 from research.report.numbers import UNKNOWN, format_interval, format_number, format_p_value, show_number, show_score
 from research.runs.formats import dig
 from research.runs.run import Run, teacher_headline
@@ -58,6 +59,8 @@ def _describe_headline(run: Run) -> Text:
     majority = dig(run.scores, "majority_baseline", entry["part"], entry["metric"])
     after += "." + ("" if majority is None else f" Guessing each label's majority scores {format_number(majority)}.")
     start = f"{HEADLINE_METRIC.short} of the {entry['model']} on the {entry['part']} part is "
+    if run.num_folds == 1 and "kept" in run.scores:  # a bound cannot be averaged over folds
+        after += f" {describe_keeping(run.scores['kept'])}"
     return (start, Strong(show_number(value)), after)
 
 
@@ -94,7 +97,7 @@ def _difference_cell(run: Run, resampled: Resampled | None, model: str, metric: 
     return UNKNOWN if None in values else format_number(values[0] - values[1], sign="+")
 
 
-def _write_interval(found: Interval) -> str:
+def _write_interval(found: Difference) -> str:
     return f"95 % interval {format_interval(found.low, found.high, sign='+')}"
 
 
@@ -115,7 +118,7 @@ def _describe_basis(run: Run, resampled: Resampled | None) -> list[Text]:
     unit = "rows" if resampled.num_texts is None else "texts"
     meaning: tuple[Inline, ...] = (
         f"{measured} Intervals are 95 %, from a bootstrap over the {unit}: they say what other {unit} would have changed. "
-        "Another seed would move the scores as well: repeat with several and compare them by ",
+        "Another seed would move the scores as well; whether distillation helps, several can tell, compared by ",
         Typed("research_compare.py --group_by seed"),
         ".",
     )
@@ -177,10 +180,10 @@ def _build_gain_table(run: Run) -> Table:
     rows = []
     for metric in GAIN_METRICS:
         cells = [show_score(run, "kd_gain", metric, "gain", sign="+")]
-        cells += [_gain_interval(gains[metric]), format_p_value(gains[metric]["p_value"]) or UNKNOWN] if single else []
+        cells += [_gain_interval(gains[metric]), format_p_value(gains[metric].get("p_holm")) or UNKNOWN] if single else []
         share = _gap_closed(gains[metric])
         rows.append([METRIC_OF[metric].full_label, *cells, UNKNOWN if share is None else f"{100 * share + 0.0:.0f} %"])
-    uncertainty = ["95 % interval", "p"] if single else []
+    uncertainty = ["95 % interval, rows", "p (Holm)"] if single else []
     header = ["Measure", "KD gain", *uncertainty, "Gap closed"]
     return Table("What distillation gained on the test part, student against control", header, rows)
 

@@ -20,6 +20,7 @@ import numpy as np
 import numpy.typing as npt
 
 from research.errors import InputError
+from research.evaluation.calibration import sigmoid
 from research.flags import format_value
 from research.names import MODELS
 from research.runs.formats import (
@@ -155,27 +156,38 @@ class RunDirectory:
         self,
         part: str,
         index: Sequence[int] | npt.NDArray[np.integer[Any]],
+        text_cluster: Sequence[int] | npt.NDArray[np.integer[Any]],
         label_names: Sequence[str],
         labels: FloatArray,
-        probs: Mapping[str, FloatArray],
+        logits: Mapping[str, FloatArray],
     ) -> None:
         """Write the predictions of "test" or "validation".
 
-        `index` (N,) holds data rows of the table, `labels` is (N, C) with nan where unknown, `probs` is
-        {model: (N, C)} for the models present.
+        Logits and probabilities stand side by side, both with the nine significant digits that give a float32
+        back: a confident model's probabilities differ far behind the sixth decimal. What reads the file computes
+        from the logits.
+
+        Args:
+            index: (N,) data rows of the table.
+            text_cluster: (N,) one number for all rows of one text, which are not independent of each other.
+            labels: (N, C) with nan where unknown.
+            logits: {model: (N, C)} for the models present.
         """
         shape = (len(index), len(label_names))
-        assert labels.shape == shape and all(values.shape == shape for values in probs.values())
-        models = [model for model in MODELS if model in probs]
-        header = ["index", *(f"{prefix}_{label}" for prefix in ("true", *models) for label in label_names)]
-        cells = np.concatenate([probs[model] for model in models], axis=1)
+        assert labels.shape == shape and all(values.shape == shape for values in logits.values())
+        models = [model for model in MODELS if model in logits]
+        prefixes = ("true", *(f"logit_{model}" for model in models), *models)
+        header = ["index", "text_cluster", *(f"{prefix}_{label}" for prefix in prefixes for label in label_names)]
+        given = np.concatenate([np.asarray(logits[model], dtype=np.float32) for model in models], axis=1)
+        cells = np.concatenate([given, sigmoid(given)], axis=1)
         rows = (
             [
                 int(row),
+                int(cluster),
                 *("" if math.isnan(value) else int(value) for value in truth),
-                *("" if math.isnan(value) else f"{value:.6f}" for value in predicted),
+                *("" if math.isnan(value) else f"{value:.9g}" for value in predicted),
             ]
-            for row, truth, predicted in zip(index, iter_rows(labels), iter_rows(cells), strict=True)
+            for row, cluster, truth, predicted in zip(index, text_cluster, iter_rows(labels), iter_rows(cells), strict=True)
         )
         write_csv_atomic(self.path / PREDICTION_FILES[part], header, rows)
 

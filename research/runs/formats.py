@@ -25,6 +25,8 @@ from research.names import SCORES_PER_EPOCH
 from research.storage.files import write_atomic
 
 FloatArray = npt.NDArray[np.floating[Any]]
+# What lies below these keys keeps every digit: a threshold rounded to 0.0 says yes to everything.
+EXACT_KEYS = frozenset({"threshold", "thresholds"})
 CHUNK_ROWS = 8192
 PREDICTION_FILES = {"test": "predictions.csv", "validation": "validation_predictions.csv"}
 HISTORY_COLUMNS = (
@@ -47,15 +49,15 @@ PLOTS = {
 def to_plain(value: Any, decimals: int | None = 6) -> Any:
     """Turn numpy scalars and arrays, tuples and paths into what JSON holds.
 
-    Floats are rounded to `decimals` (None keeps them), what is not finite becomes None, and -0.0
-    becomes 0.0, which is equal but differs in a diff.
+    Floats are rounded to `decimals` (None keeps them, as do EXACT_KEYS), what is not finite becomes None, and
+    -0.0 becomes 0.0, which is equal but differs in a diff.
     """
     if isinstance(value, np.ndarray):
         value = value.tolist()
     elif isinstance(value, np.generic):
         value = value.item()
     if isinstance(value, Mapping):
-        return {str(key): to_plain(entry, decimals) for key, entry in value.items()}
+        return {str(key): to_plain(entry, None if key in EXACT_KEYS else decimals) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
         return [to_plain(entry, decimals) for entry in value]
     if isinstance(value, float):

@@ -13,21 +13,29 @@ import numpy as np
 import numpy.typing as npt
 
 from research.errors import InputError
+from research.evaluation.calibration import sigmoid
 from research.names import HEADLINE_METRIC, METRIC_OF, MODELS, Metric
 from research.runs.formats import PREDICTION_FILES, dig, read_csv, read_json
 
 MOST_ROWS = 2**53  # past it a float no longer counts
 FloatArray = npt.NDArray[np.floating[Any]]
+LARGEST_LOGIT = 1e30  # far above any model's, and safely a float32
 
 
 @dataclass(frozen=True)
 class Predictions:
-    """One part's `index` (N,), `labels` (N, C) with nan where unknown, and `probs` {model: (N, C)}."""
+    """One part's `index` (N,), `labels` (N, C) with nan where unknown, and `probs` {model: (N, C)}.
+
+    `text_cluster` (N,) is one number for all rows of one text. Files of version 0.1 have none, nor logits: their
+    rows pass for distinct texts, their probabilities have six decimals, and `complete` is false.
+    """
 
     index: npt.NDArray[np.int64]
+    text_cluster: npt.NDArray[np.int64]
     label_names: tuple[str, ...]
     labels: FloatArray
     probs: dict[str, FloatArray]
+    complete: bool
 
 
 @dataclass(frozen=True)
@@ -132,30 +140,39 @@ def read_history(path: Path) -> list[dict[str, float | None]]:
 
 
 def read_predictions(path: Path) -> Predictions:
-    """Read a predictions file.
+    """Read a predictions file; probabilities come from its logits, as those behind metrics.json do.
 
     Raises:
-        InputError: it is missing, cut short, or lacks columns.
+        InputError: it is missing, cut short, lacks columns, or holds what is no label, logit or probability.
     """
     header, values = read_csv(path)
     column_of = {name: number for number, name in enumerate(header)}
     label_names = tuple(name.removeprefix("true_") for name in header if name.startswith("true_"))
     models = [model for model in MODELS if any(f"{model}_{label}" in column_of for label in label_names)]
-    wanted = ["index", *(f"{model}_{label}" for model in models for label in label_names)]
-    lacking = [name for name in wanted if name not in column_of]
+    complete = "text_cluster" in column_of
+    prefix = "logit_" if complete else ""
+    lacking = [
+        name
+        for name in ("index", *(f"{prefix}{model}_{label}" for model in models for label in label_names))
+        if name not in column_of
+    ]
     if lacking or not label_names:
         raise InputError(f"{path} lacks {lacking[0] if lacking else 'true_<label>'}. Repeat the run with --overwrite.")
 
-    def block(prefix: str) -> FloatArray:
-        return values[:, [column_of[f"{prefix}_{label}"] for label in label_names]]
+    def block(name: str) -> FloatArray:
+        return values[:, [column_of[f"{name}_{label}"] for label in label_names]]
 
     index, labels = values[:, column_of["index"]], block("true")
-    _refuse_cells(path, "index", index, (index >= 0) & (index < MOST_ROWS) & (index == np.floor(index)), "a row number")
+    clusters = values[:, column_of["text_cluster"]] if complete else index
+    for name, cells in (("index", index), ("text_cluster", clusters)):
+        _refuse_cells(path, name, cells, (cells >= 0) & (cells < MOST_ROWS) & (cells == np.floor(cells)), "a row number")
     _refuse_cells(path, "true_<label>", labels, np.isin(labels, (0, 1)) | np.isnan(labels), "0, 1 or empty")
-    probs = {model: block(model) for model in models}
-    for model, cells in probs.items():
-        _refuse_cells(path, f"{model}_<label>", cells, (cells >= 0) & (cells <= 1), "a probability from 0 to 1")
-    return Predictions(index.astype(np.int64), label_names, labels, probs)
+    found = {model: block(f"{prefix}{model}") for model in models}
+    low, high, wanted = (-LARGEST_LOGIT, LARGEST_LOGIT, "a finite logit") if complete else (0, 1, "a probability from 0 to 1")
+    for model, cells in found.items():
+        _refuse_cells(path, f"{prefix}{model}_<label>", cells, (cells >= low) & (cells <= high), wanted)
+    probs = {model: sigmoid(cells.astype(np.float32)) if complete else cells for model, cells in found.items()}
+    return Predictions(index.astype(np.int64), clusters.astype(np.int64), label_names, labels, probs, complete)
 
 
 def _refuse_cells(path: Path, columns: str, cells: FloatArray, good: npt.NDArray[np.bool_], wanted: str) -> None:

@@ -13,8 +13,10 @@ import research_compare
 from research.compare import figures as plots
 from research.compare.scores import compare_runs
 from research.evaluation.bootstrap import COMPARED_METRICS
+from research.evaluation.inference import holm
 from research.flags import format_value
 
+METRICS = ("average_precision_macro", "f1_macro", "hamming_loss")
 EFFICIENCY = {
     "teacher": {"parameters_total": 110_000_000, "latency_ms_batch1": 40.0},
     "student": {"parameters_total": 30_000_000, "latency_ms_batch1": 9.0},
@@ -26,7 +28,8 @@ def run_compare(capsys):
     """Call the command line; returns exit status, stdout and stderr."""
 
     def call(*arguments):
-        status = research_compare.main(["--resamples", "200", *map(str, arguments)])
+        metric = () if "--metric" in arguments else ("--metric", "f1_macro")
+        status = research_compare.main(["--resamples", "200", *metric, *map(str, arguments)])
         captured = capsys.readouterr()
         return status, captured.out, captured.err
 
@@ -55,8 +58,8 @@ def test_a_row_per_run_with_the_interval_around_its_score(tmp_path, run_compare)
     assert status == 0
     assert [weak["run"], strong["run"]] == ["weak", "strong"]
     for row in (weak, strong):
-        assert float(row["f1_macro_low"]) < float(row["f1_macro"]) < float(row["f1_macro_high"])
-    assert float(strong["difference"]) == pytest.approx(float(strong["f1_macro"]) - float(weak["f1_macro"]), abs=1e-5)
+        assert float(row["score_low"]) < float(row["score"]) < float(row["score_high"])
+    assert float(strong["difference"]) == pytest.approx(float(strong["score"]) - float(weak["score"]), abs=1e-5)
     assert float(strong["difference_low"]) > 0
     assert float(strong["p_holm"]) < 0.01
     assert "baseline: weak" in err
@@ -73,7 +76,7 @@ def test_identical_predictions_differ_by_zero_with_p_one(tmp_path):
 @pytest.mark.parametrize("metric", COMPARED_METRICS)
 def test_every_metric_is_compared(tmp_path, metric):
     runs = [write_run(tmp_path / f"s{skill}", skill, lr=skill) for skill in (1.0, 5.0)]
-    difference = compare_runs(runs, metric=metric, resamples=200).results[1].difference
+    difference = compare_runs(runs, metrics=[metric], resamples=200).results[1].difference
     assert difference is not None
     assert difference.p_value < 0.01
     assert (difference.value < 0) == (metric == "hamming_loss")
@@ -84,7 +87,7 @@ def test_tuned_thresholds_come_from_metrics_json(tmp_path):
     metrics = json.loads((run / "metrics.json").read_text())
     metrics["thresholds"]["student"] = dict.fromkeys(LABELS, 1.1)
     (run / "metrics.json").write_text(json.dumps(metrics))
-    (result,) = compare_runs([run], metric="f1_macro_tuned", resamples=200).results
+    (result,) = compare_runs([run], metrics=["f1_macro_tuned"], resamples=200).results
     assert result.estimate.value == 0.0
 
 
@@ -255,7 +258,7 @@ def test_difference_over_seeds_pairs_runs_of_the_same_seed(tmp_path):
     expected = np.mean(np.subtract(second.values, first.values[:2]))
     assert second.difference is not None
     assert second.difference.value == pytest.approx(expected)
-    assert 0 < second.p_members <= 1
+    assert second.difference.over_seeds
 
 
 def test_seeds_that_split_the_data_anew_are_compared_seed_by_seed(tmp_path, run_compare):
@@ -441,11 +444,20 @@ def test_flags_are_written_as_they_are_typed():
     ]  # fmt: skip
 
 
-def test_frontier_names_the_best_row_of_a_size_and_the_teacher(tmp_path):
-    for alpha in (0.3, 0.6, 0.9):
-        write_run(tmp_path / f"a{alpha}", 1 + 3 * alpha, kd_alpha=alpha, models=("teacher", "student"), efficiency=EFFICIENCY)
-    points = plots.collect_frontier(compare_runs([tmp_path], resamples=200))
-    assert [point.name for point in points] == ["a0.3", None, "a0.9 (best of 3)", "teacher"]
+def test_frontier_names_the_row_of_a_size_that_is_best_on_validation_and_the_teacher(tmp_path):
+    for alpha, validation_score in ((0.3, 0.7), (0.6, 0.8), (0.9, 0.6)):  # 0.9 is the best by its test score
+        write_run(
+            tmp_path / f"a{alpha}",
+            1 + 3 * alpha,
+            kd_alpha=alpha,
+            models=("teacher", "student"),
+            efficiency=EFFICIENCY,
+            validation_score=validation_score,
+        )
+    comparison = compare_runs([tmp_path], resamples=200)
+    points = plots.collect_frontier(comparison)
+    assert [point.name for point in points] == ["a0.3", "a0.6 (best of 3 on validation)", None, "teacher"]
+    assert points[1].value == comparison.results[1].estimate.value < points[2].value
 
 
 def test_a_control_within_a_run_is_the_baseline(tmp_path, run_compare):
@@ -510,15 +522,16 @@ def test_bad_flags_exit_with_two(tmp_path):
     assert caught.value.code == 2
 
 
-@pytest.mark.parametrize(("cell", "shown"), [("1e9", "1e+09"), ("inf", "inf"), ("-5", "-5")])
-def test_run_with_probabilities_that_are_none_is_one_line(tmp_path, run_compare, cell, shown):
+@pytest.mark.parametrize(("cell", "shown"), [("1e99", "1e+99"), ("inf", "inf"), ("", "an empty cell")])
+def test_run_with_logits_that_are_none_is_one_line(tmp_path, run_compare, cell, shown):
     runs = [write_run(tmp_path / name) for name in ("a", "b")]
     lines = (runs[1] / "predictions.csv").read_text(encoding="utf-8").splitlines()
-    lines[3] = ",".join([*lines[3].split(",")[:-1], cell])
+    place = lines[0].split(",").index("logit_student_spam")
+    lines[3] = ",".join([cell if column == place else text for column, text in enumerate(lines[3].split(","))])
     (runs[1] / "predictions.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
     status, out, err = run_compare(*runs)
     assert (status, out) == (2, "")
-    complaint = f"data row 3: student_<label> must be a probability from 0 to 1, got {shown}. Repeat the run with --overwrite."
+    complaint = f"data row 3: logit_student_<label> must be a finite logit, got {shown}. Repeat the run with --overwrite."
     assert err == f"research_compare.py: {runs[1] / 'predictions.csv'}, {complaint}\n"
 
 
@@ -540,3 +553,123 @@ def test_full_and_closed_stdout_are_no_traceback(tmp_path):
     assert ended.returncode == 1 and ended.stderr.endswith("error: stdout cannot be written: No space left on device\n")
     first = subprocess.run(f"{' '.join(command)} | true", shell=True, capture_output=True, text=True, check=False)
     assert "Traceback" not in first.stderr and "BrokenPipe" not in first.stderr
+
+
+def test_several_metrics_are_corrected_for_together(tmp_path, run_compare):
+    write_seeds(tmp_path, alphas=(0.3, 0.6, 0.9))
+    alone, both = (compare_runs([tmp_path], metrics=m, group_by="seed", resamples=200) for m in (["f1_macro"], METRICS))
+    p_values = [r.difference.p_value for results in both.by_metric.values() for r in results if r.difference]
+    corrected = [r.p_holm for results in both.by_metric.values() for r in results if r.difference]
+    assert corrected == pytest.approx(holm(p_values))
+    assert len(p_values) == 6
+    assert [r.difference for r in alone.results] == [r.difference for r in both.by_metric["f1_macro"]]
+    status, out, _ = run_compare(tmp_path, "--group_by", "seed", "--metric", ",".join(METRICS), "--format", "csv")
+    assert status == 0
+    assert [row["metric"] for row in read_table(out)] == [metric for metric in METRICS for _ in range(3)]
+
+
+def test_the_default_metrics_are_ranking_and_both_thresholds(tmp_path):
+    comparison = compare_runs([write_run(tmp_path / "run")], resamples=100)
+    assert comparison.metrics == ("average_precision_macro", "f1_macro", "f1_macro_tuned")
+
+
+def test_an_unknown_metric_is_named(tmp_path, capsys):
+    with pytest.raises(SystemExit) as caught:
+        research_compare.main([str(tmp_path), "--metric", "f1_macro,accuracy"])
+    assert caught.value.code == 2
+    assert "no metric 'accuracy'; choose from f1_macro, " in capsys.readouterr().err
+
+
+def test_one_seed_is_said_to_speak_for_rows_only_and_is_never_marked(tmp_path, run_compare):
+    write_seeds(tmp_path, alphas=(0.3,), seeds=(1, 2))
+    write_run(tmp_path / "single", 6.0, kd_alpha=0.9, seed=1, noise_seed=7)
+    _, out, _ = run_compare(tmp_path, "--group_by", "seed", "--format", "csv")
+    grouped, single = read_table(out)
+    assert (grouped["over"], single["over"]) == ("", "rows")
+    assert float(single["p_holm"]) < 0.01
+    _, text, _ = run_compare(tmp_path, "--group_by", "seed")
+    assert "(rows)" in next(line for line in text.splitlines() if line.startswith("single"))
+    assert "*" not in text
+    assert "one seed only, so the interval says what other rows would give, not other seeds" in text
+
+
+def test_a_difference_over_seeds_and_rows_is_marked_in_every_format(tmp_path, run_compare):
+    for skill in (1.0, 6.0):
+        for seed in (1, 2, 3):
+            write_run(tmp_path / f"s{skill}_seed{seed}", skill, lr=skill, seed=seed, noise_seed=seed)
+    _, out, _ = run_compare(tmp_path, "--group_by", "seed", "--format", "csv")
+    row = read_table(out)[1]
+    assert row["over"] == "seeds and rows"
+    difference = f"+{float(row['difference']):.4f}"
+    for form, marked in (("table", f"{difference}*"), ("markdown", f"**{difference}**"), ("latex", r"\textbf{\boldmath $+$0.")):
+        assert marked in run_compare(tmp_path, "--group_by", "seed", "--format", form)[1], form
+
+
+def test_seeds_that_disagree_widen_the_interval(tmp_path):
+    truth = make_truth(400)
+    for name, skills in (("alike", (3.0, 3.0, 3.0)), ("apart", (2.0, 3.0, 4.0))):
+        for seed, skill in enumerate(skills):
+            write_run(tmp_path / name / f"control_seed{seed}", 2.5, truth, pipeline="student_only", seed=seed, noise_seed=seed)
+            write_run(tmp_path / name / f"kd_seed{seed}", skill, truth, seed=seed, noise_seed=seed)
+    widths = []
+    for name in ("alike", "apart"):
+        difference = compare_runs([tmp_path / name], group_by="seed", resamples=300).results[1].difference
+        assert difference is not None and difference.over_seeds
+        widths.append(difference.high - difference.low)
+    assert widths[1] > 3 * widths[0]
+
+
+def test_runs_without_a_seed_in_common_are_compared_as_independent(tmp_path):
+    for seed in (1, 2, 3, 4):
+        write_run(tmp_path / f"{'a' if seed < 3 else 'b'}_seed{seed}", 2.0, lr=1e-4 * (1 + seed // 3), seed=seed, noise_seed=seed)
+    difference = compare_runs([tmp_path], group_by="seed", resamples=200).results[1].difference
+    assert difference is not None and difference.over_seeds
+    assert difference.low < 0 < difference.high
+
+
+def test_rows_of_one_text_are_resampled_together(tmp_path):
+    truth = np.repeat(make_truth(100), 4, axis=0)
+    for name, clusters in (("texts", np.repeat(np.arange(0, 400, 4), 4)), ("rows", None)):
+        for skill in (2.0, 3.0):
+            run = write_run(tmp_path / name / f"s{skill}", skill, truth, clusters=clusters, lr=skill)
+            repeat_answers(run)
+    widths = []
+    for name in ("texts", "rows"):
+        estimate = compare_runs([tmp_path / name], metrics=["f1_macro"], resamples=1000).results[0].estimate
+        widths.append(estimate.high - estimate.low)
+    assert widths[0] / widths[1] == pytest.approx(2, rel=0.2)
+
+
+def repeat_answers(run):
+    """Give every four rows the answers of their first."""
+    lines = (run / "predictions.csv").read_text().splitlines()
+    first = lines[0].split(",").index("logit_student_bully")
+    cells = [line.split(",") for line in lines[1:]]
+    lines[1:] = [",".join([*line[:first], *cells[place // 4 * 4][first:]]) for place, line in enumerate(cells)]
+    (run / "predictions.csv").write_text("\n".join(lines) + "\n")
+
+
+def test_an_older_run_among_the_others_is_named_and_rows_are_resampled(tmp_path, run_compare):
+    runs = [write_run(tmp_path / name, skill, lr=skill) for name, skill in (("old", 2.0), ("new", 3.0))]
+    lines = [line.split(",") for line in (runs[0] / "predictions.csv").read_text().splitlines()]
+    kept = [place for place, name in enumerate(lines[0]) if name != "text_cluster" and not name.startswith("logit_")]
+    (runs[0] / "predictions.csv").write_text("".join(",".join(line[place] for place in kept) + "\n" for line in lines))
+    status, _, err = run_compare(*runs)
+    assert status == 0
+    assert f"{runs[0]} is of version 0.1: its probabilities have six decimals, and rows are resampled, not texts" in err
+
+
+def test_keeps_tests_each_student_against_its_teacher(tmp_path, run_compare):
+    for name, skill in (("weak", 1.0), ("near", 2.9)):
+        for seed in (1, 2, 3):
+            flags: dict[str, Any] = {"lr": skill, "seed": seed, "noise_seed": seed}
+            write_run(tmp_path / f"{name}_seed{seed}", skill, make_truth(600), models=("teacher", "student"), **flags)
+    write_run(tmp_path / "alone_seed1", 1.0, make_truth(600), pipeline="student_only", seed=1, lr=3.0)
+    _, out, _ = run_compare(tmp_path, "--group_by", "seed", "--keeps", "0.8", "--format", "csv")
+    rows = {row["run"]: row for row in read_table(out)}
+    assert [rows[name]["kept"] for name in ("weak", "near", "alone_seed1")] == ["off", "on", ""]
+    assert float(rows["weak"]["kept_bound"]) < 0 < float(rows["near"]["kept_bound"])
+    assert int(float(rows["near"]["kept_rows_needed"])) > 0
+    _, text, _ = run_compare(tmp_path, "--group_by", "seed", "--keeps", "0.8")
+    assert "keeps 80 %" in text and "yes, +" in text and "no, -" in text
+    assert "kept" not in run_compare(tmp_path, "--group_by", "seed", "--format", "csv")[1]

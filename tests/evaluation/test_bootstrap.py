@@ -1,31 +1,12 @@
-import importlib.util
 import math
 import subprocess
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, f1_score, hamming_loss
 
 from research.evaluation import bootstrap as statistics
-
-
-def load_benchmark(name):
-    """Import a file of benchmarks/, which is no package."""
-    path = Path(__file__).parents[2] / "benchmarks" / f"{name}.py"
-    spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-coverage = load_benchmark("coverage")
 
 
 def make_case(num_rows=60, num_labels=3, seed=0, unknown=0.0):
@@ -38,7 +19,7 @@ def make_case(num_rows=60, num_labels=3, seed=0, unknown=0.0):
 
 
 def plain(name, labels, probs, thresholds=None):
-    return statistics.score_rows([statistics.build_metric(name, labels, probs, thresholds)], len(labels))[0]
+    return statistics.score_texts([statistics.build_metric(name, labels, probs, thresholds)], len(labels))[0]
 
 
 def loop_f1_macro(labels, probs, rows):
@@ -103,6 +84,42 @@ def test_unknown_cells_are_left_out_of_every_score():
     assert plain("subset_accuracy", labels, probs) == pytest.approx(np.mean((labels == called)[complete].all(axis=1)))
 
 
+def test_a_label_without_known_cells_is_left_out_of_macro_f1():
+    labels, probs = make_case()
+    labels[:, 1] = np.nan
+    assert plain("f1_macro", labels, probs) == pytest.approx(plain("f1_macro", labels[:, ::2], probs[:, ::2]))
+
+
+def test_a_label_whose_known_cells_were_not_drawn_is_left_out_of_that_resample():
+    labels, probs = make_case(num_labels=2)
+    labels[1:, 1] = np.nan
+    metric, alone = (statistics.build_metric("f1_macro", labels[:, :end], probs[:, :end]) for end in (2, 1))
+    weights = np.ones((60, 1))
+    weights[0] = 0
+    assert metric(weights) == alone(weights)
+
+
+@pytest.mark.parametrize("name", statistics.COMPARED_METRICS)
+def test_a_drawn_text_brings_all_its_rows(name):
+    labels, probs = make_case(num_rows=30, unknown=0.2)
+    text = np.repeat(np.arange(10), 3)
+    metric, rows = (
+        statistics.build_metric(name, labels, probs, [0.4] * 3, text),
+        statistics.build_metric(name, labels, probs, [0.4] * 3),
+    )
+    (weights,) = statistics.draw_weights(10, 25, seed=3)
+    np.testing.assert_allclose(metric(weights), rows(np.repeat(weights, 3, axis=0)), rtol=1e-6)
+
+
+def test_repeated_texts_widen_the_spread():
+    labels, probs = make_case(num_rows=300)
+    labels, probs = np.repeat(labels, 4, axis=0), np.repeat(probs, 4, axis=0)
+    by_text = statistics.build_metric("f1_macro", labels, probs, text=np.repeat(np.arange(300), 4))
+    by_row = statistics.build_metric("f1_macro", labels, probs)
+    spreads = statistics.bootstrap([by_text], 300, 1000).std(), statistics.bootstrap([by_row], 1200, 1000).std()
+    assert spreads[0] / spreads[1] == pytest.approx(2, rel=0.1)  # 300 texts say as much as 300 rows
+
+
 def test_label_without_positives_scores_zero_f1_and_no_average_precision():
     labels, probs = make_case(num_labels=2)
     labels[:, 1] = 0
@@ -126,92 +143,6 @@ def test_every_resample_draws_as_many_rows_as_there_are(monkeypatch):
     assert whole.shape == (50, 40)
     assert (whole.sum(axis=0) == 50).all()
     assert [part.shape[1] for part in sliced] == [7, 7, 7, 7, 7, 5]
-
-
-def test_one_model_against_itself_differs_by_nothing_with_p_one():
-    labels, probs = make_case()
-    estimate, same, difference = statistics.compare_predictions(labels, probs, probs, resamples=200)
-    assert estimate == same
-    assert (difference.value, difference.low, difference.high, difference.p_value) == (0.0, 0.0, 0.0, 1.0)
-
-
-def test_interval_excludes_zero_exactly_when_p_is_below_one_minus_level():
-    rng = np.random.default_rng(0)
-    for shift in np.linspace(0, 4, 41):
-        resampled = rng.standard_normal(500)
-        difference = statistics.paired_difference(shift, shift + resampled, 0.0, np.zeros(500))
-        assert (difference.low > 0) == (difference.p_value < 0.05)
-
-
-def test_p_value_of_a_large_difference_survives_fifty_comparisons():
-    labels, probs = make_case(num_rows=400)
-    _, _, difference = statistics.compare_predictions(labels, labels, probs, resamples=500)
-    assert statistics.holm([difference.p_value] + [0.9] * 49)[0] < 0.01
-
-
-def test_interval_of_an_undefined_score_is_undefined():
-    labels, probs = np.zeros((10, 2)), np.full((10, 2), 0.2)
-    estimate, _, difference = statistics.compare_predictions(labels, probs, probs, "average_precision_macro", resamples=100)
-    assert all(map(math.isnan, (estimate.value, estimate.low, difference.value, difference.p_value)))
-
-
-def test_holm_equals_a_hand_computation():
-    # Sorted: 0.005*4 = 0.02, 0.01*3 = 0.03, 0.03*2 = 0.06, then 0.04*1 = 0.04 lifted to 0.06.
-    assert statistics.holm([0.01, 0.04, 0.03, 0.005]) == pytest.approx([0.03, 0.06, 0.06, 0.02])
-    assert statistics.holm([0.6, 0.7]) == [1.0, 1.0]
-    assert statistics.holm([]) == []
-
-
-def test_holm_leaves_out_comparisons_that_could_not_be_made():
-    corrected = statistics.holm([math.nan, 0.02, 0.04])
-    assert math.isnan(corrected[0])
-    assert corrected[1:] == pytest.approx([0.04, 0.04])
-
-
-@given(st.lists(st.floats(0, 1), min_size=1, max_size=20))
-def test_holm_lies_between_the_plain_and_the_bonferroni_value(p_values):
-    for plain_p, corrected in zip(p_values, statistics.holm(p_values), strict=True):
-        assert plain_p <= corrected <= max(plain_p, min(1.0, len(p_values) * plain_p))
-
-
-def test_paired_t_test_equals_scipy():
-    from scipy.stats import ttest_1samp
-
-    differences = [0.02, 0.035, 0.01, 0.018]
-    assert statistics.paired_t_test(differences) == pytest.approx(ttest_1samp(differences, 0).pvalue)
-
-
-def test_shared_training_rows_weaken_the_paired_t_test():
-    differences = [0.02, 0.035, 0.01, 0.018]
-    assert statistics.paired_t_test(differences, overlap=0.25) > statistics.paired_t_test(differences)
-
-
-@pytest.mark.parametrize(("differences", "expected"), [([0.0, 0.0], 1.0), ([0.1, 0.1], 0.0), ([0.1], math.nan), ([], math.nan)])
-def test_paired_t_test_of_degenerate_differences(differences, expected):
-    assert statistics.paired_t_test(differences) == pytest.approx(expected, nan_ok=True)
-
-
-def test_mean_and_std_of_one_seed_has_no_std():
-    assert statistics.mean_and_std([1.0, 2.0, 3.0]) == (2.0, 1.0)
-    assert math.isnan(statistics.mean_and_std([0.5])[1])
-
-
-def test_intervals_keep_their_level_in_simulation():
-    # Seeded, so the figures never move. Of 300 simulations a share of 95 % has a standard error of 1.3 %, a
-    # share of 5 % likewise, so the bounds lie three away; benchmarks/coverage.py with 1,000 is the sharp form.
-    settings = [coverage.Setting("f1_macro", 400, 0.3, 0.9)]
-    measured = coverage.run(simulations=300, resamples=300, seed=1, settings=settings)
-    (figures,) = measured["coverage"]
-    assert 0.91 <= figures["difference_coverage"] <= 0.99
-    assert 0.91 <= figures["score_coverage"] <= 0.99
-    assert max(measured["false_claims_after_holm"].values()) <= 0.09
-
-
-def test_simulated_models_reach_their_true_scores():
-    for metric in ("f1_macro", "average_precision_macro"):
-        setting = coverage.Setting(metric, 100_000, 0.0, 0.5)
-        labels, (probs,) = coverage.simulate_rows(np.random.default_rng(0), setting, [2.0])
-        assert plain(metric, labels, probs) == pytest.approx(coverage.true_score(metric, 2.0), abs=0.01)
 
 
 def test_statistics_imports_neither_torch_nor_sklearn():

@@ -112,8 +112,18 @@ def test_label_without_positives_scores_zero_f1_and_no_ranking_figures() -> None
 @pytest.mark.filterwarnings("error")
 def test_labels_that_are_never_known_give_no_warning_and_no_crash() -> None:
     scores = compute_metrics(np.full((4, 3), np.nan), np.full((4, 3), 0.7), 0.5, NAMES)
-    assert scores["f1_macro"] == scores["f1_micro"] == scores["f1_weighted"] == 0
-    assert all(np.isnan(scores[key]) for key in ("subset_accuracy", "lrap", "ece", "brier", "roc_auc_macro"))
+    assert scores["f1_micro"] == scores["f1_weighted"] == 0
+    assert all(np.isnan(scores[key]) for key in ("f1_macro", "subset_accuracy", "lrap", "ece", "brier", "roc_auc_macro"))
+
+
+def test_a_label_without_a_known_cell_is_left_out_of_every_mean() -> None:
+    labels, probs = random_case()
+    labels[:, 1] = np.nan
+    scores, without = compute_metrics(labels, probs, 0.5, NAMES), compute_metrics(labels[:, ::2], probs[:, ::2], 0.5, NAMES[::2])
+    for name in ("f1_macro", "f1_weighted", "precision_macro", "recall_macro", "average_precision_macro"):
+        assert scores[name] == without[name]
+    assert np.isnan(scores["per_label"][NAMES[1]]["f1"])
+    assert scores["per_label"][NAMES[1]]["known"] == 0
 
 
 def test_twelve_thousand_rows_take_under_a_third_of_a_second() -> None:

@@ -14,8 +14,8 @@ from support.comparison_runs import LABELS, make_probs, make_truth
 
 import research_main
 from research.errors import FlagErrors, InputError
-from research.evaluation.bootstrap import compare_predictions
-from research.evaluation.gain import describe_gain, measure_gain
+from research.evaluation.bootstrap import bootstrap, build_metric
+from research.evaluation.gain import KEPT_SHARE, describe_gain, describe_keeping, measure_gain, measure_keeping, resample_models
 from research.evaluation.metrics import count_confusions, most_disagreeing
 from research.experiment.saving import fetch_texts
 from research.kd.loop import EpochLoop
@@ -40,23 +40,70 @@ def make_gains(*moves: int) -> dict[str, dict[str, float]]:
     return {metric: dict(zip(("low", "high"), intervals[move], strict=True)) for metric, move in zip(metrics, moves, strict=True)}
 
 
+def gains_of(truth: Any, probs: Any, thresholds: Any, resamples: int = 2000) -> dict[str, dict[str, float | None]]:
+    rows = np.arange(len(truth))
+    return measure_gain(resample_models(truth, probs, thresholds, rows, resamples), len(truth))
+
+
 def test_gain_is_the_paired_difference_of_the_statistics_room() -> None:
     truth = make_truth()
     probs = {model: make_probs(truth, skill, seed=1) for model, skill in (("teacher", 4.0), ("control", 2.0), ("student", 3.0))}
-    gain = measure_gain(truth, probs, THRESHOLDS)["average_precision_macro"]
-    student, control, difference = compare_predictions(
-        truth, probs["student"], probs["control"], metric="average_precision_macro"
+    gain: Any = gains_of(truth, probs, THRESHOLDS)["average_precision_macro"]
+    metrics = [build_metric("average_precision_macro", truth, probs[model]) for model in ("student", "control")]
+    student, control = bootstrap(metrics, len(truth))
+    value = float(np.ptp([metric(np.ones((len(truth), 1)))[0] for metric in metrics]))
+    assert gain["gain"] == pytest.approx(value) == gain["student"] - gain["control"]
+    reach = 1.98 * (student - control).std(ddof=1)  # Student's t of 119 degrees of freedom
+    assert (gain["low"], gain["high"]) == pytest.approx((value - reach, value + reach), rel=1e-3)
+    assert gain["gap_closed"] == pytest.approx(value / (gain["teacher"] - gain["control"]))
+    assert 0 < gain["gap_closed"] < 1
+
+
+def test_what_is_kept_of_the_teacher_is_tested_for_every_measure() -> None:
+    truth = make_truth(600)
+    probs = {model: make_probs(truth, skill, seed=1) for model, skill in (("teacher", 2.0), ("student", 3.0))}
+    scores = resample_models(truth, probs, THRESHOLDS, np.arange(600), 500)
+    kept = measure_keeping(scores, 600, 600)
+    assert kept.pop("share") == KEPT_SHARE
+    assert set(kept) == {"f1_macro", "f1_macro_tuned", "average_precision_macro"}
+    assert all(found["kept"] and found["bound"] > 0 for found in kept.values())
+    reverse = measure_keeping(
+        {metric: {"student": of["teacher"], "teacher": of["student"]} for metric, of in scores.items()}, 600, 600
     )
-    assert (gain["student"], gain["control"], gain["gain"]) == (student.value, control.value, difference.value)
-    assert (gain["low"], gain["high"]) == (difference.low, difference.high)
-    assert gain["gap_closed"] == pytest.approx(difference.value / (gain["teacher"] - control.value))  # type: ignore[operator]
-    assert 0 < gain["gap_closed"] < 1  # type: ignore[operator]
+    assert not any(found["kept"] for name, found in reverse.items() if name != "share")
+
+
+def test_the_report_s_sentence_on_what_is_kept_names_measures_bounds_and_rows() -> None:
+    tests = {
+        "f1_macro": (True, 0.0012, 2150),
+        "f1_macro_tuned": (False, -0.01, 9000),
+        "average_precision_macro": (False, None, None),
+    }
+    kept = {name: {"kept": kept, "bound": bound, "rows_needed": rows} for name, (kept, bound, rows) in tests.items()}
+    sentence = describe_keeping({"share": 0.99, **kept})
+    assert "At least 99 %".lower() in sentence and "for macro-F1 at 0.5 (" in sentence
+    assert "macro-F1 at 0.5 +0.0012, macro-F1 at tuned thresholds -0.0100, mean average precision unknown" in sentence
+    assert "takes 2,150, 9,000, no number of test rows" in sentence
+
+
+def test_equal_students_are_rarely_called_different() -> None:
+    """The answers of two students are swapped text by text, by a coin, so over all texts neither is better."""
+    rng = np.random.default_rng(0)
+    claims = []
+    for _ in range(300):
+        truth = make_truth(300, int(rng.integers(2**31)))
+        answers = [make_probs(truth, 2.0, int(rng.integers(2**31))) for _ in range(2)]
+        heads = rng.random((300, 1)) < 0.5
+        probs = {"student": np.where(heads, *answers), "control": np.where(heads, *reversed(answers)), "teacher": answers[0]}
+        sentence = describe_gain(gains_of(truth, probs, THRESHOLDS, 150))
+        claims.append("no measurable difference" not in sentence)
+    assert np.mean(claims) <= 0.075  # 5 % of 300 has a standard error of 1.3 %
 
 
 def test_a_teacher_below_the_control_leaves_no_gap() -> None:
     truth = make_truth()
     probs = {model: make_probs(truth, skill, seed=1) for model, skill in (("teacher", 1.0), ("control", 3.0), ("student", 3.0))}
-    assert {gain["gap_closed"] for gain in measure_gain(truth, probs, THRESHOLDS).values()} == {None}
+    assert {gain["gap_closed"] for gain in gains_of(truth, probs, THRESHOLDS).values()} == {None}
 
 
 def test_a_shift_of_scores_gains_at_half_and_nowhere_else() -> None:
@@ -65,7 +112,7 @@ def test_a_shift_of_scores_gains_at_half_and_nowhere_else() -> None:
     student = make_probs(truth, 3.0, seed=1)
     control = student**6  # the same ranking
     tuned = {"teacher": [0.5] * 3, "student": [0.5] * 3, "control": [0.5**6] * 3}
-    gains = measure_gain(truth, {"teacher": student, "student": student, "control": control}, tuned)
+    gains = gains_of(truth, {"teacher": student, "student": student, "control": control}, tuned)
     assert gains["f1_macro"]["low"] > 0  # type: ignore[operator]
     assert gains["f1_macro_tuned"]["gain"] == pytest.approx(0)
     assert gains["average_precision_macro"]["gain"] == pytest.approx(0, abs=1e-3)
@@ -77,8 +124,8 @@ def test_a_shift_of_scores_gains_at_half_and_nowhere_else() -> None:
 @pytest.mark.parametrize(
     ("moves", "words"),
     [
-        ((1, 1, 1), "All three rose beyond their intervals: distillation helped."),
-        ((-1, -1, -1), "distillation hurt"),
+        ((1, 1, 1), "All three rose: with this seed, the distilled student is the better one"),
+        ((-1, -1, -1), "the distilled student is the worse one"),
         ((0, 0, 0), "no measurable difference"),
         ((1, 1, 0), "tuned thresholds rose but mean average precision did not change measurably: the decisions improved"),
         ((0, 0, 1), "mean average precision rose but macro-F1 at 0.5 and macro-F1 at tuned thresholds did not"),
@@ -151,6 +198,7 @@ def test_metrics_hold_gain_calibration_and_soft_excess(controlled: Path) -> None
     for model in ("control", "student"):
         assert 0 < metrics[model]["test"]["soft_excess"] < metrics[model]["test"]["soft_loss"]
     assert "soft_loss" not in metrics["teacher"]["test"]
+    assert set(metrics["kept"]) == {"share", "f1_macro", "f1_macro_tuned", "average_precision_macro"}
     assert metrics["kd_gain"]["f1_macro"]["student"] == pytest.approx(metrics["student"]["test"]["at_0.5"]["f1_macro"], abs=1e-6)
 
 
@@ -160,6 +208,7 @@ def test_report_opens_with_the_scores_and_the_gain(controlled: Path) -> None:
         places = ("Macro-F1 of the student", "Student minus control", "Distillation (logit) changed macro-F1", "KD gain")
         opening = [text.index(words) for words in places]
         assert opening == sorted(opening)
+        assert "That at least 99 % of the teacher" in text
     assert not (controlled / "checkpoint_control").exists()
 
 
@@ -173,7 +222,7 @@ def test_report_opens_with_the_scores_and_the_gain(controlled: Path) -> None:
 def test_report_of_folds_has_means_and_no_interval(tmp_path: Path, student: float, words: str) -> None:
     metrics: dict[str, Any] = {"labels": list(LABELS), "rows": {"test": 10}}
     metrics["headline"] = {"model": "student", "part": "test", "metric": "f1_macro", "value": student}
-    gain = {"teacher": 0.8, "control": 0.7, "student": student, "gain": student - 0.7, "low": -1.0, "high": 1.0, "p_value": 0.5}
+    gain = {"teacher": 0.8, "control": 0.7, "student": student, "gain": student - 0.7, "low": -1.0, "high": 1.0, "p_holm": 0.5}
     metrics["kd_gain"] = {metric: gain | {"gap_closed": 0.5} for metric in make_gains(0, 0, 0)}
     with RunDirectory(tmp_path / "run") as run:
         run.claim({"pipeline": "kd_only", "kd_method": "logit", "num_folds": 2})

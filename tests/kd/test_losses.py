@@ -105,6 +105,17 @@ def test_unknown_cells_leave_the_hard_loss_and_stay_in_the_soft_loss() -> None:
     assert losses["soft_loss"].item() == pytest.approx(soft_numpy(4.0).mean(), rel=1e-6)
 
 
+def test_label_alphas_weight_the_sum_over_all_and_the_sum_over_known_cells() -> None:
+    truth = TRUTH.copy()
+    truth[:4, 1] = np.nan
+    alphas = np.linspace(0.1, 0.9, LABELS)
+    losses = MultiLabelDistillationLoss(alphas.tolist())(tensor(STUDENT), tensor(TEACHER), tensor(truth), tensor(WEIGHTS))
+    known = ~np.isnan(truth)
+    soft, hard = soft_numpy(4.0), np.where(known, hard_numpy(), 0)
+    expected = (alphas * soft).sum() / soft.size + ((1 - alphas) * hard).sum() / known.sum()
+    assert losses["total_loss"].item() == pytest.approx(expected, rel=1e-6)
+
+
 def test_batch_without_any_label_gives_no_hard_loss_and_finite_gradients() -> None:
     student = tensor(STUDENT).requires_grad_()
     losses = MultiLabelDistillationLoss()(student, tensor(TEACHER), torch.full((BATCH, LABELS), torch.nan))

@@ -30,7 +30,7 @@ from research.models.encoders import (
     load_encoder,
     load_tokenizer,
 )
-from research.models.saved import load_classifier, save_classifier
+from research.models.saved import load_classifier, match_labels, save_classifier
 
 
 def save_student(model: TextClassifier, bert: Path, folder: Path, labels: Sequence[str] = LABELS) -> Path:
@@ -257,3 +257,13 @@ def test_altered_settings_of_a_classifier_are_an_error(content: str, bert: Path,
     folder = save_student(build_student(bert), bert, tmp_path / "student")
     (folder / "classifier.json").write_text(content, encoding="utf-8")
     assert "classifier.json" in fault_of(folder)
+
+
+def test_labels_match_by_exact_name_before_ignoring_case() -> None:
+    assert match_labels(["bully", "Bully", "spam"], ["Bully", "SPAM", "bully"], "here") == [1, 2, 0]
+
+
+def test_two_labels_never_share_one_output() -> None:
+    with pytest.raises(InputError, match="its output for insult would stand for Insult and insult") as caught:
+        match_labels(["insult", "spam"], ["Insult", "insult"], "models/toxic")
+    assert str(caught.value).startswith("models/toxic: ")

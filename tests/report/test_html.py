@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 from support.comparison_runs import make_probs, make_truth
 
+from research.evaluation.calibration import logit
 from research.evaluation.metrics import build_metrics
 from research.report import run_page
 from research.report.document import (
@@ -53,11 +54,12 @@ def page(tmp_path_factory: pytest.TempPathFactory) -> Path:
     truth = make_truth(80)
     probs = {name: make_probs(truth, skill, skill) for name, skill in (("teacher", 4), ("control", 2), ("student", 3))}
     parts = {name: {"validation": values, "test": values} for name, values in probs.items()}
+    logits = {name: logit(values) for name, values in probs.items()}
     metrics = build_metrics(LABELS, dict.fromkeys(("train", "validation", "test"), truth), parts, {})
     with RunDirectory(folder) as run:
         run.claim(saved_settings(ExperimentConfig(label_columns=LABELS, with_control=True)))
         run.write_history([{"epoch": 1, "total_loss": 0.5, "val_f1_macro": 0.6}])
-        run.write_predictions("test", range(80), LABELS, truth, probs)
+        run.write_predictions("test", range(80), range(80), LABELS, truth, logits)
         run_page.write_report(folder, metrics, lambda index: dict.fromkeys(index, ABUSE))
     return folder / "report.html"
 

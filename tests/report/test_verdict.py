@@ -11,6 +11,7 @@ import pytest
 from support.comparison_runs import LABELS, make_truth, write_scored_run
 from support.small_runs import make_metrics, write_run
 
+from research.evaluation.inference import Scored
 from research.evaluation.metrics import build_metrics
 from research.report.intervals import Resampled, resample_run
 from research.report.run_page import write_report
@@ -26,8 +27,9 @@ def report_of(path: Path) -> str:
 def make_resampled(teacher: float, student: float, spread: float = 0.01) -> Resampled:
     """Two models whose difference varies by `spread` from one resample to the next."""
     noise = spread * np.tile([1.0, -1.0], 500)
-    values = {"teacher": np.full(1001, teacher), "student": np.concatenate([[student], student + noise])}
-    return Resampled(100, None, {(model, "f1_macro"): scores for model, scores in values.items()}, {})
+    values = {"teacher": (teacher, np.full(1000, teacher)), "student": (student, student + noise)}
+    scores = {(model, "f1_macro"): Scored(np.array([plain]), resampled[None]) for model, (plain, resampled) in values.items()}
+    return Resampled(100, None, scores, {})
 
 
 def test_every_score_and_difference_has_its_interval(tmp_path: Path) -> None:
@@ -70,7 +72,8 @@ def test_rows_of_one_text_are_drawn_together() -> None:
             label_names=LABELS,
             labels=np.repeat(truth, copies, axis=0),
             probs={"student": np.repeat(probs, copies, axis=0)},
-            **({} if clusters is None else {"text_cluster": clusters}),
+            text_cluster=np.arange(100 * copies) if clusters is None else clusters,
+            complete=clusters is not None,
         )
         run: Any = SimpleNamespace(has=lambda name: True, predictions=predictions, scores=metrics)
         resampled = resample_run(run)
@@ -115,7 +118,7 @@ def test_a_model_whose_best_epoch_is_its_last_is_called_still_improving(tmp_path
 
 
 def test_an_interval_needs_what_can_be_scored(tmp_path: Path) -> None:
-    resampled = Resampled(10, None, {("student", "f1_macro"): np.full(5, np.nan)}, {})
+    resampled = Resampled(10, None, {("student", "f1_macro"): Scored(np.full(1, np.nan), np.full((1, 5), np.nan))}, {})
     assert resampled.score("student", "f1_macro") is None and resampled.score("teacher", "f1_macro") is None
     assert resampled.difference("student", "teacher", "f1_macro") is None
     path = write_run(tmp_path / "run")

@@ -10,6 +10,7 @@ import pytest
 from support.small_runs import LABELS, make_metrics, write_run
 
 from research.errors import InputError
+from research.evaluation.calibration import sigmoid
 from research.runs.run import Run, load_run, result_line
 
 
@@ -25,7 +26,8 @@ def test_run_survives_the_round_trip(tmp_path: Path) -> None:
     predictions = run.predictions
     assert predictions.label_names == LABELS and predictions.index.tolist() == list(range(20))
     np.testing.assert_array_equal(predictions.labels, labels)
-    np.testing.assert_allclose(predictions.probs["teacher"], generator.random((20, 2)), atol=5e-7)
+    logits = (2 * generator.standard_normal((20, 2))).astype(np.float32)
+    np.testing.assert_array_equal(predictions.probs["teacher"], sigmoid(logits))
     assert run.history[0]["learning_rate"] == 1.5e-6 and run.history[0]["hidden_loss"] is None
     assert run.metrics["student"]["test"]["tuned"]["ece"] is None
 
@@ -45,10 +47,10 @@ def test_unfinished_and_missing_runs_are_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("column", "cell", "complaint"),
     [
-        ("student_", "1e9", "a probability from 0 to 1, got 1e+09"),
-        ("teacher_", "inf", "a probability from 0 to 1, got inf"),
-        ("student_", "-5", "a probability from 0 to 1, got -5"),
-        ("student_", "", "a probability from 0 to 1, got an empty cell"),
+        ("logit_student_", "1e99", "a finite logit, got 1e+99"),
+        ("logit_teacher_", "inf", "a finite logit, got inf"),
+        ("logit_student_", "", "a finite logit, got an empty cell"),
+        ("text_cluster", "", "a row number, got an empty cell"),
         ("true_", "2", "0, 1 or empty, got 2"),
         ("index", "-1", "a row number, got -1"),
         ("index", "inf", "a row number, got inf"),

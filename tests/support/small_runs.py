@@ -40,11 +40,11 @@ def write_run(path: Path, models: tuple[str, ...] = ("teacher", "student")) -> P
     generator = np.random.default_rng(0)
     labels = (generator.random((20, 2)) < 0.4).astype(float)
     labels[0, 0] = np.nan
-    probs = {model: generator.random((20, 2)) for model in models}
+    logits = {model: 2 * generator.standard_normal((20, 2)) for model in models}
     with RunDirectory(path) as run:
         run.claim(CONFIG)
         run.write_history([{"epoch": 1, "total_loss": 0.5, "learning_rate": 1.5e-6, "val_f1_macro": 0.6}])
-        run.write_predictions("test", range(20), LABELS, labels, probs)
+        run.write_predictions("test", range(20), range(20), LABELS, labels, logits)
         run.write_efficiency({models[0]: {"size_mb": 1.5}, "ratios": {}, "remark": "nothing gained"})
         run.write_environment({"command_line": "python research_main.py --seed 1", "device": "cpu"})
         run.write_metrics(make_metrics(models))
