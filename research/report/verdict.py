@@ -24,6 +24,8 @@ def describe_verdict(run: Run, resampled: Resampled | None) -> Box:
     blocks.append(Paragraph(_describe_headline(run)))
     if table := _build_score_table(run, resampled):
         blocks.append(table)
+    if run.num_folds == 1 and "kept" in run.scores:  # a bound cannot be averaged over folds
+        blocks.append(Paragraph(describe_keeping(run.scores["kept"])))
     return Box([*blocks, *map(Paragraph, [*_describe_basis(run, resampled), *_describe_doubts(run)])])
 
 
@@ -59,8 +61,6 @@ def _describe_headline(run: Run) -> Text:
     majority = dig(run.scores, "majority_baseline", entry["part"], entry["metric"])
     after += "." + ("" if majority is None else f" Guessing each label's majority scores {format_number(majority)}.")
     start = f"{HEADLINE_METRIC.short} of the {entry['model']} on the {entry['part']} part is "
-    if run.num_folds == 1 and "kept" in run.scores:  # a bound cannot be averaged over folds
-        after += f" {describe_keeping(run.scores['kept'])}"
     return (start, Strong(show_number(value)), after)
 
 
@@ -142,7 +142,7 @@ def _describe_doubts(run: Run) -> list[Text]:
         text = f"Still improving: {names}."
         why = " The best epoch is the last one, so more epochs may change the scores and what they say of each other; raise "
         doubts.append((Strong(text), why, Typed(flags[0]), *((" and ", Typed(flags[1])) if len(flags) > 1 else ()), "."))
-    if "kd_gain" not in run.scores and run.config.get("pipeline") == "kd_only":
+    if "control" not in run.models and run.config.get("pipeline") == "kd_only":
         doubts.append(
             (
                 "Whether distillation helped cannot be told from this run alone: it has no control. Train one with ",
