@@ -136,7 +136,7 @@ def describe_keeping(kept: Mapping[str, Any]) -> str:
         f"That at least {100 * kept['share']:g} % of the teacher's score is kept on other rows too is shown, for this one "
         f"seed, {f'for {_join(shown)}' if shown else 'for none of the measures'} (lower one-sided 95 % bounds of student - "
         f"{kept['share']:g} teacher: {', '.join(bounds)}). To show it with 80 % power for a student as good as its teacher "
-        f"takes {', '.join(needed)} test rows."
+        f"takes {_join(needed)} test rows, in the same order."
     )
 
 

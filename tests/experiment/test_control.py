@@ -83,7 +83,7 @@ def test_the_report_s_sentence_on_what_is_kept_names_measures_bounds_and_rows() 
     sentence = describe_keeping({"share": 0.99, **kept})
     assert "At least 99 %".lower() in sentence and "for macro-F1 at 0.5 (" in sentence
     assert "macro-F1 at 0.5 +0.0012, macro-F1 at tuned thresholds -0.0100, mean average precision unknown" in sentence
-    assert "takes 2,150, 9,000, no number of test rows" in sentence
+    assert "takes 2,150, 9,000 and no number of test rows" in sentence
 
 
 def test_equal_students_are_rarely_called_different() -> None:
