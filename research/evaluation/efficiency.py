@@ -89,7 +89,7 @@ def _paired_range(above: Sequence[float], below: Sequence[float]) -> list[float]
     return [min(ratios), max(ratios)]
 
 
-def count_parameters(model: nn.Module) -> dict[str, float]:
+def count_parameters(model: nn.Module) -> dict[str, int]:
     """Count parameters, embeddings apart; a tensor shared by two places counts once.
 
     Embeddings are `model.encoder`'s token embeddings and all in its module named `embeddings`, the head

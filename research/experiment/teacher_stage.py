@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from research.errors import WeakTeacher
 from research.evaluation.calibration import sigmoid
+from research.evaluation.efficiency import count_parameters
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
 from research.experiment.runtime import Runtime
@@ -55,7 +56,7 @@ def get_teacher(context: RunContext) -> Teacher:
                 read_seen(str(inputs.config.teacher_checkpoint)),
             ),
             {"source": "checkpoint", "training_texts": inputs.teacher_texts},
-            sum(parameter.numel() for parameter in checkpoint.model.parameters()),
+            count_parameters(checkpoint.model)["parameters_total"],
         )
 
     def build(folder: Path, scratch: Path) -> None:
@@ -129,7 +130,7 @@ def fine_tune(context: RunContext, folder: Path, scratch: Path) -> None:
     result = train("teacher", trainer, loader, CheckpointFolder(scratch), context)
     save_classifier(model.cpu(), inputs.teacher_tokenizer, folder / "model", inputs.model_settings)
     write_seen(folder / "model", inputs.comments.text_hash[inputs.split.train])
-    facts = {"training": summarize(result), "parameters": sum(parameter.numel() for parameter in model.parameters())}
+    facts = {"training": summarize(result), "parameters": count_parameters(model)["parameters_total"]}
     (folder / "training.json").write_text(json.dumps(facts, sort_keys=True), encoding="utf-8")
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 from torch import nn
 
+from research.evaluation.efficiency import count_parameters
+
 log = logging.getLogger(__name__)
 SAMPLE_TEXTS = 2000
 HIGH_FERTILITY = 3.0
@@ -100,7 +102,7 @@ def report_alignment(aligned_share: float) -> None:
 
 def report_sizes(teacher_parameters: int, student: nn.Module) -> None:
     """Warn when the student is not smaller than its teacher."""
-    student_parameters = sum(parameter.numel() for parameter in student.parameters())
+    student_parameters = count_parameters(student)["parameters_total"]
     if student_parameters >= teacher_parameters:
         log.warning(
             "warning: the student has %.1f M parameters, the teacher %.1f M: nothing is compressed",
