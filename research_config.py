@@ -23,15 +23,16 @@ from research.flags import (
     fields_that_decide,
     find_missing,
     find_obstacle,
-    find_package,
     make_parser,
-    matching,
     parse_flags,
     setting,
 )
 from research.models.mapping import parse_layer_mapping
 from research.models.pooling import POOLING_HELP, POOLINGS
-from research.names import SCORES_PER_EPOCH
+from research.names import BOTH_MODELS
+from research.settings.data import DataSettings
+from research.settings.runtime import RuntimeSettings
+from research.settings.training import TrainingSettings
 
 
 @dataclass(frozen=True)
@@ -83,8 +84,6 @@ PIPELINES: dict[str, Pipeline] = {
     "student_only": Pipeline(False, True, "train the same student on the labels alone"),
     "baseline": Pipeline(True, False, "get the teacher and evaluate it, no compression"),
 }
-# Each is its own library, installed by those who use it: none of them is a requirement.
-TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")
 # What a field may say that it decides; caches, sweeps and comparisons ask for fields by these words.
 DECIDED = {
     "flags": "what other flags hold; settled before a run begins",
@@ -100,15 +99,17 @@ DECIDED = {
 }
 # Of these, a pipeline trains some and leaves the others out.
 MODEL_PARTS = frozenset({"teacher", "student", "distillation", "control"})
-BOTH_MODELS = ("teacher", "student")
+# The order of the sections of --help.
+GROUPS = ("what to run", "data", "teacher", "student", "distillation", "training", "runtime and output")
 
 
 @dataclass(frozen=True)
-class ExperimentConfig:
+class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings):
     """Every setting of one run; a field and its flag have the same name.
 
-    `None` means "found from the data or the machine" and is resolved before training. Variants
-    come from `dataclasses.replace`.
+    Those of the data, of training and of the machine stand in `research.settings`. `None` means
+    "found from the data or the machine" and is resolved before training. Variants come from
+    `dataclasses.replace`.
     """
 
     pipeline: str = setting(
@@ -142,57 +143,6 @@ class ExperimentConfig:
     jobs: int = setting(1, "what to run", "worker processes of --sweep", check=between(1), decides="place")
     dry_run: bool = setting(False, "what to run", "say what would be run and what is there already, and stop", decides="place")
     num_folds: int = setting(1, "what to run", "folds of cross-validation; 1 is one split", check=between(1), decides="data")
-
-    dataset_path: str = setting(
-        "data/comments.csv",
-        "data",
-        "table of comments: .csv, .tsv, .jsonl, .xlsx (needs openpyxl), .parquet (needs pyarrow)",
-        decides="data",
-        kind="table",
-        rows="main",
-    )
-    text_column: str | None = setting(
-        None, "data", "column holding the text (default: found by its name)", decides="data", kind="column"
-    )
-    label_columns: tuple[str, ...] | None = setting(
-        None,
-        "data",
-        "columns holding the 0/1 labels (default: bully sexual religious threat spam when all are present, "
-        "else every other column that holds only 0 and 1)",
-        decides="data",
-        kind="column",
-    )
-    unlabelled_path: str | None = setting(
-        None,
-        "data",
-        "table of further texts without labels, for the soft, hidden and attention losses",
-        decides="distillation",
-        kind="table",
-        rows="unlabelled",
-    )
-    val_fraction: float = setting(
-        0.1, "data", "share of the texts for validation, 0 to 0.9", check=between(0, 0.9, open_low=True), decides="data"
-    )
-    test_fraction: float = setting(
-        0.1, "data", "share of the texts for the test part, 0 to 0.9", check=between(0, 0.9, open_low=True), decides="data"
-    )
-    val_path: str | None = setting(
-        None, "data", "a table of its own for validation, instead of a share", decides="data", kind="table", rows="validation"
-    )
-    test_path: str | None = setting(
-        None, "data", "a table of its own for the test part, instead of a share", decides="data", kind="table", rows="test"
-    )
-    data_fraction: float = setting(
-        1.0,
-        "data",
-        "share of the training texts to use, 0 to 1; validation and test stay whole",
-        check=between(0, 1, open_low=True),
-        decides="data",
-    )
-    max_length: int = setting(128, "data", "longest text in tokens, special tokens included", check=between(4), decides="tokens")
-    text_normalization: str = setting(
-        "nfc", "data", "Unicode normalisation of the texts", choices=("none", "nfc", "nfkc"), decides=("data", "tokens")
-    )
 
     teacher_path: str = setting(
         "csebuetnlp/banglabert", "teacher", "pretrained encoder to fine-tune: folder or hub name", decides="teacher", kind="model"
@@ -305,91 +255,6 @@ class ExperimentConfig:
         True, "distillation", "weight positives by negatives / positives in the hard loss", decides=BOTH_MODELS
     )
 
-    epochs: int = setting(15, "training", "most epochs of the student", check=between(1), decides="student")
-    batch: int = setting(32, "training", "rows in a batch", check=between(1), decides=BOTH_MODELS)
-    gradient_accumulation: int = setting(
-        1, "training", "batches summed up before an optimizer step", check=between(1), decides=BOTH_MODELS
-    )
-    lr: float = setting(
-        2e-5, "training", "peak learning rate, greater than 0", check=between(0, open_low=True), decides=BOTH_MODELS
-    )
-    weight_decay: float = setting(0.01, "training", "decoupled weight decay, 0 or more", check=between(0), decides=BOTH_MODELS)
-    warmup_ratio: float = setting(
-        0.1, "training", "share of the steps with a rising learning rate, 0 to 1", check=between(0, 1), decides=BOTH_MODELS
-    )
-    dropout: float = setting(0.1, "training", "dropout in both classifiers, 0 to 0.9", check=between(0, 0.9), decides=BOTH_MODELS)
-    gradient_clip_norm: float = setting(
-        1.0, "training", "largest norm of the gradient, greater than 0", check=between(0, open_low=True), decides=BOTH_MODELS
-    )
-    select_by: str = setting(
-        "average_precision_macro",
-        "training",
-        "validation score that chooses the best epoch of teacher, student and control, and a sweep's best run",
-        choices=SCORES_PER_EPOCH,
-        decides=BOTH_MODELS,
-    )
-    early_stopping_patience: int = setting(
-        5, "training", "epochs without a better --select_by before stopping", check=between(1), decides=BOTH_MODELS
-    )
-    amp: bool = setting(True, "training", "automatic mixed precision (float16 is used on CUDA only)", decides=BOTH_MODELS)
-    amp_dtype: str = setting(
-        "float16",
-        "training",
-        "precision of --amp; bfloat16 also works on CPUs that have it",
-        choices=("float16", "bfloat16"),
-        decides=BOTH_MODELS,
-    )
-
-    device: str = setting(
-        "auto",
-        "runtime and output",
-        "auto (cuda when there is one), cpu, cuda, cuda:1",
-        check=matching(r"auto|cpu|cuda(:[0-9]{1,2})?", "auto, cpu, cuda or cuda:N"),
-        decides="machine",
-    )
-    num_threads: int | None = setting(
-        None,
-        "runtime and output",
-        "CPU threads (default: torch's own choice, with --jobs a share of the cores); the last digits of a result repeat "
-        "only with as many, which environment.json names",
-        check=between(1),
-        decides="machine",
-    )
-    checkpoint_minutes: float = setting(
-        10.0,
-        "runtime and output",
-        "minutes between checkpoints inside an epoch; one is also written after each",
-        check=between(0),
-        decides="place",
-    )
-    output_dir: str | None = setting(
-        None, "runtime and output", "the run's folder (default: results/<pipeline>_<fingerprint>)", decides="place", kind="folder"
-    )
-    cache_dir: str = setting(
-        "cache", "runtime and output", "shared by runs: tokenised text, teachers, teacher outputs", decides="place", kind="folder"
-    )
-    cache_budget_gb: float = setting(
-        20.0,
-        "runtime and output",
-        "most GB (10^9 bytes) of cached teacher states and maps of one run; past it the teacher runs live",
-        check=between(0),
-        decides="machine",
-    )
-    track: str = setting(
-        "none",
-        "runtime and output",
-        "also send config, history and final scores to a tracker",
-        choices=("none", *TRACKERS),
-        check=lambda name: None if name == "none" else find_package(name),
-        decides="place",
-    )
-    overwrite: bool = setting(
-        False,
-        "runtime and output",
-        "start afresh in an output_dir that already holds a run; once begun, the same command goes on until it is finished",
-        decides="place",
-    )
-
     @property
     def label_alpha_map(self) -> dict[str, float]:
         """`--label_alphas` as {label: alpha}."""
@@ -469,6 +334,7 @@ def build_parser() -> RaisingParser:
     """Build the command line's parser from the fields of ExperimentConfig."""
     return make_parser(
         ExperimentConfig,
+        GROUPS,
         prog="research_main.py",
         usage="python %(prog)s [--flag VALUE ...]",
         description="Distil a large multi-label text classifier into a small one. One command is one run.",

@@ -137,20 +137,20 @@ class RaisingParser(argparse.ArgumentParser):
         raise HelpAsked(self.format_help().rstrip())
 
 
-def make_parser(settings_class: type[Any], **texts: str) -> RaisingParser:
+def make_parser(settings_class: type[Any], groups: Sequence[str], **texts: str) -> RaisingParser:
     """Build the parser from a dataclass's fields; values stay text until `convert`.
 
     Args:
+        groups: The order of the help's sections.
         texts: What argparse says around the flags: prog, usage, description, epilog.
     """
     parser = RaisingParser(**texts, allow_abbrev=False, argument_default=argparse.SUPPRESS)  # type: ignore[arg-type]
     parser.add_argument(
         "--config", metavar="FILE", help="take the flags of an earlier run's config.json; flags given beside it win"
     )
-    for title, entries in itertools.groupby(dataclasses.fields(settings_class), lambda entry: entry.metadata["group"]):
-        group = parser.add_argument_group(title)
-        for entry in entries:
-            group.add_argument(f"--{entry.name}", **flag_options(settings_class, entry))
+    sections = {title: parser.add_argument_group(title) for title in groups}
+    for entry in dataclasses.fields(settings_class):
+        sections[entry.metadata["group"]].add_argument(f"--{entry.name}", **flag_options(settings_class, entry))
     return parser
 
 

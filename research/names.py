@@ -12,6 +12,9 @@ from typing import Literal
 
 MODELS = ("teacher", "control", "student")  # the control is the student trained without the teacher
 PARTS = ("validation", "test")
+BOTH_MODELS = ("teacher", "student")  # what one setting trains alike
+# Each is its own library, installed by those who use it: none of them is a requirement.
+TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")
 THRESHOLDS = {"at_0.5": "0.5", "tuned": "tuned"}  # what metrics.json calls them: what a table does
 MetricKind = Literal["decisions", "ranking", "probabilities"]
 

@@ -37,7 +37,7 @@ class Cake:
 
 
 def parse(*argv: str, other_keys: tuple[str, ...] = ()) -> Cake:
-    cake, _ = parse_flags(Cake, make_parser(Cake, prog="bake"), argv, check_fields, other_keys)
+    cake, _ = parse_flags(Cake, make_parser(Cake, ("dough", "top"), prog="bake"), argv, check_fields, other_keys)
     return cake
 
 
@@ -59,8 +59,9 @@ def test_field_that_does_not_say_what_it_decides_cannot_be_declared() -> None:
 
 
 def test_help_shows_groups_kinds_and_defaults() -> None:
-    text = make_parser(Cake, prog="bake").format_help()
-    assert "dough:" in text and "--recipe FILE" in text and "--toppings FRUIT" in text and "--layers N" in text
+    text = make_parser(Cake, ("dough", "top"), prog="bake").format_help()
+    assert 0 < text.index("dough:") < text.index("top:")
+    assert "--recipe FILE" in text and "--toppings FRUIT" in text and "--layers N" in text
     assert "put icing on it (default: off)" in text and "how many (default: 2)" in text
 
 

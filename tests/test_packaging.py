@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 from support.builders import ROOT
 
+from research.names import TRACKERS
 from research.version import VERSION
-from research_config import TRACKERS
 
 # Imported by us, required by a package that we require.
 COMES_WITH = {"tokenizers": "transformers", "huggingface_hub": "transformers", "fontTools": "matplotlib"}

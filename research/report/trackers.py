@@ -30,7 +30,7 @@ def track_run(tracker: str, run: Run) -> None:
     """Send a finished run to a tracker; an error of the tracker becomes one warning, since the run is complete.
 
     Args:
-        tracker: one of `research_config.TRACKERS`.
+        tracker: one of `research.names.TRACKERS`.
         run: config, histories and metrics are read from it.
     """
     module = importlib.import_module(tracker)

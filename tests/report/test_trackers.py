@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 
 import research_main
+from research.names import TRACKERS
 from research.report.trackers import SENDERS, final_scores, history_rows, track_run
 from research.runs.directory import RunDirectory
 from research.runs.run import Run, load_run
-from research_config import TRACKERS, ExperimentConfig, check_config, parse_arguments, saved_settings
+from research_config import ExperimentConfig, check_config, parse_arguments, saved_settings
 
 LABEL = "a$b"
 
