@@ -54,6 +54,9 @@ class Member:
         return found if isinstance(found, Mapping) else {}
 
 
+Folds = tuple[Member, ...]  # those of one seed, which together answer for every row
+
+
 @dataclass(frozen=True)
 class Row:
     """What one line of the table stands for: a run, a run's folds, or runs that differ only by seed."""
@@ -66,6 +69,15 @@ class Row:
     def config(self) -> dict[str, Any]:
         """The flags of the run that the row stands for."""
         return self.members[0].run.config
+
+    @property
+    def seeds(self) -> dict[int | None, Folds]:
+        """The members of each seed: one of a single split, or one per fold in the folds' order."""
+        found: dict[int | None, list[Member]] = {}
+        for member in sorted(self.members, key=lambda member: member.key[1] or 0):
+            found.setdefault(member.key[0], []).append(member)
+        # Seeds keep the order in which they were given.
+        return {seed: tuple(found[seed]) for seed in dict.fromkeys(member.key[0] for member in self.members)}
 
 
 def find_runs(paths: Iterable[str | Path]) -> tuple[list[Path], list[Path]]:
