@@ -41,7 +41,7 @@ import numpy as np
 from scipy.special import expit
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-from research.evaluation.bootstrap import bootstrap, build_metric, score_texts, take_answers
+from research.evaluation.bootstrap import Metric, bootstrap, build_metric, score_texts, take_answers
 from research.evaluation.folds import build_fold_metrics, gather_folds, stack_seeds
 from research.evaluation.inference import Scored, difference, estimate
 from research.evaluation.metrics import choose_thresholds
@@ -126,7 +126,8 @@ def true_scores(labels: np.ndarray, probs: np.ndarray, cuts: np.ndarray) -> dict
 def score_recipes(
     parts: dict[str, list[list[tuple[Any, ...]]]], truth: dict[str, list[dict[str, float]]], texts: int, resamples: int, seed: int
 ) -> dict[str, Any]:
-    built, places = [], {}
+    built: list[Metric] = []
+    places = {}
     for metric in METRICS:
         for recipe, of_seeds in parts.items():
             for number, folds in enumerate(of_seeds):

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from research.evaluation.calibration import sigmoid
-from research.evaluation.gain import measure_gain, measure_keeping, resample_models
+from research.evaluation.gain import AnsweredPart, measure_gain, measure_keeping, resample_models
 from research.evaluation.metrics import build_metrics
 from research.experiment.context import RunContext
 from research.experiment.dataset import load_dataset
@@ -25,8 +25,8 @@ from research.experiment.training import summarize
 from research.names import PARTS
 from research.report.run_page import write_report
 from research.runs.directory import RunDirectory
-from research.runs.folds import aggregate_folds
-from research.runs.formats import read_json
+from research.runs.folds import aggregate_folds, pool_folds
+from research.runs.run import load_run
 from research.storage.arrays import return_free_memory
 from research_config import PIPELINES, ExperimentConfig, table_paths
 
@@ -89,7 +89,7 @@ def score(
         thresholds = {model: list(cuts.values()) for model, cuts in metrics["thresholds"].items()}
         of_test = {model: parts["test"] for model, parts in probs.items()}
         clusters = first_of_texts(inputs.comments, inputs.split.test)
-        resampled = resample_models(labels["test"], of_test, thresholds, clusters)
+        resampled = resample_models([AnsweredPart(labels["test"], of_test, thresholds, clusters)])
         num_texts = len(np.unique(clusters))
         metrics["kept"] = measure_keeping(resampled, num_texts, len(clusters))
         if "control" in probs:
@@ -100,13 +100,13 @@ def score(
 def run_folds(
     config: ExperimentConfig, settings: Mapping[str, Any], runtime: Runtime, run_dir: RunDirectory, first: Inputs
 ) -> dict[str, Any]:
-    """Run every fold in a directory of its own and write their mean and standard deviation beside them.
+    """Run every fold in a directory of its own and write beside them their mean and deviation, and the scores of all rows.
 
     Args:
         settings: What config.json holds of the whole cross-validation.
         first: The inputs of the first fold, which are loaded already.
     """
-    metrics = []
+    folds = []
     for fold in range(config.num_folds):
         inputs = first if fold == 0 else load_inputs(load_dataset(config, fold))
         with RunDirectory(run_dir.path / f"fold_{fold + 1}") as fold_dir:
@@ -118,8 +118,9 @@ def run_folds(
                 log.info("fold %d of %d", fold + 1, config.num_folds)
                 runtime.timing_s.clear()
                 run_experiment(inputs, runtime, fold_dir)
-        metrics.append(read_json(fold_dir.path / "metrics.json"))
-    total = aggregate_folds(metrics)
+        folds.append(load_run(fold_dir.path))
+    return_free_memory()  # of training, before every fold's predictions are scored together
+    total = aggregate_folds([fold.metrics for fold in folds]) | {"pooled": pool_folds(folds)}
     write_report(run_dir.path, total, plots=runtime.extras.plots)
     run_dir.write_metrics(total)
     return total

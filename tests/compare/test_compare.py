@@ -15,8 +15,10 @@ import research_compare
 from research.compare import figures as plots
 from research.compare.scores import compare_runs
 from research.evaluation.bootstrap import COMPARED_METRICS
+from research.evaluation.gain import GAIN_METRICS
 from research.evaluation.inference import holm
 from research.flags import format_value
+from research.runs.folds import aggregate_folds, pool_folds
 from research.runs.run import load_run
 
 METRICS = ("average_precision_macro", "f1_macro", "hamming_loss")
@@ -303,9 +305,10 @@ def write_folds(folder, skill, **flags):
         config = json.loads((folder / f"fold_{fold}" / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config))
         (folder / f"fold_{fold}" / "config.json").write_text(json.dumps({**config, "fold": fold}))
-    headline = {"model": "student", "part": "test", "metric": "f1_macro", "value": 0.7}
-    metrics = {"folds": 2, "labels": list(LABELS), "mean": {}, "std": {}, "headline": headline}
+    folds = [load_run(folder / f"fold_{fold}") for fold in (1, 2)]
+    metrics = aggregate_folds([fold.metrics for fold in folds]) | {"pooled": pool_folds(folds)}
     (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
 
 
 @pytest.mark.parametrize("given", ["whole", "folds"])
@@ -355,6 +358,22 @@ def test_folds_are_scored_over_all_rows_at_the_thresholds_of_each(tmp_path):
     tuned, ranking = (results[0].estimate.value for results in comparison.by_metric.values())
     assert tuned == pytest.approx(f1_score(labels, decided, average="macro"))
     assert ranking == pytest.approx(np.mean(ranked))
+
+
+def test_metrics_of_folds_say_what_a_comparison_of_them_says(tmp_path):
+    run = load_run(write_folds(tmp_path / "cv", 2.0, models=("teacher", "control", "student")))
+    comparison = compare_runs([run.path], metrics=GAIN_METRICS, keeps=0.99)
+    assert run.metrics["pooled"]["rows"] == 200
+    for metric, (_, student) in comparison.by_metric.items():
+        assert student.difference is not None
+        assert student.keeping is not None
+        pooled = run.metrics["pooled"]["scores"][metric]["student"]
+        assert [pooled[end] for end in ("value", "low", "high")] == pytest.approx(list(vars(student.estimate).values()))
+        gain = run.metrics["pooled"]["kd_gain"][metric]
+        assert (gain["gain"], gain["low"], gain["p_value"]) == pytest.approx(
+            (student.difference.value, student.difference.low, student.difference.p_value)
+        )
+        assert run.metrics["pooled"]["kept"][metric]["bound"] == pytest.approx(student.keeping.bound)
 
 
 def test_folds_tell_apart_what_one_of_them_cannot(tmp_path):
