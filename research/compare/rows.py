@@ -71,6 +71,11 @@ class Row:
         return self.members[0].run.config
 
     @property
+    def has_one_answer(self) -> bool:
+        """Whether no seed would change the row, as of a pipeline that reads none: it goes with every seed of another row."""
+        return len(self.seeds) == 1 and "seed" in unused_fields(str(self.config.get("pipeline")))
+
+    @property
     def seeds(self) -> dict[int | None, Folds]:
         """The members of each seed: one of a single split, or one per fold in the folds' order."""
         found: dict[int | None, list[Member]] = {}

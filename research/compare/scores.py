@@ -263,8 +263,8 @@ def compare_rows(
 
     A row's score is the mean over its seeds; of a cross-validation each is over all rows, see `research.evaluation.folds`.
     The difference is paired over the seeds that the row and the baseline share; where they share fewer than two, but both
-    have several, it is that of independent seeds. Holm's correction runs over every difference of every metric, since the
-    reader looks at them all.
+    have several, it is that of independent seeds; a row that no seed would change is set against each seed of the other.
+    Holm's correction runs over every difference of every metric, since the reader looks at them all.
     """
     scores = Scores(rows, metrics, resamples, teachers=keeps is not None)
     results = [_score_row(row, rows[0], metric, scores, keeps) for metric in metrics for row in rows]
@@ -277,7 +277,7 @@ def _score_row(row: Row, baseline: Row, metric: str, scores: Scores, keeps: floa
     scored, num_texts = scores.of(row.seeds.values(), metric), len(scores.texts)
     found = estimate(scored, num_texts, _training_overlap(row.members))
     values = scored.plain.tolist()
-    if len(values) == 1 and scored.folds:
+    if scored.folds and row.members[0].key[0] is None:  # not grouped by seed
         values = [fold.mean for fold in scored.folds]
     return Result(
         row,
@@ -291,6 +291,9 @@ def _score_row(row: Row, baseline: Row, metric: str, scores: Scores, keeps: floa
 
 def _compare(row: Row, baseline: Row, metric: str, scores: Scores) -> Difference:
     ours, theirs = row.seeds, baseline.seeds
+    if row.has_one_answer or baseline.has_one_answer:
+        gap = scores.of(ours.values(), metric) - scores.of(theirs.values(), metric)
+        return difference([gap], len(scores.texts), _training_overlap([*row.members, *baseline.members]))
     shared = [seed for seed in ours if seed in theirs]
     if not shared or (len(shared) == 1 and min(len(ours), len(theirs)) > 1):
         sides = [scores.of(ours.values(), metric), -1 * scores.of(theirs.values(), metric)]

@@ -79,7 +79,10 @@ class Keeping:
 
 @dataclass(frozen=True)
 class Scored:
-    """One score of S seeds: plain (S,), and on R resamples of the texts (S, R); of K folds also each fold's own."""
+    """One score of S seeds: plain (S,), and on R resamples of the texts (S, R); of K folds also each fold's own.
+
+    In a difference of S seeds and one score, the one is set against each of them.
+    """
 
     plain: FloatArray
     resampled: FloatArray

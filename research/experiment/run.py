@@ -20,6 +20,7 @@ from research.experiment.saving import first_of_texts, save_run
 from research.experiment.sources import check_models
 from research.experiment.student_stage import train_control, train_student
 from research.experiment.teacher_stage import get_teacher, judge_teacher
+from research.experiment.tfidf_stage import train_tfidf
 from research.experiment.tokenised import tokenise_comments
 from research.experiment.training import summarize
 from research.names import PARTS
@@ -58,6 +59,12 @@ def run_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> d
             student = train_student(teacher, context)
         run_dir.write_history(student.training.history)
         logits["student"], training["student"] = student.logits, summarize(student.training)
+    tfidf = None
+    if pipeline.tfidf:
+        with runtime.timed("tfidf"):
+            tfidf = train_tfidf(context)
+        # As in student_only, what is trained on the labels alone is called the student.
+        logits["student"], training["student"] = tfidf.logits, tfidf.training
     if inputs.config.with_control:
         with runtime.timed("control"):
             control = train_control(teacher, context)
@@ -67,7 +74,7 @@ def run_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> d
     metrics = score(labels, logits, training, inputs)
     return_free_memory()  # of training, before the report reads every prediction
     with runtime.timed("save"):
-        save_run(metrics, labels, logits, teacher, None if student is None else student.model, context)
+        save_run(metrics, labels, logits, teacher, tfidf if student is None else student.model, context)
     return metrics
 
 

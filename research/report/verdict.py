@@ -12,6 +12,7 @@ from research.report.intervals import Resampled
 from research.report.numbers import UNKNOWN, format_interval, format_number, format_p_value, show_number, show_score
 from research.runs.formats import dig
 from research.runs.run import Run, teacher_headline
+from research_config import unused_fields
 
 AGREEMENTS = {"student": "agreement", "control": "control_agreement"}
 EPOCH_FLAGS = {"teacher": "--teacher_epochs", "control": "--epochs", "student": "--epochs"}
@@ -114,8 +115,11 @@ def _describe_basis(run: Run, resampled: Resampled | None) -> list[Text]:
     size = "" if rows is None else f" on {rows:,.0f} test rows"
     if resampled is not None and resampled.num_texts is not None:
         size += f" of {resampled.num_texts:,} distinct texts"
+    unread = unused_fields(str(run.config.get("pipeline")))
     seeds = [
-        f"{text} {run.config[name]}" for name, text in (("seed", "seed"), ("split_seed", "split seed")) if name in run.config
+        f"{text} {run.config[name]}"
+        for name, text in (("seed", "seed"), ("split_seed", "split seed"))
+        if name in run.config and name not in unread
     ]
     if run.num_folds > 1:
         return [_describe_folds_basis(run, size)]
@@ -123,9 +127,12 @@ def _describe_basis(run: Run, resampled: Resampled | None) -> list[Text]:
     if resampled is None:
         return [measured]
     unit = "rows" if resampled.num_texts is None else "texts"
+    drawn = f"Intervals are 95 %, from a bootstrap over the {unit}: they say what other {unit} would have changed."
+    if "seed" in unread:
+        return [f"{measured} {drawn}"]
     meaning: tuple[Inline, ...] = (
-        f"{measured} Intervals are 95 %, from a bootstrap over the {unit}: they say what other {unit} would have changed. "
-        "Another seed would move the scores as well; whether distillation helps, several can tell, compared by ",
+        f"{measured} {drawn} Another seed would move the scores as well; whether distillation helps, several can tell, "
+        "compared by ",
         Typed("research_compare.py --group_by seed"),
         ".",
     )

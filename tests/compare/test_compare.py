@@ -288,6 +288,18 @@ def test_ungrouped_seeds_are_pointed_to_group_by(tmp_path, run_compare):
     assert "--group_by seed" not in run_compare(tmp_path, "--group_by", "seed")[2]
 
 
+def test_a_run_that_reads_no_seed_is_set_against_every_seed(tmp_path):
+    write_seeds(tmp_path, alphas=(0.3,))
+    single = write_run(tmp_path / "tfidf", 1.0, pipeline="tfidf", seed=7)
+    comparison = compare_runs([tmp_path], group_by="seed", baseline=str(single), resamples=200)
+    tfidf, seeds = comparison.results
+    assert len(tfidf.values) == 1
+    assert seeds.difference is not None
+    assert seeds.difference.over_seeds
+    assert seeds.difference.value == pytest.approx(np.mean(seeds.values) - tfidf.estimate.value)
+    assert not {"seed", "max_length", "epochs"} & tfidf.row.settings.keys()
+
+
 def test_two_runs_of_one_seed_in_a_group_are_refused(tmp_path, run_compare):
     for name in ("run", "copy"):
         write_run(tmp_path / name)
