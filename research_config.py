@@ -230,6 +230,14 @@ class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings):
         "also train the student without the teacher, so the report says what distillation gained",
         decides="control",
     )
+    control_labels: str = setting(
+        "gold",
+        "distillation",
+        "gold: the control learns from the labelled rows; pseudo: also from the rows of --unlabelled_path, as the teacher "
+        "decides them at its tuned thresholds, so that it takes as many steps as the student",
+        choices=("gold", "pseudo"),
+        decides="control",
+    )
     label_alphas: tuple[str, ...] = setting(
         (),
         "distillation",
@@ -388,6 +396,9 @@ def check_distillation(config: ExperimentConfig) -> list[str]:
         problems.append(f"--student_init: teacher needs a pipeline with a teacher, got --pipeline {config.pipeline}")
     if config.with_control and config.pipeline in PIPELINES and config.pipeline != "kd_only":
         problems.append(f"--with_control: needs --pipeline kd_only, whose student it is compared with, got {config.pipeline}")
+    if config.control_labels == "pseudo" and not (config.with_control and config.unlabelled_path):
+        missing = "--unlabelled_path" if config.with_control else "--with_control"
+        problems.append(f"--control_labels: pseudo labels the rows of --unlabelled_path for the control; set {missing} too")
     return problems
 
 

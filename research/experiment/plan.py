@@ -68,7 +68,8 @@ def list_steps(inputs: Inputs, runtime: Runtime) -> list[tuple[str, bool]]:
     if pipeline.tfidf:
         steps.append((f"logistic regression on character n-grams of {train}", False))
     if config.with_control:
-        steps.append((f"control (at most {epochs} of {train})", False))
+        learned = len(split.train) + (len(split.unlabelled) if config.control_labels == "pseudo" else 0)
+        steps.append((f"control (at most {epochs} of {count(learned, 'row')})", False))
     return steps
 
 

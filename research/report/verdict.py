@@ -197,7 +197,10 @@ def describe_gain_section(run: Run) -> list[Block]:
     sentence: list[Inline] = [f"Distillation ({run.config.get('kd_method')}) changed "]
     for separator, metric in zip(("", ", ", " and "), GAIN_METRICS, strict=True):
         sentence += [f"{separator}{METRIC_OF[metric].full_label} by ", Strong(_show_gain(run, metric))]
-    sentence.append(f" against the same student without a teacher; {_describe_gap(gains)}. {_describe_closeness(run)}")
+    control = "the same student without a teacher"
+    if run.config.get("control_labels") == "pseudo":
+        control = "the same student on the labels and the teacher's decisions on unlabelled rows"
+    sentence.append(f" against {control}; {_describe_gap(gains)}. {_describe_closeness(run)}")
     return [Heading("What distillation gained"), Paragraph(tuple(sentence)), _build_gain_table(run, gains)]
 
 
