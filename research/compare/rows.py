@@ -217,8 +217,9 @@ def _name_group(group: Sequence[Member]) -> str:
         return folders[0].name
     seedless = {SEED_IN_NAME.sub("", name).strip("_-. ") for name in names}
     if len(seedless) == 1:
+        left = seedless.pop()
         # Nothing but seeds in a folder of their own: the folder's name says what they are.
-        return seedless.pop() or folders[0].parent.name
+        return f"{folders[0].parent.name} {left}".strip() if not left or left.startswith("(") else left
     shared = re.sub(r"[\W_]*(seed|s)?[\W_]*$", "", os.path.commonprefix(sorted(names)))
     return shared or f"{folders[0].name} and {len(group) - 1} more"
 

@@ -78,6 +78,8 @@ def _build_record(metric: str, result: Result, comparison: Comparison) -> dict[s
         record |= {
             "kept": keeping and keeping.kept,
             "kept_bound": keeping and keeping.bound,
+            "kept_share": keeping and keeping.kept_share,
+            "kept_share_low": keeping and keeping.kept_share_low,
             "kept_rows_needed": keeping and keeping.rows_needed,
         }
     return {name: _round(value) for name, value in record.items()}

@@ -9,6 +9,7 @@ such score; of recipes with other seeds, one a side. Intervals over texts alone 
 three seeds where they say 95 %; a t test over seeds alone leaves b out (63 to 93 %): benchmarks/coverage.py.
 
 Sources:
+    Fieller, Some problems in interval estimation, JRSS B 16, 1954.
     Holm, A simple sequentially rejective multiple test procedure, Scand. J. Statist. 6, 1979.
     Satterthwaite, An approximate distribution of estimates of variance components, Biometrics Bulletin 2, 1946.
     Nadeau & Bengio, Inference for the generalization error, Machine Learning 52, 2003.
@@ -19,7 +20,7 @@ Sources:
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from statistics import NormalDist
 from typing import Any
@@ -30,6 +31,7 @@ import numpy.typing as npt
 FloatArray = npt.NDArray[np.floating[Any]]
 LEVEL = 0.95
 POWER = 0.8
+BISECTIONS = 24  # of an interval within 0 and 1 or so: seven digits
 MANY = 1e6  # degrees of freedom from which t is the normal distribution
 
 
@@ -61,13 +63,16 @@ class Difference:
 class Keeping:
     """Whether a student keeps a share of its teacher's score: a non-inferiority test.
 
-    `bound` is the lower one-sided 95 % bound of student - share * teacher; above 0 the claim holds. `rows_needed`
-    is how many test rows show the claim with 80 % power for a student that is truly as good as its teacher, with as
+    `bound` is the lower one-sided 95 % bound of student - share * teacher; above 0 the claim holds. `kept_share` is student
+    / teacher, and `kept_share_low` its lower one-sided 95 % bound: the largest share that would pass the test (Fieller 1954).
+    `rows_needed` is how many test rows show the claim with 80 % power for a student that is truly as good as its teacher, with as
     many seeds as there are; infinite when no number of rows would do.
     """
 
     share: float
     bound: float
+    kept_share: float
+    kept_share_low: float
     rows_needed: float
     over_seeds: bool = False
 
@@ -246,13 +251,31 @@ def judge_keeping(student: Scored, teacher: Scored, share: float, num_texts: int
     The rows needed are those where (1 - share) * teacher, the room that an equally good student has, is as large as
     the normal quantiles of level and power times the standard error. More rows lessen the texts' part of it alone.
     """
-    gap = student - share * teacher
-    spread = measure_spread([gap], num_texts, overlap)
-    bound = gap.mean - _t_quantile(LEVEL, spread.df) * math.sqrt(spread.whole) if spread.whole >= 0 else math.nan
+
+    def find_bound(asked: float) -> tuple[float, Spread]:
+        gap = student - asked * teacher
+        spread = measure_spread([gap], num_texts, overlap)
+        reach = _t_quantile(LEVEL, spread.df) * math.sqrt(spread.whole) if spread.whole >= 0 else math.nan
+        return gap.mean - reach, spread
+
+    bound, spread = find_bound(share)
     quantiles = NormalDist().inv_cdf(LEVEL) + NormalDist().inv_cdf(POWER)
     room = ((1 - share) * teacher.mean / quantiles) ** 2 - (spread.whole - spread.of_texts)
     rows_needed = math.ceil(num_rows * spread.of_texts / room) if room > 0 else math.inf
-    return Keeping(share, bound, rows_needed, len(gap.plain) > 1 or bool(gap.folds))
+    kept_share = student.mean / teacher.mean if teacher.mean > 0 else math.nan
+    low = _find_root(lambda asked: find_bound(asked)[0], kept_share)
+    return Keeping(share, bound, kept_share, low, rows_needed, len(student.plain) > 1 or bool(student.folds))
+
+
+def _find_root(bound: Callable[[float], float], high: float) -> float:
+    """Return where a falling bound crosses 0 between 0 and `high`, by bisection; 0 where it is nowhere above."""
+    if math.isnan(high):
+        return math.nan
+    low = 0.0
+    for _ in range(BISECTIONS):
+        middle = (low + high) / 2
+        low, high = (middle, high) if bound(middle) > 0 else (low, middle)
+    return low
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -232,3 +232,20 @@ def test_holm_lies_between_the_plain_and_the_bonferroni_value(p_values: list[flo
 def test_mean_and_std_of_one_seed_has_no_std() -> None:
     assert mean_and_std([1.0, 2.0, 3.0]) == (2.0, 1.0)
     assert math.isnan(mean_and_std([0.5])[1])
+
+
+def test_the_lower_bound_of_the_kept_share_is_the_largest_share_that_passes() -> None:
+    rng = np.random.default_rng(5)
+    teacher = score_means(draw_cells(rng, 1, 400, 0.0, 0.1, 0.0) + 0.8)
+    student = teacher - score_means(draw_cells(rng, 1, 400, 0.0, 0.0, 0.1) + 0.02)
+    found = judge_keeping(student, teacher, 0.9, 400, 400)
+    assert found.kept_share == pytest.approx(student.mean / teacher.mean)
+    assert 0.9 < found.kept_share_low < found.kept_share
+    for step, passes in ((-1e-4, True), (1e-4, False)):
+        assert judge_keeping(student, teacher, found.kept_share_low + step, 400, 400).kept is passes
+    # Fieller's bound in closed form, for the covariances of the bootstrap.
+    both = np.cov(student.resampled[0], teacher.resampled[0])
+    quantile = stats.t.ppf(0.95, 399)
+    x, y = student.mean, teacher.mean
+    a, b, c = y**2 - quantile**2 * both[1, 1], x * y - quantile**2 * both[0, 1], x**2 - quantile**2 * both[0, 0]
+    assert found.kept_share_low == pytest.approx((b - math.sqrt(b**2 - a * c)) / a, abs=1e-6)
