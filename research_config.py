@@ -66,16 +66,23 @@ KD_METHODS: dict[str, KDMethod] = {
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Which models a pipeline needs; `teacher` and `student` say what is trained or evaluated."""
+    """Which models a pipeline needs; `teacher`, `student` and `tfidf` say what is trained or evaluated."""
 
     teacher: bool
     student: bool
     summary: str
+    tfidf: bool = False
 
     @property
     def trains(self) -> frozenset[str]:
         """Which of MODEL_PARTS there are."""
-        present = {"teacher": self.teacher, "student": self.student, "distillation": self.teacher and self.student}
+        present = {
+            "tokens": self.teacher or self.student,
+            "teacher": self.teacher,
+            "student": self.student,
+            "distillation": self.teacher and self.student,
+            "tfidf": self.tfidf,
+        }
         return frozenset(name for name, is_there in present.items() if is_there)
 
 
@@ -83,6 +90,7 @@ PIPELINES: dict[str, Pipeline] = {
     "kd_only": Pipeline(True, True, "get the teacher, verify it, distil the student, evaluate both"),
     "student_only": Pipeline(False, True, "train the same student on the labels alone"),
     "baseline": Pipeline(True, False, "get the teacher and evaluate it, no compression"),
+    "tfidf": Pipeline(False, False, "logistic regression on character n-grams, without a pretrained model", tfidf=True),
 }
 # What a field may say that it decides; caches, sweeps and comparisons ask for fields by these words.
 DECIDED = {
@@ -94,11 +102,12 @@ DECIDED = {
     "student": "the student's training, with a teacher or without",
     "distillation": "what the student learns from the teacher",
     "control": "the control beside the student, which changes no other model",
+    "tfidf": "the fit of the model on character n-grams",
     "machine": "the last digits of the results, by where and in which order they are computed",
     "place": "nothing in the results: where they are written, how the work is shared, whether it may begin",
 }
-# Of these, a pipeline trains some and leaves the others out.
-MODEL_PARTS = frozenset({"teacher", "student", "distillation", "control"})
+# Of these, a pipeline has some and leaves the others out.
+MODEL_PARTS = frozenset({"tokens", "teacher", "student", "distillation", "control", "tfidf"})
 # The order of the sections of --help.
 GROUPS = ("what to run", "data", "teacher", "student", "distillation", "training", "runtime and output")
 
@@ -221,6 +230,14 @@ class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings):
         "also train the student without the teacher, so the report says what distillation gained",
         decides="control",
     )
+    control_labels: str = setting(
+        "gold",
+        "distillation",
+        "gold: the control learns from the labelled rows; pseudo: also from the rows of --unlabelled_path, as the teacher "
+        "decides them at its tuned thresholds, so that it takes as many steps as the student",
+        choices=("gold", "pseudo"),
+        decides="control",
+    )
     label_alphas: tuple[str, ...] = setting(
         (),
         "distillation",
@@ -252,7 +269,10 @@ class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings):
     )
     t_squared: bool = setting(True, "distillation", "multiply the soft loss by the squared temperature", decides="distillation")
     class_weights: bool = setting(
-        True, "distillation", "weight positives by negatives / positives in the hard loss", decides=BOTH_MODELS
+        True,
+        "distillation",
+        "weight positives by negatives / positives in the hard loss",
+        decides=(*BOTH_MODELS, "tfidf"),
     )
 
     @property
@@ -376,6 +396,9 @@ def check_distillation(config: ExperimentConfig) -> list[str]:
         problems.append(f"--student_init: teacher needs a pipeline with a teacher, got --pipeline {config.pipeline}")
     if config.with_control and config.pipeline in PIPELINES and config.pipeline != "kd_only":
         problems.append(f"--with_control: needs --pipeline kd_only, whose student it is compared with, got {config.pipeline}")
+    if config.control_labels == "pseudo" and not (config.with_control and config.unlabelled_path):
+        missing = "--unlabelled_path" if config.with_control else "--with_control"
+        problems.append(f"--control_labels: pseudo labels the rows of --unlabelled_path for the control; set {missing} too")
     return problems
 
 

@@ -38,6 +38,13 @@ class RunContext:
         budget = EVAL_TOKENS[self.runtime.device.type]
         return BatchLoader(rows, tokens, self.inputs.comments.labels, EVAL_BATCH, token_budget=budget, **carried)
 
-    def training_batches(self, rows: NDArray[np.int64], tokens: Tokens, seed: int, **carried: Any) -> BatchLoader:
-        """Return batches of --batch rows of similar length, shuffled by a seed anew each epoch."""
-        return BatchLoader(rows, tokens, self.inputs.comments.labels, self.inputs.config.batch, seed=seed, **carried)
+    def training_batches(
+        self, rows: NDArray[np.int64], tokens: Tokens, seed: int, labels: NDArray[np.float32] | None = None, **carried: Any
+    ) -> BatchLoader:
+        """Return batches of --batch rows of similar length, shuffled by a seed anew each epoch.
+
+        Args:
+            labels: (N, C) of all rows, where they are not those of the tables.
+        """
+        labels = self.inputs.comments.labels if labels is None else labels
+        return BatchLoader(rows, tokens, labels, self.inputs.config.batch, seed=seed, **carried)

@@ -65,8 +65,11 @@ def list_steps(inputs: Inputs, runtime: Runtime) -> list[tuple[str, bool]]:
     if pipeline.student:
         learned = len(split.train) + (len(split.unlabelled) if pipeline.teacher else 0)
         steps.append((f"student (at most {epochs} of {count(learned, 'row')})", False))
+    if pipeline.tfidf:
+        steps.append((f"logistic regression on character n-grams of {train}", False))
     if config.with_control:
-        steps.append((f"control (at most {epochs} of {train})", False))
+        learned = len(split.train) + (len(split.unlabelled) if config.control_labels == "pseudo" else 0)
+        steps.append((f"control (at most {epochs} of {count(learned, 'row')})", False))
     return steps
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from research.evaluation.calibration import sigmoid
-from research.evaluation.gain import measure_gain, measure_keeping, resample_models
+from research.evaluation.gain import AnsweredPart, measure_gain, measure_keeping, resample_models
 from research.evaluation.metrics import build_metrics
 from research.experiment.context import RunContext
 from research.experiment.dataset import load_dataset
@@ -20,13 +20,14 @@ from research.experiment.saving import first_of_texts, save_run
 from research.experiment.sources import check_models
 from research.experiment.student_stage import train_control, train_student
 from research.experiment.teacher_stage import get_teacher, judge_teacher
+from research.experiment.tfidf_stage import train_tfidf
 from research.experiment.tokenised import tokenise_comments
 from research.experiment.training import summarize
 from research.names import PARTS
 from research.report.run_page import write_report
 from research.runs.directory import RunDirectory
-from research.runs.folds import aggregate_folds
-from research.runs.formats import read_json
+from research.runs.folds import aggregate_folds, pool_folds
+from research.runs.run import load_run
 from research.storage.arrays import return_free_memory
 from research_config import PIPELINES, ExperimentConfig, table_paths
 
@@ -58,6 +59,12 @@ def run_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> d
             student = train_student(teacher, context)
         run_dir.write_history(student.training.history)
         logits["student"], training["student"] = student.logits, summarize(student.training)
+    tfidf = None
+    if pipeline.tfidf:
+        with runtime.timed("tfidf"):
+            tfidf = train_tfidf(context)
+        # As in student_only, what is trained on the labels alone is called the student.
+        logits["student"], training["student"] = tfidf.logits, tfidf.training
     if inputs.config.with_control:
         with runtime.timed("control"):
             control = train_control(teacher, context)
@@ -67,7 +74,7 @@ def run_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> d
     metrics = score(labels, logits, training, inputs)
     return_free_memory()  # of training, before the report reads every prediction
     with runtime.timed("save"):
-        save_run(metrics, labels, logits, teacher, None if student is None else student.model, context)
+        save_run(metrics, labels, logits, teacher, tfidf if student is None else student.model, context)
     return metrics
 
 
@@ -89,7 +96,7 @@ def score(
         thresholds = {model: list(cuts.values()) for model, cuts in metrics["thresholds"].items()}
         of_test = {model: parts["test"] for model, parts in probs.items()}
         clusters = first_of_texts(inputs.comments, inputs.split.test)
-        resampled = resample_models(labels["test"], of_test, thresholds, clusters)
+        resampled = resample_models([AnsweredPart(labels["test"], of_test, thresholds, clusters)])
         num_texts = len(np.unique(clusters))
         metrics["kept"] = measure_keeping(resampled, num_texts, len(clusters))
         if "control" in probs:
@@ -100,13 +107,13 @@ def score(
 def run_folds(
     config: ExperimentConfig, settings: Mapping[str, Any], runtime: Runtime, run_dir: RunDirectory, first: Inputs
 ) -> dict[str, Any]:
-    """Run every fold in a directory of its own and write their mean and standard deviation beside them.
+    """Run every fold in a directory of its own and write beside them their mean and deviation, and the scores of all rows.
 
     Args:
         settings: What config.json holds of the whole cross-validation.
         first: The inputs of the first fold, which are loaded already.
     """
-    metrics = []
+    folds = []
     for fold in range(config.num_folds):
         inputs = first if fold == 0 else load_inputs(load_dataset(config, fold))
         with RunDirectory(run_dir.path / f"fold_{fold + 1}") as fold_dir:
@@ -118,8 +125,9 @@ def run_folds(
                 log.info("fold %d of %d", fold + 1, config.num_folds)
                 runtime.timing_s.clear()
                 run_experiment(inputs, runtime, fold_dir)
-        metrics.append(read_json(fold_dir.path / "metrics.json"))
-    total = aggregate_folds(metrics)
+        folds.append(load_run(fold_dir.path))
+    return_free_memory()  # of training, before every fold's predictions are scored together
+    total = aggregate_folds([fold.metrics for fold in folds]) | {"pooled": pool_folds(folds)}
     write_report(run_dir.path, total, plots=runtime.extras.plots)
     run_dir.write_metrics(total)
     return total

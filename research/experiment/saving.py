@@ -19,6 +19,7 @@ from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
 from research.experiment.runtime import machine_name
 from research.experiment.seen_texts import read_seen, storing_seen
+from research.experiment.tfidf_stage import TrainedTfidf
 from research.kd.teacher import Teacher
 from research.models.classifiers import StudentModel, TextClassifier
 from research.models.saved import save_classifier
@@ -29,6 +30,7 @@ from research.runs.run import load_run
 from research.storage.files import publish_folder, remove
 from research.text.batches import Batch, BatchLoader
 from research.text.tokens import Tokens
+from research_config import unused_fields
 from research_data import Comments, summarize_data
 
 log = logging.getLogger(__name__)
@@ -41,7 +43,7 @@ def save_run(
     labels: Mapping[str, NDArray[np.float32]],
     logits: Mapping[str, Mapping[str, NDArray[np.float32]]],
     teacher: Teacher | None,
-    student: StudentModel | None,
+    student: StudentModel | TrainedTfidf | None,
     context: RunContext,
 ) -> None:
     """Write the run directory; metrics.json comes last and means finished.
@@ -62,7 +64,7 @@ def save_run(
     if student is not None:
         settings = inputs.model_settings | {"thresholds": metrics["thresholds"]["student"]}
         store = storing_seen(
-            lambda folder: save_classifier(student.cpu(), inputs.student_tokenizer, folder, settings),
+            store_student(student, settings, inputs),
             inputs.comments.text_hash[np.concatenate([inputs.split.train, inputs.split.unlabelled])],
             *([] if teacher is None else [read_seen(run_dir.path / "teacher")]),
         )
@@ -74,6 +76,15 @@ def save_run(
     run_dir.drop_checkpoints()
     if inputs.config.track != "none":
         track_run(inputs.config.track, load_run(run_dir.path))
+
+
+def store_student(student: StudentModel | TrainedTfidf, settings: dict[str, Any], inputs: Inputs) -> Callable[[Path], None]:
+    """Return what writes the student into a folder, with the settings that its texts were read with."""
+    if isinstance(student, TrainedTfidf):
+        unread = unused_fields(inputs.config.pipeline)
+        known = {name: value for name, value in settings.items() if name not in unread}
+        return lambda folder: student.save(folder, known)
+    return lambda folder: save_classifier(student.cpu(), inputs.student_tokenizer, folder, settings)
 
 
 def first_of_texts(comments: Comments, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -91,8 +102,10 @@ def publish_model(store: Callable[[Path], None], folder: Path) -> None:
     publish_folder(temporary, folder)
 
 
-def measure_costs(teacher: Teacher | None, student: StudentModel | None, context: RunContext) -> dict[str, Any]:
+def measure_costs(teacher: Teacher | None, student: StudentModel | TrainedTfidf | None, context: RunContext) -> dict[str, Any]:
     """Measure each model's size and speed, on the same test rows in the same minutes."""
+    if isinstance(student, TrainedTfidf):
+        return student.costs
     device, tokens = context.runtime.device, context.tokens
     sides: dict[str, tuple[TextClassifier, Tokens | None]] = {}
     if teacher is not None:

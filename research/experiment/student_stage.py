@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from torch import nn
 
 from research.errors import naming_flag
+from research.evaluation.calibration import sigmoid
+from research.evaluation.metrics import choose_thresholds
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
-from research.experiment.teacher_stage import prepare_targets
+from research.experiment.teacher_stage import compute_logits, prepare_targets
 from research.experiment.training import predict_parts, train
 from research.kd.loop import TrainingResult
 from research.kd.targets import TeacherTargets
@@ -58,10 +60,33 @@ def train_control(teacher: Teacher | None, context: RunContext) -> TrainedStuden
     """Train the same student without the teacher.
 
     It starts from the same weights with the same seed and sees the same batches, as a student_only run
-    of the same flags does; unlabelled rows, which have nothing to teach it, are left out.
+    of the same flags does; unlabelled rows, which have nothing to teach it, are left out. With --control_labels pseudo
+    they come with the teacher's decisions, so that the batches are those of the student in every case.
     """
-    log.info("training the control: the same student on the labels alone")
-    return _train("control", None, teacher, context.inputs.split.train, context.run_dir.path / "checkpoint_control", context)
+    folder, split = context.run_dir.path / "checkpoint_control", context.inputs.split
+    if context.inputs.config.control_labels == "gold":
+        log.info("training the control: the same student on the labels alone")
+        return _train("control", None, teacher, split.train, folder, context)
+    assert teacher is not None
+    log.info("training the control: the same student on the labels and, of unlabelled rows, the teacher's decisions")
+    rows = np.concatenate([split.train, split.unlabelled])
+    return _train("control", None, teacher, rows, folder, context, labels=pseudo_label(teacher, rows, context))
+
+
+def pseudo_label(teacher: Teacher, rows: NDArray[np.int64], context: RunContext) -> NDArray[np.float32]:
+    """Return the labels of all rows (N, C), those of `split.unlabelled` as the teacher decides.
+
+    It decides at the thresholds that are best for its F1 on validation, by which metrics.json judges it.
+
+    Args:
+        rows: Of the student's training, for which the teacher's logits are in the cache.
+    """
+    comments, split = context.inputs.comments, context.inputs.split
+    validation = compute_logits(teacher, split.validation, context)
+    thresholds = choose_thresholds(comments.labels[split.validation], sigmoid(validation))
+    labels = comments.labels.copy()
+    labels[split.unlabelled] = sigmoid(compute_logits(teacher, rows, context)[len(split.train) :]) >= thresholds
+    return labels
 
 
 def _train(
@@ -71,6 +96,7 @@ def _train(
     rows: NDArray[np.int64],
     checkpoints: Path,
     context: RunContext,
+    labels: NDArray[np.float32] | None = None,
     **carried: Any,
 ) -> TrainedStudent:
     config, tokens = context.inputs.config, context.tokens.student
@@ -80,7 +106,7 @@ def _train(
         report_sizes(teacher.num_parameters, student)
     label_names = context.inputs.comments.label_names
     trainer = DistillationTrainer(targets, student, config, context.runtime.device, label_names=label_names)
-    loader = context.training_batches(rows, tokens, config.seed, **carried)
+    loader = context.training_batches(rows, tokens, config.seed, labels, **carried)
     identity = digest_key(training_identity(teacher, rows, context))
     training = train(name, trainer, loader, CheckpointFolder(checkpoints, identity), context)
     return TrainedStudent(student, training, predict_parts(name, student, tokens, context))

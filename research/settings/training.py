@@ -33,7 +33,7 @@ class TrainingSettings:
         "training",
         "validation score that chooses the best epoch of teacher, student and control, and a sweep's best run",
         choices=SCORES_PER_EPOCH,
-        decides=BOTH_MODELS,
+        decides=(*BOTH_MODELS, "tfidf"),
     )
     early_stopping_patience: int = setting(
         5, "training", "epochs without a better --select_by before stopping", check=between(1), decides=BOTH_MODELS
