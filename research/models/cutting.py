@@ -1,4 +1,4 @@
-"""A student with fewer layers than its encoder, that stays the same model when it is saved and loaded."""
+"""A student with fewer layers or pieces than its encoder, that stays the same model when it is saved and loaded."""
 
 from __future__ import annotations
 
@@ -61,6 +61,42 @@ def keep_layers(encoder: Any, name: str, kept: Sequence[int]) -> None:
         for module in layer.modules():
             if isinstance(getattr(module, "layer_idx", None), int):
                 module.layer_idx = place
+
+
+def keep_pieces(encoder: Any, kept: Sequence[int]) -> nn.Module:
+    """Keep the embeddings of some ids, which are numbered from 0 in their order; every text of them is read as before.
+
+    Raises:
+        InputError: the encoder has no such ids, does not keep them in one matrix, or would read them in another
+            way, as where positions are counted from the padding token's id and that is another one now.
+    """
+    complaint = f"the vocabulary of a {encoder.config.model_type} model cannot be trimmed; leave --trim_student_vocab out"
+    table = encoder.get_input_embeddings()
+    if not isinstance(table, nn.Embedding):
+        raise InputError(complaint)
+    if kept[-1] >= table.num_embeddings:
+        raise InputError(f"its tokenizer has ids up to {kept[-1]}, its model {table.num_embeddings} embeddings")
+    new_ids = {old: new for new, old in enumerate(kept)}
+    config = copy.deepcopy(encoder.config)
+    config.vocab_size = len(kept)
+    for name, value in vars(config).items():
+        if name.endswith("_token_id") and isinstance(value, int):
+            setattr(config, name, new_ids.get(value))
+    ids, mask = sample_ids(config)
+    training = encoder.training
+    with torch.no_grad(), refusing(complaint):
+        before = encoder.eval()(input_ids=torch.tensor(kept)[ids], attention_mask=mask).last_hidden_state
+        table.weight = nn.Parameter(table.weight[torch.tensor(kept)].clone())
+        table.num_embeddings = len(kept)
+        if table.padding_idx is not None:
+            table.padding_idx = new_ids[table.padding_idx]
+        for name in ("vocab_size", *(name for name in vars(config) if name.endswith("_token_id"))):
+            setattr(encoder.config, name, getattr(config, name))
+        after = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        if not torch.equal(before, after):
+            raise ValueError("it would read the same texts in another way")
+        check_rebuilt(encoder)
+    return encoder.train(training)
 
 
 def check_rebuilt(encoder: Any) -> None:

@@ -16,7 +16,7 @@ from torch import nn
 
 from research.errors import InputError
 from research.models.classifiers import EncoderClassifier, StudentModel, TextClassifier
-from research.models.cutting import cut_layers, find_layers, sample_ids
+from research.models.cutting import cut_layers, find_layers, keep_pieces, sample_ids
 from research.models.encoders import load_encoder
 from research.models.reading import refusing
 
@@ -27,6 +27,7 @@ class Demands:
 
     Args:
         layers: Keep that many of the encoder's layers.
+        pieces: Keep the embeddings of these ids.
         hidden: Layers whose states are compared.
         attention: Layers whose attention is compared.
         relations: Of the attention, compare queries, keys and values instead of maps.
@@ -35,6 +36,7 @@ class Demands:
     max_length: int
     pooling: str
     layers: int | None = None
+    pieces: tuple[int, ...] | None = None
     hidden: tuple[int, ...] = ()
     attention: tuple[int, ...] = ()
     relations: bool = False
@@ -60,6 +62,8 @@ def try_encoder(where: str, encoder: nn.Module, demands: Demands) -> None:
     """Try an encoder, which is cut if that is asked, with a classifier on it."""
     if demands.layers is not None:
         encoder = cut_layers(encoder, demands.layers)
+    if demands.pieces is not None:
+        encoder = keep_pieces(encoder, demands.pieces)
     with refusing(f"{where}: cannot be used"):
         model = StudentModel(num_labels=2, classifier_hidden_size=2, pooling=demands.pooling, encoder=encoder)
     try_classifier(where, model, demands)
