@@ -51,13 +51,9 @@ def collect_frontier(comparison: Comparison) -> list[FrontierPoint]:
         costs = [cost for member in result.row.members if (cost := _read_costs(member.run, member.model)) is not None]
         if costs:
             interval = (result.estimate.low, result.estimate.high)
-            point = FrontierPoint(
-                result.row.name,
-                result.estimate.value,
-                interval,
-                *np.mean(costs, axis=0).tolist(),
-                distilled=all(_learns_from_teacher(member) for member in result.row.members),
-            )
+            parameters, latency_ms = np.mean(costs, axis=0).tolist()
+            distilled = all(_learns_from_teacher(member) for member in result.row.members)
+            point = FrontierPoint(result.row.name, result.estimate.value, interval, parameters, latency_ms, distilled=distilled)
             rows.setdefault(point.parameters, []).append((result, point))
         teacher = _teacher_point(result, comparison)
         if teacher is not None:
