@@ -23,6 +23,7 @@ from research.models.encoders import load_model_config, load_tokenizer
 from research.models.fingerprint import ModelFiles, load_settled, read_model_files
 from research.models.saved import SavedClassifier, load_classifier
 from research.models.trial import Demands, try_classifier, try_encoder, try_pretrained
+from research.settings.size import USUAL_STATIC_DIM
 from research_config import PIPELINES, ExperimentConfig, settings_that_decide
 from research_data import Comments, Split
 
@@ -105,9 +106,11 @@ def student_shape(config: ExperimentConfig, encoder: ModelShape, pieces: Pieces 
         raise InputError(f"--student_layers: the student has {encoder.num_layers} layers, got {layers}")
     vocabulary = encoder.vocabulary if pieces is None or pieces.kept is None else len(pieces.kept)
     if config.student_kind == "static":
-        if config.static_dim > (most := min(encoder.hidden_size, vocabulary)):
-            raise InputError(f"--static_dim: the student's encoder gives vectors of at most {most}, got {config.static_dim}")
-        return ModelShape(0, config.static_dim, 1, vocabulary)
+        most = min(encoder.hidden_size, vocabulary)
+        width = min(USUAL_STATIC_DIM, most) if config.static_dim is None else config.static_dim
+        if width > most:
+            raise InputError(f"--static_dim: the student's encoder gives vectors of at most {most}, got {width}")
+        return ModelShape(0, width, 1, vocabulary)
     return dataclasses.replace(encoder, num_layers=layers, vocabulary=vocabulary)
 
 

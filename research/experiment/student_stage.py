@@ -112,7 +112,7 @@ def build_student(teacher: Teacher | None, inputs: Inputs, device: torch.device 
             encoder = keep_pieces(encoder, pieces.kept)
     if config.student_kind == "static":
         counts = None if pieces is None else pieces.counts
-        encoder = build_static(encoder, inputs.student_tokenizer, config.static_dim, counts, device)
+        encoder = build_static(encoder, inputs.student_tokenizer, inputs.shapes["student"].hidden_size, counts, device)
     # Seeded again here, so the head does not depend on how many numbers loading the encoder drew.
     torch.manual_seed(config.seed)
     return StudentModel(

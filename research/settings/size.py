@@ -10,6 +10,7 @@ STUDENT_KINDS = {
     "transformer": "the encoder itself",
     "static": "a vector for each piece of the tokenizer, taken from the encoder, and their mean as text vector",
 }
+USUAL_STATIC_DIM = 256
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,15 @@ class SizeSettings:
         choices=tuple(STUDENT_KINDS),
         decides="student",
     )
-    static_dim: int = setting(256, "student", "width of the vectors of a static student", check=between(1), decides="student")
+    static_dim: int | None = setting(
+        None,
+        "student",
+        f"width of the vectors of a static student (default: {USUAL_STATIC_DIM}, or the width of its encoder where that is less)",
+        check=between(1),
+        decides="student",
+    )
     static_lr: float = setting(
-        1e-3,
+        3e-3,
         "student",
         "peak learning rate of a static student, whose --lr is the teacher's alone; greater than 0",
         check=between(0, open_low=True),
