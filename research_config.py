@@ -378,6 +378,8 @@ def check_distillation(config: ExperimentConfig) -> list[str]:
     compares_layers = config.kd_method in KD_METHODS and bool(config.method.components)
     if config.student_kind == "static" and compares_layers and config.pipeline == "kd_only":
         problems.append(f"--student_kind: static has no layers for --kd_method {config.kd_method} to compare; use logit")
+    if config.student_kind == "static" and config.embedding_rank is not None:
+        problems.append("--embedding_rank: is for transformers; the vectors of a static student get their width by --static_dim")
     if config.with_control and config.pipeline in PIPELINES and config.pipeline != "kd_only":
         problems.append(f"--with_control: needs --pipeline kd_only, whose student it is compared with, got {config.pipeline}")
     return problems

@@ -141,7 +141,8 @@ def try_models(
         teacher, student = (
             dataclasses.replace(teacher, **dataclasses.asdict(compared)) for compared in (comparison.teacher, comparison.student)
         )
-    student = dataclasses.replace(student, layers=config.student_layers, pieces=None if pieces is None else pieces.kept)
+    kept = None if pieces is None else pieces.kept
+    student = dataclasses.replace(student, layers=config.student_layers, pieces=kept, rank=config.embedding_rank)
     if config.student_kind == "static":
         # Its encoder reads each piece alone, and any number of those gives a static student's text vector.
         student = dataclasses.replace(student, max_length=MOST_AROUND_A_PIECE, pooling="mean")

@@ -24,7 +24,7 @@ from research.kd.loop import TrainingResult
 from research.kd.targets import TeacherTargets
 from research.kd.teacher import Teacher
 from research.models.classifiers import StudentModel
-from research.models.cutting import cut_layers, keep_pieces
+from research.models.cutting import cut_layers, factorise_embeddings, keep_pieces
 from research.models.encoders import load_encoder
 from research.models.fingerprint import check_unchanged
 from research.models.static import build_static
@@ -110,6 +110,8 @@ def build_student(teacher: Teacher | None, inputs: Inputs, device: torch.device 
     if pieces is not None and pieces.kept is not None:
         with naming_flag("trim_student_vocab"):
             encoder = keep_pieces(encoder, pieces.kept)
+    if config.embedding_rank is not None:
+        encoder = factorise_embeddings(encoder, config.embedding_rank)
     if config.student_kind == "static":
         counts = None if pieces is None else pieces.counts
         encoder = build_static(encoder, inputs.student_tokenizer, inputs.shapes["student"].hidden_size, counts, device)

@@ -16,7 +16,7 @@ from torch import nn
 
 from research.errors import InputError
 from research.models.classifiers import EncoderClassifier, StudentModel, TextClassifier
-from research.models.cutting import cut_layers, find_layers, keep_pieces, sample_ids
+from research.models.cutting import cut_layers, factorise_embeddings, find_layers, keep_pieces, sample_ids
 from research.models.encoders import load_encoder
 from research.models.reading import refusing
 
@@ -27,19 +27,21 @@ class Demands:
 
     Args:
         layers: Keep that many of the encoder's layers.
-        pieces: Keep the embeddings of these ids.
         hidden: Layers whose states are compared.
         attention: Layers whose attention is compared.
         relations: Of the attention, compare queries, keys and values instead of maps.
+        pieces: Keep the embeddings of these ids.
+        rank: Factorise the embeddings.
     """
 
     max_length: int
     pooling: str
     layers: int | None = None
-    pieces: tuple[int, ...] | None = None
     hidden: tuple[int, ...] = ()
     attention: tuple[int, ...] = ()
     relations: bool = False
+    pieces: tuple[int, ...] | None = None
+    rank: int | None = None
 
 
 def try_pretrained(name: str, demands: Demands, *, random_init: bool = False) -> None:
@@ -64,6 +66,8 @@ def try_encoder(where: str, encoder: nn.Module, demands: Demands) -> None:
         encoder = cut_layers(encoder, demands.layers)
     if demands.pieces is not None:
         encoder = keep_pieces(encoder, demands.pieces)
+    if demands.rank is not None:
+        encoder = factorise_embeddings(encoder, demands.rank)
     with refusing(f"{where}: cannot be used"):
         model = StudentModel(num_labels=2, classifier_hidden_size=2, pooling=demands.pooling, encoder=encoder)
     try_classifier(where, model, demands)

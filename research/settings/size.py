@@ -25,6 +25,14 @@ class SizeSettings:
         check=between(1),
         decides="student",
     )
+    embedding_rank: int | None = setting(
+        None,
+        "student",
+        "make the student's token embeddings the product of two matrices of this rank, at first the closest one (default: one "
+        "matrix)",
+        check=between(1),
+        decides="student",
+    )
     student_kind: str = setting(
         "transformer",
         "student",

@@ -12,6 +12,7 @@ from support.builders import LABELS, QUICK_EXTRAS, build_model_folder, make_tabl
 
 import research_main
 from research.kd.loop import EpochLoop
+from research.models.classifiers import ModelShape
 from research.models.encoders import load_tokenizer
 from research.models.saved import load_classifier
 from research.models.static import StaticEncoder
@@ -25,6 +26,7 @@ KINDS = {
     "trimmed": "--trim_student_vocab 1",
     "trimmed, layers compared": "--trim_student_vocab 2 --kd_method multi_level --student_layers 1",
     "trimmed teacher": "--trim_student_vocab 1 --student_init teacher --kd_method hidden",
+    "factorised": "--embedding_rank 4 --trim_student_vocab 1 --with_control",
     "static": "--student_kind static --with_control",
     "static and trimmed": "--student_kind static --static_weighting none --trim_student_vocab 2 --student_init teacher",
 }
@@ -72,7 +74,7 @@ def test_same_command_twice_gives_equal_bytes_and_a_student_that_loads(kind: str
         assert (first / name).read_bytes() == (second / name).read_bytes()
     costs = json.loads((first / "efficiency.json").read_text())
     saved = load_classifier(str(first / "student"), LABELS)
-    vocabulary = saved.model.encoder.get_input_embeddings().num_embeddings  # type: ignore[union-attr, operator]
+    vocabulary = ModelShape.of(saved.model.backbone_config).vocabulary
     if "trim" in KINDS[kind]:
         source = "teacher" if "student_init" in KINDS[kind] else "student"
         assert len(saved.tokenizer) == vocabulary < len(load_tokenizer(f"models/{source}"))
@@ -82,7 +84,7 @@ def test_same_command_twice_gives_equal_bytes_and_a_student_that_loads(kind: str
     assert torch.isfinite(logits).all()
 
 
-@pytest.mark.parametrize("kind", ["trimmed, layers compared", "static"])
+@pytest.mark.parametrize("kind", ["trimmed, layers compared", "factorised", "static"])
 def test_killed_run_goes_on_to_the_same_bytes(kind: str, done: Done, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = done("whole", KINDS[kind])
     flags = f"{QUICK} {KINDS[kind]} --output_dir results/killed".split()
@@ -137,6 +139,8 @@ def test_trimmed_and_static_students_serve_as_teacher_and_as_student(done: Done)
     [
         ("--student_kind static --kd_method hidden", "--student_kind: static has no layers for --kd_method hidden"),
         ("--student_kind static --static_dim 17", "--static_dim: the student's encoder gives vectors of at most 16, got 17"),
+        ("--student_kind static --embedding_rank 4", "--embedding_rank: is for transformers"),
+        ("--embedding_rank 17", "--student_path: distilbert has embeddings of rank 16, got --embedding_rank 17"),
         ("--trim_student_vocab 0", "--trim_student_vocab: must be at least 1, got 0"),
         ("--student_kind bag", "--student_kind: must be one of transformer, static, got 'bag'"),
     ],
