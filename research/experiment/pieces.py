@@ -27,11 +27,12 @@ class Pieces:
 
     Attributes:
         kept: The ids of its pieces in the tokenizer it was made from, ascending; None when these are all.
-        counts: How often the training and unlabelled texts hold each of its own ids; later ids are not there.
+        counts: How often the training and unlabelled texts hold each of its own ids, later ids not being there; None
+            where vectors are not weighted by it.
     """
 
-    kept: tuple[int, ...] | None
-    counts: NDArray[np.int64]
+    kept: tuple[int, ...] | None = None
+    counts: NDArray[np.int64] | None = None
 
 
 def fit_tokenizer(config: ExperimentConfig, tokenizer: Any, comments: Comments, split: Split) -> tuple[Any, Pieces | None]:
@@ -48,13 +49,13 @@ def fit_tokenizer(config: ExperimentConfig, tokenizer: Any, comments: Comments, 
         return tokenizer, None
     counts, samples = count_pieces(comments, np.concatenate([split.train, split.unlabelled]), tokenizer)
     if least is None:
-        return tokenizer, Pieces(None, counts)
+        return tokenizer, Pieces(counts=counts)
     with naming_flag("trim_student_vocab"):
         kept = choose_pieces(tokenizer, counts, least)
         trimmed = trim_tokenizer(tokenizer, kept, samples)
     log.info("the student keeps %s of the %s pieces of its tokenizer", f"{len(kept):,}", f"{len(tokenizer):,}")
     padded = np.pad(counts, (0, max(int(kept[-1]) + 1 - len(counts), 0)))
-    return trimmed, Pieces(tuple(kept.tolist()), padded[kept])
+    return trimmed, Pieces(tuple(kept.tolist()), padded[kept] if weighted else None)
 
 
 def count_pieces(comments: Comments, rows: NDArray[np.int64], tokenizer: Any) -> tuple[NDArray[np.int64], list[str]]:

@@ -116,12 +116,24 @@ def test_each_fold_trims_by_its_own_training_texts(done: Done) -> None:
     assert pieces[0] != pieces[1]
 
 
-def test_static_student_trains_at_its_own_rate(done: Done) -> None:
-    rates = [
-        (done(f"rate_{rate}", f"--student_kind static --static_lr {rate}") / "history.csv").read_text().splitlines()[1:]
-        for rate in ("0.001", "0.1")
+def test_each_flag_of_a_static_student_changes_what_it_learns(done: Done) -> None:
+    flags = (
+        "",
+        "--static_lr 0.1",
+        "--static_weighting none",
+        "--student_init teacher",
+        "--trim_student_vocab 1 --student_layers 1",
+    )
+    histories = [
+        (done(f"run_{place}", f"--student_kind static {more}") / "history.csv").read_text() for place, more in enumerate(flags)
     ]
-    assert rates[0] != rates[1]
+    trimmed = [
+        (
+            done(f"trimmed_{way}", f"--student_kind static --trim_student_vocab 1 --static_weighting {way}") / "history.csv"
+        ).read_text()
+        for way in ("sif", "none")
+    ]
+    assert len({*histories, *trimmed}) == len(histories) + len(trimmed)
 
 
 def test_trimmed_and_static_students_serve_as_teacher_and_as_student(done: Done) -> None:
