@@ -117,7 +117,8 @@ def keep_alphabet(spec: Mapping[str, Any], pieces: Iterable[str], scripts: set[s
     """Return the pieces that stay whatever the texts hold: bytes, signs, digits, emoji, and the letters of some scripts."""
     model = spec["model"]
     prefix, suffix = model.get("continuing_subword_prefix") or "", model.get("end_of_word_suffix") or ""
-    of_bytes = set(pre_tokenizers.ByteLevel.alphabet()) if '"ByteLevel"' in json.dumps(spec["pre_tokenizer"]) else set()
+    before = [spec["normalizer"], spec["pre_tokenizer"]]
+    of_bytes = set(pre_tokenizers.ByteLevel.alphabet()) if '"ByteLevel"' in json.dumps(before) else set()
     kept = set()
     for piece in pieces:
         text = piece.removeprefix(prefix).removesuffix(suffix) or piece

@@ -110,6 +110,10 @@ def test_teacher_is_that_of_a_run_with_a_whole_student(done: Done, capsys: pytes
         assert "fine-tuning the teacher" not in capsys.readouterr().err
 
 
+def test_words_of_a_teacher_and_its_trimmed_student_are_all_compared(done: Done) -> None:
+    assert "100.0 % of the words are whole in both tokenizers" in (done("run", KINDS["trimmed teacher"]) / "run.log").read_text()
+
+
 def test_each_fold_trims_by_its_own_training_texts(done: Done) -> None:
     run_dir = done("folds", "--num_folds 2 --trim_student_vocab 1")
     pieces = [set(load_classifier(str(run_dir / f"fold_{fold}" / "student")).tokenizer.get_vocab()) for fold in (1, 2)]
