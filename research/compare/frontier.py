@@ -19,6 +19,7 @@ from research_config import unused_fields
 TEACHER_STYLE = SeriesStyle("#000000", "-", "*", "")
 LOG_COST_RATIO = 10  # costs this many times apart leave the small models no room on a linear axis
 LONGEST_NAME_OF_TWO_COLUMNS = 24
+FAR_RIGHT = 10  # times the largest cost, beyond any axis
 
 
 @dataclass(frozen=True)
@@ -41,11 +42,12 @@ class FrontierPoint:
 def collect_frontier(comparison: Comparison) -> list[FrontierPoint]:
     """Return a point per row whose size and latency were measured, then one per distinct teacher.
 
-    Where several rows have a size in common, as in a sweep of losses, the one that is best on validation and the
-    baseline carry names and the others become unnamed points: a frontier asks what a size can reach. Chosen by the
-    score that is drawn, the best of many would owe its place to luck with the test rows.
+    Where several rows have a size in common, as in a sweep of losses, the one that is best on validation, of those that
+    learned from a teacher and of those that did not, and the baseline carry names and the others become unnamed points:
+    a frontier asks what a size can reach. Chosen by the score that is drawn, the best of many would owe its place to
+    luck with the test rows.
     """
-    rows: dict[float, list[tuple[Result, FrontierPoint]]] = {}
+    rows: dict[tuple[float, bool], list[tuple[Result, FrontierPoint]]] = {}
     teachers: dict[tuple[float, float], FrontierPoint] = {}
     for result in comparison.results:
         costs = [cost for member in result.row.members if (cost := _read_costs(member.run, member.model)) is not None]
@@ -54,7 +56,7 @@ def collect_frontier(comparison: Comparison) -> list[FrontierPoint]:
             parameters, latency_ms = np.mean(costs, axis=0).tolist()
             distilled = all(_learns_from_teacher(member) for member in result.row.members)
             point = FrontierPoint(result.row.name, result.estimate.value, interval, parameters, latency_ms, distilled=distilled)
-            rows.setdefault(point.parameters, []).append((result, point))
+            rows.setdefault((parameters, distilled), []).append((result, point))
         teacher = _teacher_point(result, comparison)
         if teacher is not None:
             # Runs of a sweep share a teacher but time it each anew: the first timing stands for all.
@@ -128,8 +130,8 @@ def plot_frontier(points: Sequence[FrontierPoint], metric: str, target: Target, 
             places = [cost(point) for point in named]
             front = find_front(places, [point.value for point in named], lower_is_better=lower_is_better)
             axes.step(
-                [places[number] for number in front],
-                [named[number].value for number in front],
+                [*(places[number] for number in front), FAR_RIGHT * max(places)],
+                [*(named[number].value for number in front), named[front[-1]].value],
                 where="post",
                 color="0.7",
                 linewidth=1,
@@ -178,7 +180,9 @@ def _draw_point(axes: Any, place: float, point: FrontierPoint, style: SeriesStyl
         color=style.color,
         marker=style.marker,
         markersize=8 if point.is_teacher else 5,
-        markerfacecolor=style.color if point.distilled else "white",
+        # Without a face and on top, so that the same model trained otherwise stays visible at the same cost.
+        markerfacecolor=style.color if point.distilled else "none",
+        zorder=2 if point.distilled else 3,
         linestyle="none",
         elinewidth=0.8,
         capsize=2,

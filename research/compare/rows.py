@@ -196,7 +196,8 @@ def _name_group(group: Sequence[Member]) -> str:
     seedless = {SEED_IN_NAME.sub("", name).strip("_-. ") for name in names}
     if len(seedless) == 1:
         # Nothing but seeds in a folder of their own: the folder's name says what they are.
-        return seedless.pop() or folders[0].parent.name
+        name = seedless.pop()
+        return name if name and not name.startswith("(") else f"{folders[0].parent.name} {name}".rstrip()
     shared = re.sub(r"[\W_]*(seed|s)?[\W_]*$", "", os.path.commonprefix(sorted(names)))
     return shared or f"{folders[0].name} and {len(group) - 1} more"
 

@@ -482,6 +482,20 @@ def test_a_control_within_a_run_scores_as_the_student_only_run_does(tmp_path):
     assert within.baseline.estimate == found.baseline.estimate
 
 
+def test_controls_of_seeds_are_named_as_their_students_are(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / "static" / f"seed_{seed}", 3.0, seed=seed, models=("control", "student"))
+    comparison = compare_runs([tmp_path], group_by="seed", resamples=200)
+    assert [result.row.name for result in comparison.results] == ["static (control)", "static"]
+
+
+def test_the_frontier_names_the_best_of_a_size_with_and_without_a_teacher(tmp_path):
+    for place, (pipeline, score) in enumerate([("kd_only", 0.6), ("kd_only", 0.7), ("student_only", 0.8), ("student_only", 0.9)]):
+        write_run(tmp_path / f"run_{place}", pipeline=pipeline, dropout=place / 10, efficiency=EFFICIENCY, validation_score=score)
+    points = collect_frontier(compare_runs([tmp_path], baseline=str(tmp_path / "run_3"), resamples=200))
+    assert {point.name for point in points if not point.is_teacher} == {None, "run_1", "run_3"}
+
+
 def test_the_frontier_has_a_control_at_its_student_size(tmp_path):
     run = write_run(tmp_path / "kd", models=("teacher", "control", "student"), efficiency=EFFICIENCY)
     points = collect_frontier(compare_runs([run], resamples=200))
