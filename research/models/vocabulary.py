@@ -69,6 +69,9 @@ def trim_tokenizer(tokenizer: Any, kept: NDArray[np.int64], samples: Sequence[st
     complaint = f"the tokenizer of '{tokenizer.name_or_path}' cannot be trimmed"
     spec = read_spec(tokenizer)
     new_ids = {old: new for new, old in enumerate(kept.tolist())}
+    # A call that cut or padded its texts leaves the tokenizer doing so.
+    tokenizer.backend_tokenizer.no_truncation()
+    tokenizer.backend_tokenizer.no_padding()
     with refusing(complaint), tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tokenizer.save_pretrained(folder)

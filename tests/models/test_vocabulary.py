@@ -110,6 +110,14 @@ def test_trimmed_tokenizer_is_saved_and_loaded_as_any_other(kind: str, tmp_path:
         assert getattr(loaded, f"{role}_token_id") == (None if token is None else kept.index(token))
 
 
+def test_tokenizer_that_has_just_cut_texts_is_trimmed_all_the_same(tmp_path: Path) -> None:
+    tokenizer = TOKENIZERS["unigram"](TEXTS * 3, tmp_path, 300)
+    tokenizer(list(TEXTS), truncation=True, padding=True, max_length=4)
+    kept = choose_pieces(tokenizer, count(tokenizer, TEXTS), 1)
+    tokenizer(list(TEXTS), truncation=True, padding=True, max_length=4)
+    assert check_same_cuts(tokenizer, trim_tokenizer(tokenizer, kept, TEXTS), kept.tolist(), TEXTS) == len(TEXTS)
+
+
 @requires_shared
 @pytest.mark.parametrize(
     ("table", "column"),
