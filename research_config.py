@@ -32,6 +32,7 @@ from research.models.pooling import POOLING_HELP, POOLINGS
 from research.names import BOTH_MODELS
 from research.settings.data import DataSettings
 from research.settings.runtime import RuntimeSettings
+from research.settings.size import SizeSettings
 from research.settings.training import TrainingSettings
 
 
@@ -113,10 +114,10 @@ GROUPS = ("what to run", "data", "teacher", "student", "distillation", "training
 
 
 @dataclass(frozen=True)
-class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings):
+class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings, SizeSettings):
     """Every setting of one run; a field and its flag have the same name.
 
-    Those of the data, of training and of the machine stand in `research.settings`. `None` means
+    Those of the data, of training, of the machine and of the student's size stand in `research.settings`. `None` means
     "found from the data or the machine" and is resolved before training. Variants come from
     `dataclasses.replace`.
     """
@@ -394,6 +395,11 @@ def check_distillation(config: ExperimentConfig) -> list[str]:
         problems.append(f"--layer_mapping: {error}")
     if config.student_init == "teacher" and config.pipeline in PIPELINES and not PIPELINES[config.pipeline].teacher:
         problems.append(f"--student_init: teacher needs a pipeline with a teacher, got --pipeline {config.pipeline}")
+    compares_layers = config.kd_method in KD_METHODS and bool(config.method.components)
+    if config.student_kind == "static" and compares_layers and config.pipeline == "kd_only":
+        problems.append(f"--student_kind: static has no layers for --kd_method {config.kd_method} to compare; use logit")
+    if config.student_kind == "static" and config.embedding_rank is not None:
+        problems.append("--embedding_rank: is for transformers; the vectors of a static student get their width by --static_dim")
     if config.with_control and config.pipeline in PIPELINES and config.pipeline != "kd_only":
         problems.append(f"--with_control: needs --pipeline kd_only, whose student it is compared with, got {config.pipeline}")
     if config.control_labels == "pseudo" and not (config.with_control and config.unlabelled_path):

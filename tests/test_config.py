@@ -423,7 +423,7 @@ def test_pipelines_read_the_flags_of_what_they_train() -> None:
     assert not {"class_weights", "pooling", "teacher_path", "lr", "pipeline"} & unused_fields("baseline")
     assert {"max_length", "epochs", "seed", "teacher_path", "kd_alpha"} <= unused_fields("tfidf")
     assert not {"class_weights", "select_by", "text_normalization", "split_seed", "num_folds"} & unused_fields("tfidf")
-    assert unused_fields("kd_only") == {"with_control"}
+    assert unused_fields("kd_only") == {"with_control", "control_labels"}
     assert unused_fields("of another version") == frozenset()
 
 

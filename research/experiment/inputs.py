@@ -15,6 +15,7 @@ from torch import nn
 
 from research.errors import InputError, naming_flag
 from research.experiment.dataset import Dataset
+from research.experiment.pieces import Pieces, fit_tokenizer
 from research.experiment.seen_texts import Known, part_from_seen
 from research.kd.layers import LayerComparison, compare_layers
 from research.models.classifiers import ModelShape
@@ -22,8 +23,12 @@ from research.models.encoders import load_model_config, load_tokenizer
 from research.models.fingerprint import ModelFiles, load_settled, read_model_files
 from research.models.saved import SavedClassifier, load_classifier
 from research.models.trial import Demands, try_classifier, try_encoder, try_pretrained
+from research.settings.size import USUAL_STATIC_DIM
 from research_config import PIPELINES, ExperimentConfig, settings_that_decide
 from research_data import Comments, Split
+
+# Tokens of one piece and the special tokens around it.
+MOST_AROUND_A_PIECE = 8
 
 
 @dataclass(frozen=True)
@@ -39,6 +44,7 @@ class Inputs:
     shapes: Mapping[str, ModelShape]
     model_files: Mapping[str, ModelFiles]
     teacher_texts: Known = "known"
+    student_pieces: Pieces | None = None
 
     @property
     def model_settings(self) -> dict[str, Any]:
@@ -73,10 +79,13 @@ def load_inputs(dataset: Dataset) -> Inputs:
     elif parts.student:
         student_tokenizer, shapes["student"] = open_pretrained(config, "student_path")
         files["student"] = read_model_files(config.student_path, weights=config.student_init == "pretrained")
+    pieces: Pieces | None = None
     if parts.student:
-        shapes["student"] = cut_shape(config, shapes["student"])
-    try_models(config, checkpoint, check_mapping(config, shapes))
-    return Inputs(config, comments, split, teacher_tokenizer, student_tokenizer, checkpoint, shapes, files, teacher_texts)
+        student_tokenizer, pieces = fit_tokenizer(config, student_tokenizer, comments, split)
+        shapes["student"] = student_shape(config, shapes["student"], pieces)
+    try_models(config, checkpoint, check_mapping(config, shapes), pieces)
+    tokenizers = teacher_tokenizer, student_tokenizer
+    return Inputs(config, comments, split, *tokenizers, checkpoint, shapes, files, teacher_texts, pieces)
 
 
 def open_pretrained(config: ExperimentConfig, flag: str) -> tuple[Any, ModelShape]:
@@ -90,13 +99,19 @@ def open_pretrained(config: ExperimentConfig, flag: str) -> tuple[Any, ModelShap
     return tokenizer, shape
 
 
-def cut_shape(config: ExperimentConfig, student: ModelShape) -> ModelShape:
-    """Return the student's shape with as many layers as --student_layers keeps."""
-    if config.student_layers is None:
-        return student
-    if config.student_layers > student.num_layers:
-        raise InputError(f"--student_layers: the student has {student.num_layers} layers, got {config.student_layers}")
-    return dataclasses.replace(student, num_layers=config.student_layers)
+def student_shape(config: ExperimentConfig, encoder: ModelShape, pieces: Pieces | None) -> ModelShape:
+    """Return the student's shape: that of its encoder with the layers and pieces it keeps, or of a static student."""
+    layers = encoder.num_layers if config.student_layers is None else config.student_layers
+    if layers > encoder.num_layers:
+        raise InputError(f"--student_layers: the student has {encoder.num_layers} layers, got {layers}")
+    vocabulary = encoder.vocabulary if pieces is None or pieces.kept is None else len(pieces.kept)
+    if config.student_kind == "static":
+        most = min(encoder.hidden_size, vocabulary)
+        width = min(USUAL_STATIC_DIM, most) if config.static_dim is None else config.static_dim
+        if width > most:
+            raise InputError(f"--static_dim: the student's encoder gives vectors of at most {most}, got {width}")
+        return ModelShape(0, width, 1, vocabulary)
+    return dataclasses.replace(encoder, num_layers=layers, vocabulary=vocabulary)
 
 
 def check_mapping(config: ExperimentConfig, shapes: Mapping[str, ModelShape]) -> LayerComparison | None:
@@ -109,7 +124,12 @@ def check_mapping(config: ExperimentConfig, shapes: Mapping[str, ModelShape]) ->
         raise InputError(f"--layer_mapping: {error}") from error
 
 
-def try_models(config: ExperimentConfig, checkpoint: SavedClassifier | None, comparison: LayerComparison | None) -> None:
+def try_models(
+    config: ExperimentConfig,
+    checkpoint: SavedClassifier | None,
+    comparison: LayerComparison | None,
+    pieces: Pieces | None = None,
+) -> None:
     """Try each model on a few tokens as the run will use it.
 
     Raises:
@@ -121,7 +141,11 @@ def try_models(config: ExperimentConfig, checkpoint: SavedClassifier | None, com
         teacher, student = (
             dataclasses.replace(teacher, **dataclasses.asdict(compared)) for compared in (comparison.teacher, comparison.student)
         )
-    student = dataclasses.replace(student, layers=config.student_layers)
+    kept = None if pieces is None else pieces.kept
+    student = dataclasses.replace(student, layers=config.student_layers, pieces=kept, rank=config.embedding_rank)
+    if config.student_kind == "static":
+        # Its encoder reads each piece alone, and any number of those gives a static student's text vector.
+        student = dataclasses.replace(student, max_length=MOST_AROUND_A_PIECE, pooling="mean")
     copied = parts.student and config.student_init == "teacher"
     if checkpoint is not None:
         name = str(config.teacher_checkpoint)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -25,9 +26,10 @@ from research.kd.loop import TrainingResult
 from research.kd.targets import TeacherTargets
 from research.kd.teacher import Teacher
 from research.models.classifiers import StudentModel
-from research.models.cutting import cut_layers
+from research.models.cutting import cut_layers, factorise_embeddings, keep_pieces
 from research.models.encoders import load_encoder
 from research.models.fingerprint import check_unchanged
+from research.models.static import build_static
 from research.storage.cache import digest_key
 from research.storage.checkpoints import CheckpointFolder
 from research.text.diagnostics import report_sizes
@@ -101,7 +103,9 @@ def _train(
 ) -> TrainedStudent:
     config, tokens = context.inputs.config, context.tokens.student
     assert tokens is not None
-    student = build_student(teacher, context.inputs)
+    if config.student_kind == "static":
+        config = dataclasses.replace(config, lr=config.static_lr)
+    student = build_student(teacher, context.inputs, context.runtime.device)
     if targets is not None and teacher is not None:
         report_sizes(teacher.num_parameters, student)
     label_names = context.inputs.comments.label_names
@@ -112,9 +116,13 @@ def _train(
     return TrainedStudent(student, training, predict_parts(name, student, tokens, context))
 
 
-def build_student(teacher: Teacher | None, inputs: Inputs) -> StudentModel:
-    """Build the student as --student_init and --student_layers say; one seed gives the same weights."""
-    config = inputs.config
+def build_student(teacher: Teacher | None, inputs: Inputs, device: torch.device | str = "cpu") -> StudentModel:
+    """Build the student as the flags of its size and start say; one seed gives the same weights.
+
+    Args:
+        device: Where the encoder of a static student reads its pieces.
+    """
+    config, pieces = inputs.config, inputs.student_pieces
     torch.manual_seed(config.seed)
     if config.student_init == "teacher":
         assert teacher is not None
@@ -125,13 +133,21 @@ def build_student(teacher: Teacher | None, inputs: Inputs) -> StudentModel:
     if config.student_layers is not None:
         with naming_flag("student_layers"):
             encoder = cut_layers(encoder, config.student_layers)
+    if pieces is not None and pieces.kept is not None:
+        with naming_flag("trim_student_vocab"):
+            encoder = keep_pieces(encoder, pieces.kept)
+    if config.embedding_rank is not None:
+        encoder = factorise_embeddings(encoder, config.embedding_rank)
+    if config.student_kind == "static":
+        counts = None if pieces is None else pieces.counts
+        encoder = build_static(encoder, inputs.student_tokenizer, inputs.shapes["student"].hidden_size, counts, device)
     # Seeded again here, so the head does not depend on how many numbers loading the encoder drew.
     torch.manual_seed(config.seed)
     return StudentModel(
         num_labels=len(inputs.comments.label_names),
         dropout=config.dropout,
         classifier_hidden_size=config.student_hidden_size,
-        pooling=config.pooling,
+        pooling="mean" if config.student_kind == "static" else config.pooling,
         encoder=encoder,
     )
 

@@ -17,6 +17,7 @@ from research.errors import InputError
 from research.models.attention import RECORDED_SDPA, record_attention
 from research.models.encoders import load_encoder
 from research.models.pooling import POOLINGS
+from research.models.static import StaticConfig
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,11 @@ class ModelShape:
             InputError: it tells none, as that of a model of images or of several parts.
         """
         sizes = [getattr(model_config, name, None) for name in ("num_hidden_layers", "hidden_size", "vocab_size")]
-        layers, width, vocabulary = (size if isinstance(size, int) and size > 0 else None for size in sizes)
+        # A static encoder has no layers.
+        fewest = (0 if model_config.model_type == StaticConfig.model_type else 1, 1, 1)
+        layers, width, vocabulary = (
+            size if isinstance(size, int) and size >= least else None for size, least in zip(sizes, fewest, strict=True)
+        )
         if layers is None or width is None or vocabulary is None:
             raise InputError(
                 f"model '{model_config.name_or_path}': its config.json ({model_config.model_type}) does not tell layers, width "

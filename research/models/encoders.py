@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 
 from research.errors import InputError
 from research.models.attention import RECORDED_SDPA
 from research.models.dropout import BitDropout, replace_dropout
+from research.models.factors import RANK, put_factors, read_factorised
 from research.models.reading import check_sizes, refusing
 
 # Ends of names under which older files keep what a model now computes by itself.
@@ -81,9 +83,11 @@ def load_encoder(name: str, *, random_init: bool = False) -> nn.Module:
         InputError: there is no such model, or weights of the encoder are missing.
     """
     with refusing(f"model '{name}': cannot be loaded"):
+        config = open_config(name)
         if random_init:
-            config = open_config(name)
-            return prepare_encoder(AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False))
+            return build_encoder(config)
+        if getattr(config, RANK, None) is not None:
+            return load_factorised(name, config)
         encoder, report = load_pretrained(AutoModel, name)
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing or report["mismatched_keys"]:
@@ -93,6 +97,22 @@ def load_encoder(name: str, *, random_init: bool = False) -> nn.Module:
         )
     check_unexpected(f"model '{name}'", encoder, report["unexpected_keys"])
     return prepare_encoder(encoder)
+
+
+def build_encoder(config: Any) -> nn.Module:
+    """Build the encoder that a configuration describes, with random weights."""
+    return prepare_encoder(put_factors(AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False)))
+
+
+def load_factorised(name: str, config: Any) -> nn.Module:
+    """Load what `save_encoder` wrote of an encoder with factorised embeddings.
+
+    Raises:
+        RuntimeError: its weights are others than its configuration's.
+    """
+    encoder = build_encoder(config)
+    encoder.load_state_dict(load_file(Path(name).expanduser() / "model.safetensors"))
+    return encoder
 
 
 def check_unexpected(where: str, model: Any, unexpected: Collection[str]) -> None:
@@ -134,7 +154,11 @@ def load_pretrained(auto_class: Any, name: str) -> tuple[Any, dict[str, Any]]:
 
 def open_config(name: str) -> Any:
     """Read a model's config.json, which may not choose its attention: that could be code on the hub."""
-    config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    factorised = read_factorised(name)
+    if factorised is None:
+        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
+    else:
+        config = AutoConfig.for_model(**factorised)
     check_sizes(config)
     config._attn_implementation = "eager"
     return config

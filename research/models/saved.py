@@ -22,6 +22,7 @@ from research.models.attention import RECORDED_SDPA
 from research.models.classifiers import EncoderClassifier, SequenceClassifier, TextClassifier
 from research.models.cutting import sample_ids
 from research.models.encoders import check_unexpected, load_encoder, load_model_config, load_pretrained, open_tokenizer
+from research.models.factors import save_encoder
 from research.models.pooling import POOLINGS
 from research.models.reading import refusing
 
@@ -83,7 +84,7 @@ def _write_classifier(model: TextClassifier, tokenizer: Any, folder: Path, setti
     tokenizer.save_pretrained(folder / "tokenizer")
     own: dict[str, Any] = {"labels": list(settings["labels"])}
     if isinstance(model, EncoderClassifier):
-        model.encoder.save_pretrained(folder / "encoder")  # type: ignore[operator]
+        save_encoder(model.encoder, folder / "encoder")
         first, dropout = model.classifier[0], model.classifier[2]
         assert isinstance(first, nn.Linear) and isinstance(dropout, nn.Dropout)
         own |= {"classifier_width": first.out_features, "dropout": dropout.p, "pooling": model.pooling}

@@ -16,7 +16,7 @@ from torch import nn
 
 from research.errors import InputError
 from research.models.classifiers import EncoderClassifier, StudentModel, TextClassifier
-from research.models.cutting import cut_layers, find_layers, sample_ids
+from research.models.cutting import cut_layers, factorise_embeddings, find_layers, keep_pieces, sample_ids
 from research.models.encoders import load_encoder
 from research.models.reading import refusing
 
@@ -30,6 +30,8 @@ class Demands:
         hidden: Layers whose states are compared.
         attention: Layers whose attention is compared.
         relations: Of the attention, compare queries, keys and values instead of maps.
+        pieces: Keep the embeddings of these ids.
+        rank: Factorise the embeddings.
     """
 
     max_length: int
@@ -38,6 +40,8 @@ class Demands:
     hidden: tuple[int, ...] = ()
     attention: tuple[int, ...] = ()
     relations: bool = False
+    pieces: tuple[int, ...] | None = None
+    rank: int | None = None
 
 
 def try_pretrained(name: str, demands: Demands, *, random_init: bool = False) -> None:
@@ -60,6 +64,10 @@ def try_encoder(where: str, encoder: nn.Module, demands: Demands) -> None:
     """Try an encoder, which is cut if that is asked, with a classifier on it."""
     if demands.layers is not None:
         encoder = cut_layers(encoder, demands.layers)
+    if demands.pieces is not None:
+        encoder = keep_pieces(encoder, demands.pieces)
+    if demands.rank is not None:
+        encoder = factorise_embeddings(encoder, demands.rank)
     with refusing(f"{where}: cannot be used"):
         model = StudentModel(num_labels=2, classifier_hidden_size=2, pooling=demands.pooling, encoder=encoder)
     try_classifier(where, model, demands)

@@ -13,6 +13,7 @@ from support.comparison_runs import LABELS, make_truth, write_run
 
 import research_compare
 from research.compare import figures as plots
+from research.compare.frontier import collect_frontier, find_front
 from research.compare.scores import compare_runs
 from research.evaluation.bootstrap import COMPARED_METRICS
 from research.evaluation.gain import GAIN_METRICS
@@ -559,7 +560,7 @@ def test_frontier_names_the_row_of_a_size_that_is_best_on_validation_and_the_tea
             validation_score=validation_score,
         )
     comparison = compare_runs([tmp_path], resamples=200)
-    points = plots.collect_frontier(comparison)
+    points = collect_frontier(comparison)
     assert [point.name for point in points] == ["a0.3", "a0.6 (best of 3 on validation)", None, "teacher"]
     assert points[1].value == comparison.results[1].estimate.value < points[2].value
 
@@ -585,11 +586,52 @@ def test_a_control_within_a_run_scores_as_the_student_only_run_does(tmp_path):
     assert within.baseline.estimate == found.baseline.estimate
 
 
+def test_controls_of_seeds_are_named_as_their_students_are(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / "static" / f"seed_{seed}", 3.0, seed=seed, models=("control", "student"))
+    comparison = compare_runs([tmp_path], group_by="seed", resamples=200)
+    assert [result.row.name for result in comparison.results] == ["static (control)", "static"]
+
+
+def test_the_frontier_names_the_best_of_a_size_with_and_without_a_teacher(tmp_path):
+    for place, (pipeline, score) in enumerate([("kd_only", 0.6), ("kd_only", 0.7), ("student_only", 0.8), ("student_only", 0.9)]):
+        write_run(tmp_path / f"run_{place}", pipeline=pipeline, dropout=place / 10, efficiency=EFFICIENCY, validation_score=score)
+    points = collect_frontier(compare_runs([tmp_path], baseline=str(tmp_path / "run_3"), resamples=200))
+    assert {point.name for point in points if not point.is_teacher} == {None, "run_1", "run_3"}
+
+
 def test_the_frontier_has_a_control_at_its_student_size(tmp_path):
     run = write_run(tmp_path / "kd", models=("teacher", "control", "student"), efficiency=EFFICIENCY)
-    points = plots.collect_frontier(compare_runs([run], resamples=200))
+    points = collect_frontier(compare_runs([run], resamples=200))
     assert [point.parameters for point in points] == [3e7, 3e7, 1.1e8]
     assert (points[0].name or "").startswith("kd (control)")
+
+
+def test_the_frontier_tells_who_learned_from_a_teacher(tmp_path):
+    cheaper = {name: {**costs, "parameters_total": 20_000_000} for name, costs in EFFICIENCY.items()}
+    distilled = write_run(tmp_path / "distilled", models=("teacher", "student"), efficiency=EFFICIENCY)
+    alone = write_run(tmp_path / "alone", pipeline="student_only", efficiency=cheaper)
+    points = collect_frontier(compare_runs([distilled, alone], resamples=200))
+    assert [(point.name, point.distilled) for point in points] == [("alone", False), ("distilled", True), ("teacher", True)]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("seed", range(5))
+def test_front_holds_the_points_that_no_other_beats(seed, sign):
+    generator = np.random.default_rng(seed)
+    costs, values = generator.integers(1, 9, 12).tolist(), (sign * generator.integers(1, 9, 12)).tolist()
+    beaten = {
+        one
+        for one in range(12)
+        for other in range(12)
+        if costs[other] <= costs[one]
+        and sign * values[other] >= sign * values[one]
+        and (costs[other], values[other]) != (costs[one], values[one])
+    }
+    front = find_front(costs, values, lower_is_better=sign < 0)
+    found = [(costs[point], values[point]) for point in front]
+    assert set(found) == {(costs[point], values[point]) for point in range(12) if point not in beaten}
+    assert found == sorted(found) and len(set(found)) == len(found)
 
 
 def test_page_of_a_comparison_holds_its_table_and_figures(tmp_path, run_compare):
