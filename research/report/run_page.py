@@ -36,7 +36,7 @@ from research.report.document import (
     render_markdown,
 )
 from research.report.intervals import Resampled, resample_run
-from research.report.numbers import UNKNOWN, format_interval, format_number, show_number, show_score
+from research.report.numbers import UNKNOWN, format_interval, format_number, show_number, show_score, show_threshold
 from research.report.verdict import AGREEMENTS, describe_gain_section, describe_verdict, list_improving
 from research.runs.formats import PLOTS, PREDICTION_FILES, dig, read_json, to_plain, write_text_atomic
 from research.runs.run import Run, load_run
@@ -148,7 +148,9 @@ def _describe_labels(run: Run, resampled: Resampled | None) -> list[Block]:
     rows: list[list[str]] = []
     for label in run.label_names:
         for model in run.models:
-            scores = {name: show_score(run, model, "test", "tuned", "per_label", label, name) for name in LABEL_SCORES}
+            keys = (model, "test", "tuned", "per_label", label)
+            scores = {name: show_score(run, *keys, name) for name in LABEL_SCORES}
+            scores["threshold"] = show_threshold(run, *keys, "threshold")
             if resampled is not None:
                 interval = _f1_interval(resampled, model, label)
                 scores["f1"] += f" ({format_interval(*interval)})" if interval else ""
