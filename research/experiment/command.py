@@ -113,7 +113,7 @@ def find_finished(config: ExperimentConfig) -> dict[str, Any] | None:
     for part in folds if config.num_folds > 1 else [run_dir]:
         part.check_tables(file_sha256, paths)
         check_models(part, config)
-        part.drop_checkpoints()
+        part.drop_leavings()
     return read_json(run_dir.path / "metrics.json")
 
 
