@@ -17,7 +17,7 @@ from torch import nn
 from research.errors import naming_flag
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
-from research.experiment.teacher_stage import prepare_targets
+from research.experiment.teacher_stage import prepare_targets, training_rows
 from research.experiment.training import predict_parts, train
 from research.kd.loop import TrainingResult
 from research.kd.targets import TeacherTargets
@@ -48,7 +48,7 @@ def train_student(teacher: Teacher | None, context: RunContext) -> TrainedStuden
     split, folder = context.inputs.split, context.run_dir.path / "checkpoint"
     if teacher is None:
         return _train("student", None, teacher, split.train, folder, context)
-    rows = np.concatenate([split.train, split.unlabelled])
+    rows = training_rows(context)
     with context.runtime.timed("teacher_outputs"):
         targets, carried = prepare_targets(teacher, rows, context)
     return _train("student", targets, teacher, rows, folder, context, **carried)

@@ -74,6 +74,7 @@ class RunDirectory:
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self._claim: Claim | None = None
+        self._made = False
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -127,6 +128,25 @@ class RunDirectory:
             self.release()
         return status
 
+    def hold(self) -> None:
+        """Keep others from a folder that `claim` will be called for; what it would refuse stays as it is.
+
+        So that, of many processes that share runs, one alone reads its inputs.
+
+        Raises:
+            InputError: the folder is not writable, or in use (`DirectoryInUse`).
+        """
+        if self.status() in ("absent", "unfinished"):
+            self._acquire()
+
+    def holder(self) -> str | None:
+        """Return a name for the process that is writing the run, None when nobody is."""
+        try:
+            owner = Claim(self.path / LOCK_FILE).holder()
+        except OSError:  # what is wrong with the folder is told by whoever claims it
+            return None
+        return None if owner is None else str(owner)
+
     def preview(self, config: Mapping[str, Any], overwrite: bool = False, unresolved: Collection[str] = ()) -> Status:
         """Say what `claim` would, and refuse what it would, without writing or locking anything."""
         asked = to_plain(config, decimals=None)
@@ -140,6 +160,8 @@ class RunDirectory:
         atexit.unregister(self.release)
         self._claim.release()
         self._claim = None
+        if self._made:
+            _remove_if_empty(self.path)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.json with every digit: a run is repeated from it, and 1.5e-6 must not become 2e-6."""
@@ -256,10 +278,17 @@ class RunDirectory:
         return status
 
     def _acquire(self) -> None:
+        if self._claim is not None:
+            return
         claim = Claim(self.path / LOCK_FILE)
+        self._made = not self.path.exists()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            held = claim.acquire()
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                held = claim.acquire()
+            except FileNotFoundError:  # another process has just left it, and removed it since it was empty
+                self.path.mkdir(parents=True, exist_ok=True)
+                held = claim.acquire()
         except OSError as error:
             raise InputError(f"{self.path} cannot be written: {error.strerror}. Use another --output_dir.") from error
         if not held:
