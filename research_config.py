@@ -33,6 +33,7 @@ from research.names import BOTH_MODELS
 from research.settings.data import DataSettings
 from research.settings.runtime import RuntimeSettings
 from research.settings.size import SizeSettings
+from research.settings.sweep import SweepSettings, check_sweep_flags
 from research.settings.training import TrainingSettings
 
 
@@ -110,16 +111,16 @@ DECIDED = {
 # Of these, a pipeline has some and leaves the others out.
 MODEL_PARTS = frozenset({"tokens", "teacher", "student", "distillation", "control", "tfidf"})
 # The order of the sections of --help.
-GROUPS = ("what to run", "data", "teacher", "student", "distillation", "training", "runtime and output")
+GROUPS = ("what to run", "sweep", "data", "teacher", "student", "distillation", "training", "runtime and output")
 
 
 @dataclass(frozen=True)
-class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings, SizeSettings):
+class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings, SizeSettings, SweepSettings):
     """Every setting of one run; a field and its flag have the same name.
 
-    Those of the data, of training, of the machine and of the student's size stand in `research.settings`. `None` means
-    "found from the data or the machine" and is resolved before training. Variants come from
-    `dataclasses.replace`.
+    Those of the data, of training, of the machine, of a sweep and of the student's size stand in
+    `research.settings`. `None` means "found from the data or the machine" and is resolved before
+    training. Variants come from `dataclasses.replace`.
     """
 
     pipeline: str = setting(
@@ -142,16 +143,13 @@ class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings, SizeSett
         check=between(0),
         decides=("data", "teacher"),
     )
-    sweep: tuple[str, ...] = setting(
-        (),
-        "what to run",
-        "run the product of these values, as in kd_alpha=0.3,0.5 kd_temperature=2,4; each run gets a folder below --output_dir",
-        metavar="FLAG=V1,V2",
-        decides="place",
-        repeatable=True,
-    )
-    jobs: int = setting(1, "what to run", "worker processes of --sweep", check=between(1), decides="place")
     dry_run: bool = setting(False, "what to run", "say what would be run and what is there already, and stop", decides="place")
+    prepare_only: bool = setting(
+        False,
+        "what to run",
+        "fill the cache with tokens, teacher and teacher outputs of the run, or of all runs of --sweep; train no student",
+        decides="place",
+    )
     num_folds: int = setting(1, "what to run", "folds of cross-validation; 1 is one split", check=between(1), decides="data")
 
     teacher_path: str = setting(
@@ -359,7 +357,8 @@ def build_parser() -> RaisingParser:
         prog="research_main.py",
         usage="python %(prog)s [--flag VALUE ...]",
         description="Distil a large multi-label text classifier into a small one. One command is one run.",
-        epilog="Exit status: 0 done, 1 failed while running, 2 bad flags or input, 3 teacher too weak, 130 interrupted.",
+        epilog="Exit status: 0 done, 1 failed while running, 2 bad flags or input, 3 teacher too weak, 130 interrupted: "
+        "run it again and it goes on.",
     )
 
 
@@ -369,6 +368,7 @@ def check_config(config: ExperimentConfig) -> list[str]:
         *check_fields(config),
         *check_distillation(config),
         *check_data_flags(config),
+        *check_sweep_flags(config),
         *check_places(config),
     ]
 

@@ -21,7 +21,7 @@ BELOW_ROOM = {"research_config": "runs", "research_data": "kd", "research_distil
 COMMANDS = ("research_main", "research_compare")
 # What costs start-up time, or comes with an extra: the reason for importing it inside a function is known.
 SLOW = {"torch", "transformers", "tokenizers", "sklearn", "scipy", "iterstrat", "safetensors", "huggingface_hub"}
-SLOW |= {"matplotlib", "fontTools", "jinja2", "filelock", "difflib"}
+SLOW |= {"matplotlib", "fontTools", "jinja2", "difflib"}
 SLOW |= {"openpyxl", "pyarrow", "onnx", "onnxruntime", "wandb", "mlflow"}
 # What does not keep the rules yet; a name that does must leave its list.
 UNEXPLAINED_IMPORTS: set[str] = set()

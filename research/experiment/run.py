@@ -19,7 +19,7 @@ from research.experiment.runtime import Runtime
 from research.experiment.saving import first_of_texts, save_run
 from research.experiment.sources import check_models
 from research.experiment.student_stage import train_control, train_student
-from research.experiment.teacher_stage import get_teacher, judge_teacher
+from research.experiment.teacher_stage import get_teacher, judge_teacher, prepare_targets, training_rows
 from research.experiment.tfidf_stage import train_tfidf
 from research.experiment.tokenised import tokenise_comments
 from research.experiment.training import summarize
@@ -76,6 +76,25 @@ def run_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> d
     with runtime.timed("save"):
         save_run(metrics, labels, logits, teacher, tfidf if student is None else student.model, context)
     return metrics
+
+
+def prepare_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> None:
+    """Put everything into the cache that the run, or each of its folds, will look for there; write nothing else.
+
+    Raises:
+        WeakTeacher, TrainingFault, Interrupted: as `run_experiment`.
+    """
+    config, pipeline = inputs.config, PIPELINES[inputs.config.pipeline]
+    for fold in range(config.num_folds):
+        if fold > 0:
+            inputs = load_inputs(load_dataset(config, fold))
+        context = RunContext(inputs, tokenise_comments(inputs, runtime.cache), runtime, run_dir)
+        if not pipeline.teacher:
+            continue
+        teacher = get_teacher(context)
+        judge_teacher(teacher, context)
+        if pipeline.student:
+            prepare_targets(teacher, training_rows(context), context)
 
 
 def score(

@@ -73,7 +73,7 @@ def save_run(
     write_report(run_dir.path, metrics, lambda index: fetch_texts(index, inputs), plots=context.runtime.extras.plots)
     run_dir.write_metrics(metrics)
     # Only now: a run killed before this line resumes from its last checkpoint.
-    run_dir.drop_checkpoints()
+    run_dir.drop_leavings()
     if inputs.config.track != "none":
         track_run(inputs.config.track, load_run(run_dir.path))
 

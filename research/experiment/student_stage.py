@@ -20,7 +20,7 @@ from research.evaluation.calibration import sigmoid
 from research.evaluation.metrics import choose_thresholds
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
-from research.experiment.teacher_stage import compute_logits, prepare_targets
+from research.experiment.teacher_stage import compute_logits, prepare_targets, training_rows
 from research.experiment.training import predict_parts, train
 from research.kd.loop import TrainingResult
 from research.kd.targets import TeacherTargets
@@ -52,7 +52,7 @@ def train_student(teacher: Teacher | None, context: RunContext) -> TrainedStuden
     split, folder = context.inputs.split, context.run_dir.path / "checkpoint"
     if teacher is None:
         return _train("student", None, teacher, split.train, folder, context)
-    rows = np.concatenate([split.train, split.unlabelled])
+    rows = training_rows(context)
     with context.runtime.timed("teacher_outputs"):
         targets, carried = prepare_targets(teacher, rows, context)
     return _train("student", targets, teacher, rows, folder, context, **carried)

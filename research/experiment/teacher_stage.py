@@ -179,6 +179,11 @@ def verify_teacher(probs: NDArray[np.float64], inputs: Inputs) -> None:
         )
 
 
+def training_rows(context: RunContext) -> NDArray[np.int64]:
+    """Return the rows that a student learns from with its teacher: the labelled ones, then the unlabelled ones."""
+    return np.concatenate([context.inputs.split.train, context.inputs.split.unlabelled])
+
+
 def prepare_targets(teacher: Teacher, rows: NDArray[np.int64], context: RunContext) -> tuple[TeacherTargets, dict[str, Any]]:
     """Return what answers for the teacher while the student trains on some rows, and what its batches must carry.
 
