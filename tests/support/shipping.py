@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import csv
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from research.shipping.scorers import Scorer
 from research.text.tables import read_rows
+
+Exported = Callable[[Path, str, bool], Path]  # builds a classifier of an architecture, with its own head or ours
 
 
 def write_texts(path: Path, texts: Sequence[str], **columns: Sequence[object]) -> Path:
