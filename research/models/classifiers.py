@@ -207,7 +207,7 @@ class EncoderClassifier(TextClassifier):
         if self.pooling == "last":
             # The last place of the mask, and not their number: padding may stand in front.
             last = (attention_mask * torch.arange(attention_mask.shape[1], device=attention_mask.device)).argmax(dim=1)
-            return self.classifier(states[torch.arange(len(states), device=states.device), last])
+            return self.classifier(states[torch.arange(states.shape[0], device=states.device), last])
         mask = attention_mask.unsqueeze(-1).to(states.dtype)  # (B, L, 1)
         return self.classifier((states * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1.0))
 

@@ -55,7 +55,7 @@ OWNED_FILES = (
     "run.log",
 )
 CHECKPOINT_FOLDERS = ("checkpoint", "checkpoint_control")
-OWNED_FOLDERS = (*CHECKPOINT_FOLDERS, "student", "teacher", "tensorboard")
+OWNED_FOLDERS = (*CHECKPOINT_FOLDERS, "student", "teacher", "student_onnx", "teacher_onnx", "tensorboard")
 LOCK_FILE = ".lock"
 TEMPORARY_FILE = re.compile(r"\..+\.tmp")
 FOLD_FOLDER = re.compile(r"fold_[1-9][0-9]*")
