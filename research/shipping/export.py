@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from research.errors import InputError
 from research.evaluation.calibration import sigmoid
-from research.evaluation.gain import GAIN_METRICS, resample_models
+from research.evaluation.gain import GAIN_METRICS, AnsweredPart, resample_models
 from research.evaluation.inference import difference, estimate
 from research.runs.formats import write_json_atomic
 from research.runs.run import Run
@@ -183,7 +183,7 @@ def score_forms(run: Run, logits: Mapping[str, NDArray[np.float32]], scorer: Sco
     order = [scorer.labels.index(label) for label in names]
     probs = {name: sigmoid(values[:, order]) for name, values in logits.items()}
     thresholds = dict.fromkeys(probs, scorer.thresholds[order].tolist())
-    resampled = resample_models(predictions.labels, probs, thresholds, predictions.text_cluster)
+    resampled = resample_models([AnsweredPart(predictions.labels, probs, thresholds, predictions.text_cluster)])
     num_texts = len(np.unique(predictions.text_cluster))
     scores: dict[str, Any] = {"rows": len(predictions.index), "texts": num_texts}
     for metric in GAIN_METRICS:
