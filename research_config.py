@@ -260,6 +260,21 @@ class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings, SizeSett
         choices=("mse", "kl", "relation"),
         decides="distillation",
     )
+    rank_loss_weight: float = setting(
+        0.0,
+        "distillation",
+        "weight of the rank loss, 0 or more: within a batch, a label's logits should order the texts as the teacher's do",
+        check=between(0),
+        decides="distillation",
+    )
+    rank_objective: str = setting(
+        "pearson",
+        "distillation",
+        "rank loss of a label: pearson: 1 - correlation of both models' logits; pairwise: RankNet over the pairs of texts, "
+        "weighted by the difference of the teacher's probabilities",
+        choices=("pearson", "pairwise"),
+        decides="distillation",
+    )
     layer_mapping: str = setting(
         "uniform",
         "distillation",
@@ -267,6 +282,19 @@ class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings, SizeSett
         decides="distillation",
     )
     t_squared: bool = setting(True, "distillation", "multiply the soft loss by the squared temperature", decides="distillation")
+    anneal_labels: bool = setting(
+        False,
+        "distillation",
+        "let the labels take over the teacher's share of the loss, from none of it at the first step to all at the last",
+        decides="distillation",
+    )
+    undo_class_weights: bool = setting(
+        False,
+        "distillation",
+        "take the logarithm of the class weights, which fine-tuning with --class_weights added, off the teacher's logits "
+        "before the student learns from them",
+        decides="distillation",
+    )
     class_weights: bool = setting(
         True,
         "distillation",
@@ -310,10 +338,20 @@ def saved_settings(config: ExperimentConfig) -> dict[str, Any]:
 def settings_that_decide(config: ExperimentConfig, what: str) -> dict[str, Any]:
     """Return {field: value} of the fields that decide something of DECIDED by their value.
 
-    A model or table is left out: what decides is its content, not its name.
+    A model or table is left out: what decides is its content, not its name. So is a field at its default that came
+    after cache keys were made of the others.
     """
-    named = {*fields_of_kind(config, "model"), *fields_of_kind(config, "table")}
-    return {name: getattr(config, name) for name in fields_that_decide(config, what) if name not in named}
+    left_out = {*fields_of_kind(config, "model"), *fields_of_kind(config, "table"), *_unkeyed_defaults(config)}
+    return {name: getattr(config, name) for name in fields_that_decide(config, what) if name not in left_out}
+
+
+def _unkeyed_defaults(config: ExperimentConfig) -> list[str]:
+    """Return the fields that cache keys name only away from their defaults, and that are at them."""
+    return [
+        entry.name
+        for entry in dataclasses.fields(config)
+        if not entry.metadata["keyed_at_default"] and getattr(config, entry.name) == entry.default
+    ]
 
 
 def table_paths(config: ExperimentConfig) -> dict[str, Path]:
@@ -389,6 +427,7 @@ def check_distillation(config: ExperimentConfig) -> list[str]:
             )
     repeated = sorted({label for label in labels if label and labels.count(label) > 1})
     problems += [f"--label_alphas: {quote_value(label)} is given twice" for label in repeated]
+    problems += check_losses(config)
     try:
         parse_layer_mapping(config.layer_mapping)
     except ValueError as error:
@@ -405,6 +444,23 @@ def check_distillation(config: ExperimentConfig) -> list[str]:
     if config.control_labels == "pseudo" and not (config.with_control and config.unlabelled_path):
         missing = "--unlabelled_path" if config.with_control else "--with_control"
         problems.append(f"--control_labels: pseudo labels the rows of --unlabelled_path for the control; set {missing} too")
+    return problems
+
+
+def check_losses(config: ExperimentConfig) -> list[str]:
+    """Return the problems with the flags of what the student learns from the teacher's logits."""
+    problems = []
+    if config.rank_loss_weight > 0 and config.batch < 2:
+        problems.append(f"--rank_loss_weight: orders the texts of a batch, so --batch must be at least 2, got {config.batch}")
+    if config.anneal_labels and not any([config.kd_alpha, *config.label_alpha_map.values()]):
+        problems.append("--anneal_labels: hands alpha's share to the labels, and --kd_alpha is 0; raise it, or drop the flag")
+    if config.undo_class_weights and not config.class_weights:
+        problems.append("--undo_class_weights: takes back what --class_weights does; drop --no-class_weights, or this flag")
+    if config.undo_class_weights and config.teacher_checkpoint is not None:
+        problems.append(
+            "--undo_class_weights: needs a teacher fine-tuned by this run; --teacher_checkpoint does not say with which "
+            "class weights it was trained. Fine-tune one from --teacher_path, or drop the flag."
+        )
     return problems
 
 

@@ -47,6 +47,7 @@ def setting(
     check: Check | None = None,
     metavar: str | None = None,
     repeatable: bool = False,
+    keyed_at_default: bool = True,
 ) -> Any:
     """Declare one field together with everything there is to know of its flag.
 
@@ -57,6 +58,8 @@ def setting(
         check: Returns what is wrong with a value, None when nothing is.
         metavar: What the help shows for the value, where neither kind nor type say it.
         repeatable: For a list, whether a second flag adds to the first.
+        keyed_at_default: Whether cache keys name it at its default too; False for a field that came later, so that what
+            was kept before it is still found.
     """
     metadata = {
         "group": group,
@@ -68,6 +71,7 @@ def setting(
         "check": check,
         "metavar": metavar or METAVARS.get(kind),
         "repeatable": repeatable,
+        "keyed_at_default": keyed_at_default,
     }
     return dataclasses.field(default=default, metadata=metadata)
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 MODELS = ("teacher", "control", "student")  # the control is the student trained without the teacher
+EPOCH_FLAGS = {"teacher": "--teacher_epochs", "control": "--epochs", "student": "--epochs"}  # what ends a training
 PARTS = ("validation", "test")
 BOTH_MODELS = ("teacher", "student")  # what one setting trains alike
 # Each is its own library, installed by those who use it: none of them is a requirement.

@@ -242,14 +242,19 @@ def _choose_threshold(positive: npt.NDArray[np.bool_], probs: FloatArray) -> flo
 
 
 def compute_soft_loss(
-    teacher_probs: FloatArray, student_probs: FloatArray, temperature: float, *, t_squared: bool = True
+    teacher_probs: FloatArray,
+    student_probs: FloatArray,
+    temperature: float,
+    *,
+    t_squared: bool = True,
+    teacher_shift: FloatArray | float = 0.0,
 ) -> dict[str, float]:
     """Return the mean soft loss of (N, C) probabilities and its excess over the teacher's entropy.
 
     The same figures as a history row's, taken without dropout. The excess is a Kullback-Leibler divergence,
     0 for a student that repeats its teacher, so it can be compared across temperatures and data sets.
     """
-    teacher, student = logit(teacher_probs) / temperature, logit(student_probs) / temperature
+    teacher, student = (logit(teacher_probs) - teacher_shift) / temperature, logit(student_probs) / temperature
     targets = sigmoid(teacher)
     scale = temperature**2 if t_squared else 1.0
 
@@ -289,6 +294,7 @@ def build_metrics(
     *,
     kd_temperature: float = 1.0,
     t_squared: bool = True,
+    teacher_shift: FloatArray | float = 0.0,
 ) -> dict[str, Any]:
     """Assemble the content of metrics.json, unrounded.
 
@@ -298,6 +304,7 @@ def build_metrics(
             there are; the control is the student trained without the teacher.
         training: deterministic facts of the training, kept as they are.
         kd_temperature: softening for the soft loss, which says how far a student is from its teacher.
+        teacher_shift: (C,) what training took off the teacher's logits for the soft loss; its own scores keep it.
 
     The headline is macro-F1 on the test part at 0.5, which needs no tuned number to be repeated: the
     student's, or the teacher's in a run without a student.
@@ -321,7 +328,7 @@ def build_metrics(
         pairs = {part: (probs["teacher"][part], probs[model][part]) for part in PARTS}
         metrics[name] = {part: compute_agreement(*pair, label_names) for part, pair in pairs.items()}
         for part, pair in pairs.items():
-            metrics[model][part] |= compute_soft_loss(*pair, kd_temperature, t_squared=t_squared)
+            metrics[model][part] |= compute_soft_loss(*pair, kd_temperature, t_squared=t_squared, teacher_shift=teacher_shift)
     headline_model = "student" if "student" in probs else "teacher"
     thresholds, name = HEADLINE_METRIC.path
     value = metrics[headline_model]["test"][thresholds][name]

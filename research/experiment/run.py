@@ -30,6 +30,7 @@ from research.runs.folds import aggregate_folds, pool_folds
 from research.runs.run import load_run
 from research.storage.arrays import return_free_memory
 from research_config import PIPELINES, ExperimentConfig, table_paths
+from research_data import compute_class_weights
 
 log = logging.getLogger(__name__)
 
@@ -103,13 +104,15 @@ def score(
     """Return the content of metrics.json, with what the student kept of its teacher and gained over its control."""
     config = inputs.config
     probs = {model: {part: sigmoid(values) for part, values in parts.items()} for model, parts in logits.items()}
+    names = inputs.comments.label_names
     metrics = build_metrics(
-        inputs.comments.label_names,
+        names,
         labels,
         probs,
         training,
         kd_temperature=config.kd_temperature,
         t_squared=config.t_squared,
+        teacher_shift=np.log(compute_class_weights(labels["train"], names)[0]) if config.undo_class_weights else 0.0,
     )
     if {"teacher", "student"} <= probs.keys():
         thresholds = {model: list(cuts.values()) for model, cuts in metrics["thresholds"].items()}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from research.evaluation.gain import GAIN_METRICS, describe_gain, describe_keeping
-from research.names import HEADLINE_METRIC, METRIC_OF, MODELS
+from research.names import EPOCH_FLAGS, HEADLINE_METRIC, METRIC_OF, MODELS
 from research.report.document import Below, Block, Box, Heading, Inline, Paragraph, Strong, Table, Text, Typed
 from research.report.intervals import Resampled
 from research.report.numbers import UNKNOWN, format_interval, format_number, format_p_value, show_number, show_score
@@ -15,7 +15,6 @@ from research.runs.run import Run, teacher_headline
 from research_config import unused_fields
 
 AGREEMENTS = {"student": "agreement", "control": "control_agreement"}
-EPOCH_FLAGS = {"teacher": "--teacher_epochs", "control": "--epochs", "student": "--epochs"}
 
 
 def describe_verdict(run: Run, resampled: Resampled | None) -> Box:

@@ -28,6 +28,15 @@ class TrainingSettings:
     gradient_clip_norm: float = setting(
         1.0, "training", "largest norm of the gradient, greater than 0", check=between(0, open_low=True), decides=BOTH_MODELS
     )
+    ema_decay: float = setting(
+        0.0,
+        "training",
+        "average the weights over the steps, each step's share shrinking by this factor with every later one; the average "
+        "is validated and saved, in teacher, student and control alike; 0 is off, 0.999 averages over about 1,000 steps",
+        check=between(0, 0.99999),
+        decides=BOTH_MODELS,
+        keyed_at_default=False,
+    )
     select_by: str = setting(
         "average_precision_macro",
         "training",

@@ -248,7 +248,7 @@ def test_other_texts_serve_where_the_table_is_gone(run: Path, tmp_path: Path, ca
     assert "Not scored" in (copy / "student_onnx" / "export.md").read_text()
 
 
-Change = Callable[[Path, pytest.MonkeyPatch], None]
+Change = Callable[[Path, pytest.MonkeyPatch], object]
 MISTAKES: dict[str, tuple[Change, list[str], str]] = {
     "unfinished": (lambda run, _: (run / "metrics.json").unlink(), [], "unfinished"),
     "no teacher": (lambda *_: None, ["--model", "teacher"], "has no teacher; there is student"),
