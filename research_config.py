@@ -27,7 +27,7 @@ from research.flags import (
     parse_flags,
     setting,
 )
-from research.models.mapping import parse_layer_mapping
+from research.models.mapping import LAYER_CHOICES, parse_layer_mapping
 from research.models.pooling import POOLING_HELP, POOLINGS
 from research.names import BOTH_MODELS
 from research.settings.data import DataSettings
@@ -75,7 +75,8 @@ class Pipeline:
     @property
     def trains(self) -> frozenset[str]:
         """Which of MODEL_PARTS there are."""
-        present = {"teacher": self.teacher, "student": self.student, "distillation": self.teacher and self.student}
+        present = {"teacher": self.teacher, "ensemble": self.teacher, "student": self.student}
+        present["distillation"] = self.teacher and self.student
         return frozenset(name for name, is_there in present.items() if is_there)
 
 
@@ -91,6 +92,7 @@ DECIDED = {
     "data": "the rows, their labels and the parts they are in",
     "tokens": "what of a text reaches the models",
     "teacher": "the teacher's fine-tuning",
+    "ensemble": "which teachers speak together, each of them as it would alone",
     "student": "the student's training, with a teacher or without",
     "distillation": "what the student learns from the teacher",
     "control": "the control beside the student, which changes no other model",
@@ -98,7 +100,7 @@ DECIDED = {
     "place": "nothing in the results: where they are written, how the work is shared, whether it may begin",
 }
 # Of these, a pipeline trains some and leaves the others out.
-MODEL_PARTS = frozenset({"teacher", "student", "distillation", "control"})
+MODEL_PARTS = frozenset({"teacher", "ensemble", "student", "distillation", "control"})
 # The order of the sections of --help.
 GROUPS = ("what to run", "data", "teacher", "student", "distillation", "training", "runtime and output")
 
@@ -147,18 +149,36 @@ class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings):
     teacher_path: str = setting(
         "csebuetnlp/banglabert", "teacher", "pretrained encoder to fine-tune: folder or hub name", decides="teacher", kind="model"
     )
-    teacher_checkpoint: str | None = setting(
+    teacher_checkpoint: str | tuple[str, ...] | None = setting(
         None,
         "teacher",
         "a fine-tuned teacher: a run's teacher/ folder, an AutoModelForSequenceClassification folder or hub name, "
-        "or a folder with encoder/ and a head file",
+        "or a folder with encoder/ and a head file; several speak together, as do all those of a run's own folder",
         decides="teacher",
         kind="model",
+    )
+    teacher_seeds: int | None = setting(
+        None,
+        "teacher",
+        "fine-tune this many teachers from --teacher_path, by --split_seed and the seeds after it, and learn from the mean of "
+        "their probabilities (default: 1, none beside --teacher_probs_path)",
+        check=between(1),
+        decides="ensemble",
+    )
+    teacher_probs_path: str | None = setting(
+        None,
+        "teacher",
+        "table of another teacher's probabilities: a text column and one column a label, for any of the texts; alone, or beside "
+        "--teacher_checkpoint or --teacher_seeds as one more voice in the mean. Texts without any learn from the labels alone",
+        decides="ensemble",
+        kind="table",
+        rows="teacher_probs",
     )
     drop_seen_rows: bool = setting(
         False,
         "teacher",
-        "leave rows whose text --teacher_checkpoint was trained on out of validation and test, instead of refusing it",
+        "leave rows whose text a model given was trained on (--teacher_checkpoint, or a run's student/ as start) out of "
+        "validation and test, instead of refusing it",
         decides="data",
     )
     teacher_epochs: int = setting(10, "teacher", "most epochs of the teacher's fine-tuning", check=between(1), decides="teacher")
@@ -187,8 +207,16 @@ class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings):
     student_layers: int | None = setting(
         None,
         "student",
-        "keep this many of the encoder's layers, those the uniform mapping would pair (default: all)",
+        "keep this many of the encoder's layers, by --student_layer_choice (default: all)",
         check=between(1),
+        decides="student",
+    )
+    student_layer_choice: str = setting(
+        "uniform",
+        "student",
+        "which layers --student_layers keeps: uniform, those the uniform mapping would pair; lowest, without the top; ends, "
+        "without the middle. --layer_mapping counts the layers that are kept from 1, whichever they were",
+        choices=tuple(LAYER_CHOICES),
         decides="student",
     )
     pooling: str = setting("cls", "student", POOLING_HELP, choices=tuple(POOLINGS), decides=BOTH_MODELS)
@@ -262,6 +290,19 @@ class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings):
         return {label: float(value) for label, value in pairs}
 
     @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """`--teacher_checkpoint` as a list."""
+        found = self.teacher_checkpoint
+        return (found,) if isinstance(found, str) else found or ()
+
+    @property
+    def num_fine_tuned(self) -> int:
+        """How many teachers are fine-tuned from `--teacher_path`, in a pipeline that has any."""
+        if self.checkpoints:
+            return 0
+        return self.teacher_seeds or (1 if self.teacher_probs_path is None else 0)
+
+    @property
     def method(self) -> KDMethod:
         """What `--kd_method` compares."""
         return KD_METHODS[self.kd_method]
@@ -298,7 +339,7 @@ def settings_that_decide(config: ExperimentConfig, what: str) -> dict[str, Any]:
 
 
 def table_paths(config: ExperimentConfig) -> dict[str, Path]:
-    """Return the tables that a run reads, by what their rows are called: main, validation, test, unlabelled."""
+    """Return the tables that a run reads, by what their rows are called: main, validation, ..., teacher_probs."""
     paths = {entry.metadata["rows"]: getattr(config, entry.name) for entry in dataclasses.fields(config)}
     return {rows: Path(path) for rows, path in paths.items() if rows is not None and path is not None}
 
@@ -347,6 +388,8 @@ def check_config(config: ExperimentConfig) -> list[str]:
     return [
         *check_fields(config),
         *check_distillation(config),
+        *check_teachers(config),
+        *check_start(config),
         *check_data_flags(config),
         *check_places(config),
     ]
@@ -372,10 +415,55 @@ def check_distillation(config: ExperimentConfig) -> list[str]:
         parse_layer_mapping(config.layer_mapping)
     except ValueError as error:
         problems.append(f"--layer_mapping: {error}")
-    if config.student_init == "teacher" and config.pipeline in PIPELINES and not PIPELINES[config.pipeline].teacher:
-        problems.append(f"--student_init: teacher needs a pipeline with a teacher, got --pipeline {config.pipeline}")
     if config.with_control and config.pipeline in PIPELINES and config.pipeline != "kd_only":
         problems.append(f"--with_control: needs --pipeline kd_only, whose student it is compared with, got {config.pipeline}")
+    return problems
+
+
+def check_teachers(config: ExperimentConfig) -> list[str]:
+    """Return the problems of the teachers that a run has by its flags."""
+    problems = []
+    checkpoints = config.checkpoints
+    if config.teacher_checkpoint == ():
+        problems.append("--teacher_checkpoint: names no model; leave it out to fine-tune --teacher_path")
+    repeated = sorted({name for name in checkpoints if checkpoints.count(name) > 1})
+    problems += [f"--teacher_checkpoint: {quote_value(name)} is given twice" for name in repeated]
+    if checkpoints and config.teacher_seeds is not None:
+        problems.append(
+            f"--teacher_seeds: {config.teacher_seeds} would be fine-tuned from --teacher_path, and --teacher_checkpoint gives "
+            "teachers that are; drop one of the two"
+        )
+    if config.pipeline in PIPELINES and PIPELINES[config.pipeline].student and not has_layers(config):
+        wanting = {f"--kd_method: {config.kd_method}": config.kd_method in KD_METHODS and config.kd_method != "logit"}
+        wanting["--student_init: teacher"] = config.student_init == "teacher"
+        problems += [
+            f"{flag} needs the layers of a teacher, and --teacher_probs_path alone has none; add --teacher_checkpoint or "
+            "--teacher_seeds"
+            for flag, is_asked in wanting.items()
+            if is_asked and PIPELINES[config.pipeline].teacher
+        ]
+    return problems
+
+
+def has_layers(config: ExperimentConfig) -> bool:
+    """Whether a run of this config has a teacher that is a model, and not a table of probabilities only."""
+    return bool(config.checkpoints) or config.num_fine_tuned > 0
+
+
+def check_start(config: ExperimentConfig) -> list[str]:
+    """Return the problems of what the student starts as."""
+    problems = []
+    if config.student_init == "teacher" and config.pipeline in PIPELINES and not PIPELINES[config.pipeline].teacher:
+        problems.append(f"--student_init: teacher needs a pipeline with a teacher, got --pipeline {config.pipeline}")
+    default = ExperimentConfig.__dataclass_fields__["student_layer_choice"].default
+    if config.student_layer_choice != default and config.student_layers is None:
+        problems.append(
+            f"--student_layer_choice: {config.student_layer_choice} needs --student_layers, the number of layers to keep"
+        )
+    elif config.student_layer_choice != default and config.student_init == "random":
+        problems.append(
+            f"--student_layer_choice: {config.student_layer_choice} chooses among trained layers; --student_init random has none"
+        )
     return problems
 
 
@@ -404,12 +492,11 @@ def check_places(config: ExperimentConfig) -> list[str]:
         path, kind = getattr(config, entry.name), entry.metadata["kind"]
         if kind == "folder":
             obstacle = find_obstacle(config.run_dir if entry.name == "output_dir" else Path(path))
-            problem = obstacle and f"{obstacle}. Choose another folder."
+            found = [obstacle and f"{obstacle}. Choose another folder."]
         # The demo builds each table and model that a run cannot do without.
         elif path is None or (config.demo and entry.default is not None):
             continue
         else:
-            problem = find_missing(path, kind)
-        if problem:
-            problems.append(f"--{entry.name}: {problem}")
+            found = [find_missing(place, kind) for place in (path if isinstance(path, tuple) else (path,))]
+        problems += [f"--{entry.name}: {problem}" for problem in found if problem]
     return problems

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 MODELS = ("teacher", "control", "student")  # the control is the student trained without the teacher
+TEACHER_TABLE = "teacher_probs"  # what a run calls the teacher that is a table, beside teacher, teacher_2, ...
 PARTS = ("validation", "test")
 BOTH_MODELS = ("teacher", "student")  # what one setting trains alike
 # Each is its own library, installed by those who use it: none of them is a requirement.

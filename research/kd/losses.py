@@ -83,6 +83,7 @@ class MultiLabelDistillationLoss(nn.Module):
         teacher_logits: Tensor,
         labels: Tensor,
         class_weights: Tensor | None = None,
+        taught: Tensor | None = None,
     ) -> dict[str, Tensor]:
         """Return total_loss, soft_loss and hard_loss.
 
@@ -90,12 +91,18 @@ class MultiLabelDistillationLoss(nn.Module):
             labels: (B, C) of 0 and 1, NaN where unknown: such a cell is left out of the hard loss,
                 whose mean runs over the known cells; the soft loss still uses it.
             class_weights: (C,) weight of the positives in the hard loss.
+            taught: (B, C) of 0 and 1, 0 in a cell without a teacher, where alpha is 0: its soft loss is left
+                out and its hard loss has full weight. Both means run over the cells that they run over
+                without it. None where a teacher speaks of every cell.
         """
         soft = soft_bce_loss(student_logits, teacher_logits, self.temperature, t_squared=self.t_squared)
+        alpha = self.alpha
+        if taught is not None:
+            soft, alpha = soft * taught, alpha * taught
         hard, known = hard_bce_loss(student_logits, labels, class_weights)
         if self.reduction == "mean":
             soft, hard = soft / soft.numel(), hard / known.sum().clamp_min(1.0)
-        total = self.alpha * soft + (1.0 - self.alpha) * hard
+        total = alpha * soft + (1.0 - alpha) * hard
         if self.reduction == "none":
             return {"total_loss": total, "soft_loss": soft, "hard_loss": hard}
         return {"total_loss": total.sum(), "soft_loss": soft.sum(), "hard_loss": hard.sum()}

@@ -85,10 +85,12 @@ class DistillationObjective(nn.Module):
             class_weights: (C,) weight of the positives in the hard loss.
         """
         assert targets is not None, "the distillation losses need a teacher's answers"
-        losses = self.criterion(logits, targets.logits, batch["labels"], class_weights)
-        floor = soft_loss_floor(targets.logits, self.criterion.temperature, t_squared=self.criterion.t_squared).mean()
+        losses = self.criterion(logits, targets.logits, batch["labels"], class_weights, targets.taught)
+        floor = soft_loss_floor(targets.logits, self.criterion.temperature, t_squared=self.criterion.t_squared)
+        if targets.taught is not None:
+            floor = floor * targets.taught
         components = {name: loss.detach() for name, loss in losses.items()}
-        components["soft_excess"] = components["soft_loss"] - floor
+        components["soft_excess"] = components["soft_loss"] - floor.mean()
         total = losses["total_loss"]
         for name, loss in self._compare_layers(layers, targets.layers, batch).items():
             total = total + self.weights[name] * loss

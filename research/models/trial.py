@@ -18,6 +18,7 @@ from research.errors import InputError
 from research.models.classifiers import EncoderClassifier, StudentModel, TextClassifier
 from research.models.cutting import cut_layers, find_layers, sample_ids
 from research.models.encoders import load_encoder
+from research.models.fingerprint import list_model_files
 from research.models.reading import refusing
 
 
@@ -27,6 +28,7 @@ class Demands:
 
     Args:
         layers: Keep that many of the encoder's layers.
+        layer_choice: Which those are.
         hidden: Layers whose states are compared.
         attention: Layers whose attention is compared.
         relations: Of the attention, compare queries, keys and values instead of maps.
@@ -38,6 +40,7 @@ class Demands:
     hidden: tuple[int, ...] = ()
     attention: tuple[int, ...] = ()
     relations: bool = False
+    layer_choice: str = "uniform"
 
 
 def try_pretrained(name: str, demands: Demands, *, random_init: bool = False) -> None:
@@ -47,7 +50,7 @@ def try_pretrained(name: str, demands: Demands, *, random_init: bool = False) ->
         InputError: it cannot be loaded or cannot do what is asked of it.
     """
     folder = Path(name).expanduser()
-    stats = [path.stat() for path in sorted(folder.iterdir())] if folder.is_dir() else []
+    stats = [path.stat() for path in list_model_files(folder).values()] if folder.is_dir() else []
     _try_pretrained(name, demands, random_init, tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
 
 
@@ -59,7 +62,7 @@ def _try_pretrained(name: str, demands: Demands, random_init: bool, _stamps: tup
 def try_encoder(where: str, encoder: nn.Module, demands: Demands) -> None:
     """Try an encoder, which is cut if that is asked, with a classifier on it."""
     if demands.layers is not None:
-        encoder = cut_layers(encoder, demands.layers)
+        encoder = cut_layers(encoder, demands.layers, demands.layer_choice)
     with refusing(f"{where}: cannot be used"):
         model = StudentModel(num_labels=2, classifier_hidden_size=2, pooling=demands.pooling, encoder=encoder)
     try_classifier(where, model, demands)
