@@ -12,6 +12,7 @@ from typing import Literal
 
 MODELS = ("teacher", "control", "student")  # the control is the student trained without the teacher
 EPOCH_FLAGS = {"teacher": "--teacher_epochs", "control": "--epochs", "student": "--epochs"}  # what ends a training
+TEACHER_TABLE = "teacher_probs"  # what a run calls the teacher that is a table, beside teacher, teacher_2, ...
 PARTS = ("validation", "test")
 BOTH_MODELS = ("teacher", "student")  # what one setting trains alike
 # Each is its own library, installed by those who use it: none of them is a requirement.

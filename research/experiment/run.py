@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from research.evaluation.calibration import sigmoid
 from research.evaluation.gain import AnsweredPart, measure_gain, measure_keeping, resample_models
-from research.evaluation.metrics import build_metrics
+from research.evaluation.metrics import build_metrics, score_teachers
 from research.experiment.context import RunContext
 from research.experiment.dataset import load_dataset
 from research.experiment.inputs import Inputs, load_inputs
@@ -19,17 +19,18 @@ from research.experiment.runtime import Runtime
 from research.experiment.saving import first_of_texts, save_run
 from research.experiment.sources import check_models
 from research.experiment.student_stage import train_control, train_student
-from research.experiment.teacher_stage import get_teacher, judge_teacher, prepare_targets, training_rows
+from research.experiment.teacher_stage import TeacherAnswers, get_teachers, judge_teachers, prepare_targets, training_rows
 from research.experiment.tfidf_stage import train_tfidf
 from research.experiment.tokenised import tokenise_comments
 from research.experiment.training import summarize
-from research.names import PARTS
+from research.names import PARTS, TEACHER_TABLE
 from research.report.run_page import write_report
 from research.runs.directory import RunDirectory
 from research.runs.folds import aggregate_folds, pool_folds
 from research.runs.run import load_run
 from research.storage.arrays import return_free_memory
 from research_config import PIPELINES, ExperimentConfig, table_paths
+from research_data import PARTS as ALL_PARTS
 from research_data import compute_class_weights
 
 log = logging.getLogger(__name__)
@@ -49,15 +50,17 @@ def run_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> d
     pipeline = PIPELINES[inputs.config.pipeline]
     logits: Logits = {}
     training: dict[str, Any] = {}
-    teacher = student = None
+    teachers = answers = student = None
     if pipeline.teacher:
         with runtime.timed("teacher"):
-            teacher = get_teacher(context)
-        logits["teacher"] = judge_teacher(teacher, context)
-        training["teacher"] = teacher.training
+            teachers = get_teachers(context)
+        answers = judge_teachers(teachers, context)
+        if answers.complete:
+            logits["teacher"] = dict(answers.together)
+        training |= teachers.training
     if pipeline.student:
         with runtime.timed("student"):
-            student = train_student(teacher, context)
+            student = train_student(teachers, context)
         run_dir.write_history(student.training.history)
         logits["student"], training["student"] = student.logits, summarize(student.training)
     tfidf = None
@@ -68,14 +71,14 @@ def run_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> d
         logits["student"], training["student"] = tfidf.logits, tfidf.training
     if inputs.config.with_control:
         with runtime.timed("control"):
-            control = train_control(teacher, context)
+            control = train_control(teachers, context)
         run_dir.write_history(control.training.history, "history_control.csv")
         logits["control"], training["control"] = control.logits, summarize(control.training)
     labels = {part: inputs.comments.labels[getattr(inputs.split, part)] for part in ("train", *PARTS)}
-    metrics = score(labels, logits, training, inputs)
+    metrics = score(labels, logits, training, inputs, answers)
     return_free_memory()  # of training, before the report reads every prediction
     with runtime.timed("save"):
-        save_run(metrics, labels, logits, teacher, tfidf if student is None else student.model, context)
+        save_run(metrics, labels, logits, teachers, tfidf if student is None else student.model, context)
     return metrics
 
 
@@ -92,14 +95,18 @@ def prepare_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) 
         context = RunContext(inputs, tokenise_comments(inputs, runtime.cache), runtime, run_dir)
         if not pipeline.teacher:
             continue
-        teacher = get_teacher(context)
-        judge_teacher(teacher, context)
+        teachers = get_teachers(context)
+        judge_teachers(teachers, context)
         if pipeline.student:
-            prepare_targets(teacher, training_rows(context), context)
+            prepare_targets(teachers, training_rows(context), context)
 
 
 def score(
-    labels: Mapping[str, NDArray[np.float32]], logits: Logits, training: Mapping[str, Any], inputs: Inputs
+    labels: Mapping[str, NDArray[np.float32]],
+    logits: Logits,
+    training: Mapping[str, Any],
+    inputs: Inputs,
+    answers: TeacherAnswers | None,
 ) -> dict[str, Any]:
     """Return the content of metrics.json, with what the student kept of its teacher and gained over its control."""
     config = inputs.config
@@ -113,7 +120,10 @@ def score(
         kd_temperature=config.kd_temperature,
         t_squared=config.t_squared,
         teacher_shift=np.log(compute_class_weights(labels["train"], names)[0]) if config.undo_class_weights else 0.0,
+        softened=None if answers is None else {part: sigmoid(values) for part, values in answers.softened.items()},
     )
+    if answers is not None and (len(answers.single) > 1 or TEACHER_TABLE in answers.single):
+        metrics["teachers"] = score_single_teachers(labels, answers, inputs)
     if {"teacher", "student"} <= probs.keys():
         thresholds = {model: list(cuts.values()) for model, cuts in metrics["thresholds"].items()}
         of_test = {model: parts["test"] for model, parts in probs.items()}
@@ -124,6 +134,18 @@ def score(
         if "control" in probs:
             metrics["kd_gain"] = measure_gain(resampled, num_texts)
     return metrics
+
+
+def score_single_teachers(labels: Mapping[str, NDArray[np.float32]], answers: TeacherAnswers, inputs: Inputs) -> dict[str, Any]:
+    """Return the scores of each teacher by itself and, of a table, the share of each part's rows that it speaks of."""
+    probs = {name: {part: sigmoid(values) for part, values in parts.items()} for name, parts in answers.single.items()}
+    scores = score_teachers(inputs.comments.label_names, labels, probs)
+    if (table := inputs.teacher_table) is not None:
+        rows = {part: getattr(inputs.split, part) for part in ALL_PARTS}
+        scores[TEACHER_TABLE]["coverage"] = {
+            part: table.count_covered(of_part) / len(of_part) for part, of_part in rows.items() if len(of_part)
+        }
+    return scores
 
 
 def run_folds(
@@ -141,7 +163,7 @@ def run_folds(
         with RunDirectory(run_dir.path / f"fold_{fold + 1}") as fold_dir:
             status = fold_dir.claim({**settings, "fold": fold + 1})
             if status == "finished":
-                fold_dir.check_tables(inputs.comments.file_sha256, table_paths(inputs.config))
+                fold_dir.check_tables(inputs.file_sha256, table_paths(inputs.config))
                 check_models(fold_dir, inputs.config)
             else:
                 log.info("fold %d of %d", fold + 1, config.num_folds)

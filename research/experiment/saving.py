@@ -20,6 +20,7 @@ from research.experiment.inputs import Inputs, hash_rows
 from research.experiment.runtime import machine_name
 from research.experiment.seen_texts import read_seen, storing_seen
 from research.experiment.tfidf_stage import TrainedTfidf
+from research.kd.ensemble import Ensemble
 from research.kd.teacher import Teacher
 from research.models.classifiers import StudentModel, TextClassifier
 from research.models.saved import save_classifier
@@ -42,7 +43,7 @@ def save_run(
     metrics: Mapping[str, Any],
     labels: Mapping[str, NDArray[np.float32]],
     logits: Mapping[str, Mapping[str, NDArray[np.float32]]],
-    teacher: Teacher | None,
+    teachers: Ensemble | None,
     student: StudentModel | TrainedTfidf | None,
     context: RunContext,
 ) -> None:
@@ -58,15 +59,18 @@ def save_run(
         index, clusters = inputs.comments.source_row[rows], first_of_texts(inputs.comments, rows)
         of_part = {model: parts[part] for model, parts in logits.items()}
         run_dir.write_predictions(part, index, clusters, inputs.comments.label_names, labels[part], of_part)
-    run_dir.write_efficiency(measure_costs(teacher, student, context))
-    if teacher is not None:
-        publish_model(teacher.store, run_dir.path / "teacher")
+    members = {} if teachers is None else teachers.members
+    run_dir.write_efficiency(measure_costs(members, student, context))
+    for name, teacher in members.items():
+        publish_model(teacher.store, run_dir.path / name)
     if student is not None:
         settings = inputs.model_settings | {"thresholds": metrics["thresholds"]["student"]}
         store = storing_seen(
             store_student(student, settings, inputs),
             inputs.comments.text_hash[np.concatenate([inputs.split.train, inputs.split.unlabelled])],
-            *([] if teacher is None else [read_seen(run_dir.path / "teacher")]),
+            *(read_seen(run_dir.path / name) for name in members),
+            *([] if (start := inputs.start_seen.get("student")) is None else [start.hashes]),
+            *([] if inputs.teacher_table is None else [None]),  # of which nobody knows what its maker has seen
         )
         publish_model(store, run_dir.path / "student")
     run_dir.write_environment(describe_environment(context))
@@ -102,14 +106,16 @@ def publish_model(store: Callable[[Path], None], folder: Path) -> None:
     publish_folder(temporary, folder)
 
 
-def measure_costs(teacher: Teacher | None, student: StudentModel | TrainedTfidf | None, context: RunContext) -> dict[str, Any]:
-    """Measure each model's size and speed, on the same test rows in the same minutes."""
+def measure_costs(
+    members: Mapping[str, Teacher], student: StudentModel | TrainedTfidf | None, context: RunContext
+) -> dict[str, Any]:
+    """Measure each model's size and speed, on the same test rows in the same minutes; several teachers are one, their sum."""
     if isinstance(student, TrainedTfidf):
         return student.costs
     device, tokens = context.runtime.device, context.tokens
-    sides: dict[str, tuple[TextClassifier, Tokens | None]] = {}
-    if teacher is not None:
-        sides["teacher"] = teacher.model, tokens.teacher
+    sides: dict[str, tuple[TextClassifier, Tokens | None]] = {
+        name: (teacher.model, tokens.of_teacher(name)) for name, teacher in members.items()
+    }
     if student is not None:
         sides["student"] = student, tokens.student
     return measure_efficiency(
@@ -117,6 +123,7 @@ def measure_costs(teacher: Teacher | None, student: StudentModel | TrainedTfidf 
         {name: pick_timed_batches(of_model, context) for name, (_, of_model) in sides.items()},
         device,
         time_budget_s=context.runtime.extras.measure_s,
+        summed={"teacher": tuple(members)} if len(members) > 1 else {},
     )
 
 
@@ -152,7 +159,7 @@ def describe_environment(context: RunContext) -> dict[str, Any]:
         "dataset": summarize_data(inputs.comments, inputs.split),
         "data": {
             "dataset_sha256": inputs.comments.file_sha256["main"],
-            "file_sha256": inputs.comments.file_sha256,
+            "file_sha256": inputs.file_sha256,
             "test_sha256": hash_rows(inputs.comments, inputs.split.test),
         },
         "models": {side: files.describe() for side, files in inputs.model_files.items()},

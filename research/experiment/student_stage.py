@@ -17,14 +17,14 @@ from torch import nn
 
 from research.errors import naming_flag
 from research.evaluation.calibration import sigmoid
-from research.evaluation.metrics import choose_thresholds
+from research.evaluation.metrics import choose_thresholds, keep_spoken
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
-from research.experiment.teacher_stage import compute_logits, prepare_targets, training_rows
+from research.experiment.teacher_stage import ask_teachers, prepare_targets, training_rows
 from research.experiment.training import predict_parts, train
+from research.kd.ensemble import Ensemble, average_logits
 from research.kd.loop import TrainingResult
 from research.kd.targets import TeacherTargets
-from research.kd.teacher import Teacher
 from research.models.classifiers import StudentModel
 from research.models.cutting import cut_layers, factorise_embeddings, keep_pieces
 from research.models.encoders import load_encoder
@@ -47,18 +47,18 @@ class TrainedStudent:
     logits: dict[str, NDArray[np.float32]]
 
 
-def train_student(teacher: Teacher | None, context: RunContext) -> TrainedStudent:
-    """Build the student and train it, from the teacher or from the labels alone."""
+def train_student(teachers: Ensemble | None, context: RunContext) -> TrainedStudent:
+    """Build the student and train it, from its teachers or from the labels alone."""
     split, folder = context.inputs.split, context.run_dir.path / "checkpoint"
-    if teacher is None:
-        return _train("student", None, teacher, split.train, folder, context)
+    if teachers is None:
+        return _train("student", None, teachers, split.train, folder, context)
     rows = training_rows(context)
     with context.runtime.timed("teacher_outputs"):
-        targets, carried = prepare_targets(teacher, rows, context)
-    return _train("student", targets, teacher, rows, folder, context, **carried)
+        targets, carried = prepare_targets(teachers, rows, context)
+    return _train("student", targets, teachers, rows, folder, context, **carried)
 
 
-def train_control(teacher: Teacher | None, context: RunContext) -> TrainedStudent:
+def train_control(teachers: Ensemble | None, context: RunContext) -> TrainedStudent:
     """Train the same student without the teacher.
 
     It starts from the same weights with the same seed and sees the same batches, as a student_only run
@@ -68,33 +68,37 @@ def train_control(teacher: Teacher | None, context: RunContext) -> TrainedStuden
     folder, split = context.run_dir.path / "checkpoint_control", context.inputs.split
     if context.inputs.config.control_labels == "gold":
         log.info("training the control: the same student on the labels alone")
-        return _train("control", None, teacher, split.train, folder, context)
-    assert teacher is not None
+        return _train("control", None, teachers, split.train, folder, context)
+    assert teachers is not None
     log.info("training the control: the same student on the labels and, of unlabelled rows, the teacher's decisions")
-    rows = np.concatenate([split.train, split.unlabelled])
-    return _train("control", None, teacher, rows, folder, context, labels=pseudo_label(teacher, rows, context))
+    rows = training_rows(context)
+    return _train("control", None, teachers, rows, folder, context, labels=pseudo_label(teachers, rows, context))
 
 
-def pseudo_label(teacher: Teacher, rows: NDArray[np.int64], context: RunContext) -> NDArray[np.float32]:
-    """Return the labels of all rows (N, C), those of `split.unlabelled` as the teacher decides.
+def pseudo_label(teachers: Ensemble, rows: NDArray[np.int64], context: RunContext) -> NDArray[np.float32]:
+    """Return the labels of all rows (N, C), those of `split.unlabelled` as the teacher decides, nan where it says nothing.
 
     It decides at the thresholds that are best for its F1 on validation, by which metrics.json judges it.
 
     Args:
-        rows: Of the student's training, for which the teacher's logits are in the cache.
+        rows: Of the student's training, for which the teachers' logits are in the cache.
     """
     comments, split = context.inputs.comments, context.inputs.split
-    validation = compute_logits(teacher, split.validation, context)
-    thresholds = choose_thresholds(comments.labels[split.validation], sigmoid(validation))
+
+    def answer(asked: NDArray[np.int64]) -> NDArray[np.float64]:
+        return sigmoid(average_logits(list(ask_teachers(teachers, asked, context).values()), 1.0))
+
+    known, spoken = keep_spoken(comments.labels[split.validation], answer(split.validation))
+    probs = answer(rows)[len(split.train) :]
     labels = comments.labels.copy()
-    labels[split.unlabelled] = sigmoid(compute_logits(teacher, rows, context)[len(split.train) :]) >= thresholds
+    labels[split.unlabelled] = np.where(np.isnan(probs), np.nan, probs >= choose_thresholds(known, spoken))
     return labels
 
 
 def _train(
     name: str,
     targets: TeacherTargets | None,
-    teacher: Teacher | None,
+    teachers: Ensemble | None,
     rows: NDArray[np.int64],
     checkpoints: Path,
     context: RunContext,
@@ -105,18 +109,18 @@ def _train(
     assert tokens is not None
     if config.student_kind == "static":
         config = dataclasses.replace(config, lr=config.static_lr)
-    student = build_student(teacher, context.inputs, context.runtime.device)
-    if targets is not None and teacher is not None:
-        report_sizes(teacher.num_parameters, student)
+    student = build_student(teachers, context.inputs, context.runtime.device)
+    if targets is not None and teachers is not None and teachers.members:
+        report_sizes(teachers.num_parameters, student)
     label_names = context.inputs.comments.label_names
     trainer = DistillationTrainer(targets, student, config, context.runtime.device, label_names=label_names)
     loader = context.training_batches(rows, tokens, config.seed, labels, **carried)
-    identity = digest_key(training_identity(teacher, rows, context))
+    identity = digest_key(training_identity(teachers, rows, context))
     training = train(name, trainer, loader, CheckpointFolder(checkpoints, identity), context)
     return TrainedStudent(student, training, predict_parts(name, student, tokens, context))
 
 
-def build_student(teacher: Teacher | None, inputs: Inputs, device: torch.device | str = "cpu") -> StudentModel:
+def build_student(teachers: Ensemble | None, inputs: Inputs, device: torch.device | str = "cpu") -> StudentModel:
     """Build the student as the flags of its size and start say; one seed gives the same weights.
 
     Args:
@@ -125,14 +129,14 @@ def build_student(teacher: Teacher | None, inputs: Inputs, device: torch.device 
     config, pieces = inputs.config, inputs.student_pieces
     torch.manual_seed(config.seed)
     if config.student_init == "teacher":
-        assert teacher is not None
-        encoder = copy.deepcopy(cast(nn.Module, teacher.model.encoder)).requires_grad_(True)
+        assert teachers is not None and teachers.first is not None
+        encoder = copy.deepcopy(cast(nn.Module, teachers.first.model.encoder)).requires_grad_(True)
     else:
         encoder = load_encoder(config.student_path, random_init=config.student_init == "random")
         check_unchanged(inputs.model_files["student"])
     if config.student_layers is not None:
         with naming_flag("student_layers"):
-            encoder = cut_layers(encoder, config.student_layers)
+            encoder = cut_layers(encoder, config.student_layers, config.student_layer_choice)
     if pieces is not None and pieces.kept is not None:
         with naming_flag("trim_student_vocab"):
             encoder = keep_pieces(encoder, pieces.kept)
@@ -152,13 +156,14 @@ def build_student(teacher: Teacher | None, inputs: Inputs, device: torch.device 
     )
 
 
-def training_identity(teacher: Teacher | None, rows: NDArray[np.int64], context: RunContext) -> dict[str, Any]:
+def training_identity(teachers: Ensemble | None, rows: NDArray[np.int64], context: RunContext) -> dict[str, Any]:
     """Return what a checkpoint must share, beside the config, with the run that goes on from it."""
     comments, student = context.inputs.comments, context.inputs.model_files.get("student")
+    read = (context.tokens.student, context.tokens.teacher, *context.tokens.others.values())
     return {
-        "teacher": None if teacher is None else teacher.identity,
+        "teacher": None if teachers is None else teachers.identity,
         "student": None if student is None else student.sha256,  # none of its own when it starts as the teacher
-        "tokens": [tokens.key for tokens in (context.tokens.student, context.tokens.teacher) if tokens is not None],
+        "tokens": [tokens.key for tokens in read if tokens is not None],
         "rows": [hash_rows(comments, part) for part in (rows, context.inputs.split.validation)],
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }

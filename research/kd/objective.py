@@ -103,10 +103,12 @@ class DistillationObjective(nn.Module):
             assert class_weights is not None, "there are no class weights to undo"
             answers = answers - class_weights.log()
         label_share = self.progress if self.anneal_labels else 0.0
-        losses = self.criterion(logits, answers, batch["labels"], class_weights, label_share)
-        floor = soft_loss_floor(answers, self.criterion.temperature, t_squared=self.criterion.t_squared).mean()
+        losses = self.criterion(logits, answers, batch["labels"], class_weights, label_share, targets.taught)
+        floor = soft_loss_floor(answers, self.criterion.temperature, t_squared=self.criterion.t_squared)
+        if targets.taught is not None:
+            floor = floor * targets.taught
         components = {name: loss.detach() for name, loss in losses.items()}
-        components["soft_excess"] = components["soft_loss"] - floor
+        components["soft_excess"] = components["soft_loss"] - floor.mean()
         total = losses["total_loss"]
         further = self._compare_layers(layers, targets.layers, batch)
         if self.weights["rank_loss"] > 0:

@@ -50,6 +50,10 @@ class ModelShape:
         return cls(layers, width, count_heads(model_config), vocabulary)
 
 
+# Of a teacher that is no model, as a table of probabilities.
+NO_LAYERS = ModelShape(num_layers=0, hidden_size=0, num_heads=1, vocabulary=0)
+
+
 def count_heads(model_config: Any) -> int:
     """Return the number of attention heads, 1 for a model without any (as FNet or Mamba)."""
     heads = getattr(model_config, "num_attention_heads", None)

@@ -12,15 +12,18 @@ from torch import Tensor, nn
 from research.errors import InputError
 from research.models.encoders import build_encoder
 from research.models.factors import RANK, FactorisedEmbedding
-from research.models.mapping import pick_layers
+from research.models.mapping import LAYER_CHOICES
 from research.models.reading import refusing
 
 # Fields of a configuration that hold one entry a layer.
 LAYER_FIELDS = ("layer_types", "mlp_layer_types", "attention_window")
 
 
-def cut_layers(encoder: Any, wanted: int) -> nn.Module:
-    """Keep `wanted` of an encoder's layers, evenly spread, the last one included.
+def cut_layers(encoder: Any, wanted: int, choice: str = "uniform") -> nn.Module:
+    """Keep `wanted` of an encoder's layers.
+
+    Args:
+        choice: Which, by a name of LAYER_CHOICES: "uniform" is evenly spread, the last one included.
 
     Raises:
         InputError: the encoder has fewer layers, keeps them in a way this does not know, or would be
@@ -36,7 +39,7 @@ def cut_layers(encoder: Any, wanted: int) -> nn.Module:
     if name is None:
         raise InputError(complaint)
     with refusing(complaint):
-        keep_layers(encoder, name, [layer - 1 for layer in pick_layers(total, wanted)])
+        keep_layers(encoder, name, [layer - 1 for layer in LAYER_CHOICES[choice](total, wanted)])
         check_rebuilt(encoder)
     return encoder
 

@@ -23,13 +23,33 @@ from research.models.reading import check_sizes, refusing
 FORMER_BUFFERS = ("position_ids", "token_type_ids", "inv_freq", "attn.bias", "masked_bias")
 
 
+def find_part(name: str, file: str, parts: Collection[str]) -> str:
+    """Return where the encoder or the tokenizer of a model is: in a part of the folder that a run saved, or in `name` itself.
+
+    Args:
+        name: Folder or hub name.
+        file: What the folder looked for holds.
+        parts: Folders below `name` where it may be.
+    """
+    folder = Path(name).expanduser()
+    if (folder / file).is_file():
+        return name
+    return next((str(folder / part) for part in parts if (folder / part / file).is_file()), name)
+
+
+def find_encoder(name: str) -> str:
+    """Return where a model's encoder is; a run's student/ or teacher/ may stand for the encoder in it."""
+    return find_part(name, "config.json", ("encoder", "sequence_classifier"))
+
+
 def load_tokenizer(name: str) -> Any:
     """Load the tokenizer in a folder or on the hub.
 
     Raises:
         InputError: there is no such tokenizer.
     """
-    return open_tokenizer(name, f"no tokenizer in '{name}'")
+    place = find_part(name, "tokenizer_config.json", ("tokenizer", "encoder", "sequence_classifier"))
+    return open_tokenizer(place, f"no tokenizer in '{name}'")
 
 
 def open_tokenizer(place: Path | str, complaint: str) -> Any:
@@ -69,26 +89,27 @@ def load_model_config(name: str) -> Any:
         InputError: there is no such model.
     """
     with refusing(f"no model '{name}' in a folder of that name, the Hugging Face cache or the hub"):
-        return open_config(name)
+        return open_config(find_encoder(name))
 
 
 def load_encoder(name: str, *, random_init: bool = False) -> nn.Module:
     """Load a pretrained encoder in float32 whose attention can be recorded.
 
     Args:
-        name: Folder or hub name.
+        name: Folder or hub name; a run's student/ or teacher/ gives the encoder in it.
         random_init: Take the architecture only, with random weights.
 
     Raises:
         InputError: there is no such model, or weights of the encoder are missing.
     """
     with refusing(f"model '{name}': cannot be loaded"):
-        config = open_config(name)
+        place = find_encoder(name)
+        config = open_config(place)
         if random_init:
             return build_encoder(config)
         if getattr(config, RANK, None) is not None:
-            return load_factorised(name, config)
-        encoder, report = load_pretrained(AutoModel, name)
+            return load_factorised(place, config)
+        encoder, report = load_pretrained(AutoModel, place)
     missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
     if missing or report["mismatched_keys"]:
         raise InputError(

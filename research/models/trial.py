@@ -18,6 +18,7 @@ from research.errors import InputError
 from research.models.classifiers import EncoderClassifier, StudentModel, TextClassifier
 from research.models.cutting import cut_layers, factorise_embeddings, find_layers, keep_pieces, sample_ids
 from research.models.encoders import load_encoder
+from research.models.fingerprint import list_model_files
 from research.models.reading import refusing
 
 
@@ -27,6 +28,7 @@ class Demands:
 
     Args:
         layers: Keep that many of the encoder's layers.
+        layer_choice: Which those are.
         hidden: Layers whose states are compared.
         attention: Layers whose attention is compared.
         relations: Of the attention, compare queries, keys and values instead of maps.
@@ -42,6 +44,7 @@ class Demands:
     relations: bool = False
     pieces: tuple[int, ...] | None = None
     rank: int | None = None
+    layer_choice: str = "uniform"
 
 
 def try_pretrained(name: str, demands: Demands, *, random_init: bool = False) -> None:
@@ -51,7 +54,7 @@ def try_pretrained(name: str, demands: Demands, *, random_init: bool = False) ->
         InputError: it cannot be loaded or cannot do what is asked of it.
     """
     folder = Path(name).expanduser()
-    stats = [path.stat() for path in sorted(folder.iterdir())] if folder.is_dir() else []
+    stats = [path.stat() for path in list_model_files(folder).values()] if folder.is_dir() else []
     _try_pretrained(name, demands, random_init, tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
 
 
@@ -63,7 +66,7 @@ def _try_pretrained(name: str, demands: Demands, random_init: bool, _stamps: tup
 def try_encoder(where: str, encoder: nn.Module, demands: Demands) -> None:
     """Try an encoder, which is cut if that is asked, with a classifier on it."""
     if demands.layers is not None:
-        encoder = cut_layers(encoder, demands.layers)
+        encoder = cut_layers(encoder, demands.layers, demands.layer_choice)
     if demands.pieces is not None:
         encoder = keep_pieces(encoder, demands.pieces)
     if demands.rank is not None:

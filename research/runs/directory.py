@@ -55,8 +55,9 @@ OWNED_FILES = (
     "run.log",
 )
 CHECKPOINT_FOLDERS = ("checkpoint", "checkpoint_control")
-OWNED_FOLDERS = (*CHECKPOINT_FOLDERS, "student", "teacher", "student_onnx", "teacher_onnx", "tensorboard")
+OWNED_FOLDERS = (*CHECKPOINT_FOLDERS, "student", "student_onnx", "teacher_onnx", "tensorboard")  # and every TEACHER_FOLDER
 LOCK_FILE = ".lock"
+TEACHER_FOLDER = re.compile(r"teacher(?:_([2-9]|[1-9][0-9]+))?")
 TEMPORARY_FILE = re.compile(r"\..+\.tmp")
 FOLD_FOLDER = re.compile(r"fold_[1-9][0-9]*")
 
@@ -300,8 +301,7 @@ class RunDirectory:
         """Remove what the suite wrote except config.json, which marks the folder as ours until replaced."""
         for name in OWNED_FILES:
             (self.path / name).unlink(missing_ok=True)
-        for name in OWNED_FOLDERS:
-            folder = self.path / name
+        for folder in (*(self.path / name for name in OWNED_FOLDERS), *find_teachers(self.path)):
             if folder.is_symlink():
                 folder.unlink()
             elif folder.is_dir():
@@ -316,6 +316,17 @@ class RunDirectory:
                 (folder / "config.json").unlink(missing_ok=True)
                 remove_dead_claims(folder)
                 _remove_if_empty(folder)
+
+
+def teacher_name(number: int) -> str:
+    """Return what a run calls its teacher of that number, counted from 1, and the folder that it is saved in."""
+    return "teacher" if number == 1 else f"teacher_{number}"
+
+
+def find_teachers(path: Path) -> list[Path]:
+    """Return the folders of a run's teachers, in their order."""
+    found = {int(match[1] or 1): place for place in path.iterdir() if (match := TEACHER_FOLDER.fullmatch(place.name))}
+    return [found[number] for number in sorted(found)]
 
 
 def is_fold(path: Path) -> bool:

@@ -304,7 +304,7 @@ def test_pseudo_labels_are_the_teachers_decisions_at_its_tuned_thresholds(monkey
     # Rows 0 to 3 are validation, 4 and 5 training, 6 and 7 unlabelled; the best cut for F1 lies between -1 and -2.
     labels = np.array([[1], [1], [0], [0], [1], [0], [np.nan], [np.nan]], dtype=np.float32)
     logits = np.array([[2], [-1], [-2], [-3], [0], [0], [-1.2], [-1.9]], dtype=np.float32)
-    monkeypatch.setattr(student_stage, "compute_logits", lambda _teacher, rows, _context: logits[rows])
+    monkeypatch.setattr(student_stage, "ask_teachers", lambda _teachers, rows, _context: {"teacher": logits[rows]})
     split = SimpleNamespace(train=np.array([4, 5]), validation=np.arange(4), unlabelled=np.array([6, 7]))
     context: Any = SimpleNamespace(inputs=SimpleNamespace(comments=SimpleNamespace(labels=labels), split=split))
     found = student_stage.pseudo_label(cast(Any, None), np.array([4, 5, 6, 7]), context)

@@ -1,10 +1,13 @@
-"""Flags that make the student smaller: what kind of model it is, and which pieces of texts it knows."""
+"""Flags of the student: what it starts as, and what it keeps of that."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from research.flags import between, setting
+from research.models.mapping import LAYER_CHOICES
+from research.models.pooling import POOLING_HELP, POOLINGS
+from research.names import BOTH_MODELS
 
 STUDENT_KINDS = {
     "transformer": "the encoder itself",
@@ -14,9 +17,43 @@ USUAL_STATIC_DIM = 256
 
 
 @dataclass(frozen=True)
-class SizeSettings:
-    """What a student keeps of its encoder beside its number of layers."""
+class StudentSettings:
+    """What a student is made from, and how small it is."""
 
+    student_path: str = setting(
+        "distilbert-base-multilingual-cased",
+        "student",
+        "pretrained encoder of the student: folder or hub name",
+        decides="student",
+        kind="model",
+    )
+    student_hidden_size: int = setting(
+        256, "student", "hidden width of the student's classifier", check=between(1), decides="student"
+    )
+    student_init: str = setting(
+        "pretrained",
+        "student",
+        "start of the student's encoder: its pretrained weights, the fine-tuned teacher's own layers, or random",
+        choices=("pretrained", "teacher", "random"),
+        decides="student",
+    )
+    student_layers: int | None = setting(
+        None,
+        "student",
+        "keep this many of the encoder's layers, by --student_layer_choice (default: all)",
+        check=between(1),
+        decides="student",
+    )
+    student_layer_choice: str = setting(
+        "uniform",
+        "student",
+        "which layers --student_layers keeps: uniform, those the uniform mapping would pair; lowest, without the top; ends, "
+        "without the middle. --layer_mapping counts the layers that are kept from 1, whichever they were",
+        choices=tuple(LAYER_CHOICES),
+        decides="student",
+    )
+    pooling: str = setting("cls", "student", POOLING_HELP, choices=tuple(POOLINGS), decides=BOTH_MODELS)
+    freeze_student_encoder: bool = setting(False, "student", "train the student's classifier only", decides="student")
     trim_student_vocab: int | None = setting(
         None,
         "student",
