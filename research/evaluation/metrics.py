@@ -357,11 +357,9 @@ def build_metrics(
             target = teacher if softened is None else softened[part]
             scored = compute_soft_loss(target, student, kd_temperature, t_squared=t_squared, teacher_shift=teacher_shift)
             metrics[model][part] |= scored
-    headline_model = "student" if "student" in probs else "teacher"
-    thresholds, name = HEADLINE_METRIC.path
-    value = metrics[headline_model]["test"][thresholds][name]
-    metrics["headline"] = {"model": headline_model, "part": "test", "metric": name, "value": value}
-    return metrics
+    model, (thresholds, name) = "student" if "student" in probs else "teacher", HEADLINE_METRIC.path
+    value = metrics[model]["test"][thresholds][name]
+    return metrics | {"headline": {"model": model, "part": "test", "metric": name, "value": value}}
 
 
 def most_disagreeing(teacher_probs: FloatArray, student_probs: FloatArray, count: int) -> npt.NDArray[np.int64]:
