@@ -177,6 +177,14 @@ class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings):
     student_hidden_size: int = setting(
         256, "student", "hidden width of the student's classifier", check=between(1), decides="student"
     )
+    student_head: str = setting(
+        "mlp",
+        "student",
+        "the student's classifier: mlp: a hidden layer of --student_hidden_size on the text vector of --pooling; native: the "
+        "head of the architecture, which pools by itself, so that transformers alone loads student/",
+        choices=("mlp", "native"),
+        decides="student",
+    )
     student_init: str = setting(
         "pretrained",
         "student",
@@ -376,6 +384,18 @@ def check_distillation(config: ExperimentConfig) -> list[str]:
         problems.append(f"--student_init: teacher needs a pipeline with a teacher, got --pipeline {config.pipeline}")
     if config.with_control and config.pipeline in PIPELINES and config.pipeline != "kd_only":
         problems.append(f"--with_control: needs --pipeline kd_only, whose student it is compared with, got {config.pipeline}")
+    return problems + check_native_head(config)
+
+
+def check_native_head(config: ExperimentConfig) -> list[str]:
+    """Return the flags that a student with its architecture's own head has no use for, away from their defaults."""
+    if config.student_head != "native":
+        return []
+    problems = []
+    if config.student_hidden_size != ExperimentConfig.student_hidden_size:
+        problems.append("--student_hidden_size: a native head has its architecture's width; drop it, or take --student_head mlp")
+    if config.pooling != ExperimentConfig.pooling and config.pipeline == "student_only":
+        problems.append(f"--pooling: a native head pools by itself, got {config.pooling}; drop it, or take --student_head mlp")
     return problems
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import dataclasses
 import hashlib
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, cast
@@ -24,6 +25,8 @@ from research.models.saved import SavedClassifier, load_classifier
 from research.models.trial import Demands, try_classifier, try_encoder, try_pretrained
 from research_config import PIPELINES, ExperimentConfig, settings_that_decide
 from research_data import Comments, Split
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -75,6 +78,8 @@ def load_inputs(dataset: Dataset) -> Inputs:
         files["student"] = read_model_files(config.student_path, weights=config.student_init == "pretrained")
     if parts.student:
         shapes["student"] = cut_shape(config, shapes["student"])
+    if parts.student and config.student_head == "native" and config.pooling != "cls":
+        log.warning("warning: --pooling %s is for the teacher alone; the student's native head pools by itself", config.pooling)
     try_models(config, checkpoint, check_mapping(config, shapes))
     return Inputs(config, comments, split, teacher_tokenizer, student_tokenizer, checkpoint, shapes, files, teacher_texts)
 
@@ -121,7 +126,7 @@ def try_models(config: ExperimentConfig, checkpoint: SavedClassifier | None, com
         teacher, student = (
             dataclasses.replace(teacher, **dataclasses.asdict(compared)) for compared in (comparison.teacher, comparison.student)
         )
-    student = dataclasses.replace(student, layers=config.student_layers)
+    student = dataclasses.replace(student, layers=config.student_layers, native=config.student_head == "native")
     copied = parts.student and config.student_init == "teacher"
     if checkpoint is not None:
         name = str(config.teacher_checkpoint)

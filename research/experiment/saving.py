@@ -20,7 +20,8 @@ from research.experiment.inputs import Inputs, hash_rows
 from research.experiment.runtime import machine_name
 from research.experiment.seen_texts import read_seen, storing_seen
 from research.kd.teacher import Teacher
-from research.models.classifiers import StudentModel, TextClassifier
+from research.models.classifiers import TextClassifier
+from research.models.folders import add_settings
 from research.models.saved import save_classifier
 from research.names import PARTS
 from research.report.run_page import write_report
@@ -41,7 +42,7 @@ def save_run(
     labels: Mapping[str, NDArray[np.float32]],
     logits: Mapping[str, Mapping[str, NDArray[np.float32]]],
     teacher: Teacher | None,
-    student: StudentModel | None,
+    student: TextClassifier | None,
     context: RunContext,
 ) -> None:
     """Write the run directory; metrics.json comes last and means finished.
@@ -58,7 +59,8 @@ def save_run(
         run_dir.write_predictions(part, index, clusters, inputs.comments.label_names, labels[part], of_part)
     run_dir.write_efficiency(measure_costs(teacher, student, context))
     if teacher is not None:
-        publish_model(teacher.store, run_dir.path / "teacher")
+        cuts = metrics["thresholds"]["teacher"]
+        publish_model(lambda folder: store_teacher(teacher, folder, cuts), run_dir.path / "teacher")
     if student is not None:
         settings = inputs.model_settings | {"thresholds": metrics["thresholds"]["student"]}
         store = storing_seen(
@@ -83,6 +85,12 @@ def first_of_texts(comments: Comments, rows: NDArray[np.int64]) -> NDArray[np.in
     return comments.source_row[table[first[np.searchsorted(hashes, comments.text_hash[rows])]]]
 
 
+def store_teacher(teacher: Teacher, folder: Path, thresholds: Mapping[str, float]) -> None:
+    """Write the teacher with the thresholds of this run's validation part."""
+    teacher.store(folder)
+    add_settings(folder, thresholds=thresholds)
+
+
 def publish_model(store: Callable[[Path], None], folder: Path) -> None:
     """Let a model be written beside its folder, then put it into place whole."""
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -91,7 +99,7 @@ def publish_model(store: Callable[[Path], None], folder: Path) -> None:
     publish_folder(temporary, folder)
 
 
-def measure_costs(teacher: Teacher | None, student: StudentModel | None, context: RunContext) -> dict[str, Any]:
+def measure_costs(teacher: Teacher | None, student: TextClassifier | None, context: RunContext) -> dict[str, Any]:
     """Measure each model's size and speed, on the same test rows in the same minutes."""
     device, tokens = context.runtime.device, context.tokens
     sides: dict[str, tuple[TextClassifier, Tokens | None]] = {}

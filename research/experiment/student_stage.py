@@ -22,10 +22,11 @@ from research.experiment.training import predict_parts, train
 from research.kd.loop import TrainingResult
 from research.kd.targets import TeacherTargets
 from research.kd.teacher import Teacher
-from research.models.classifiers import StudentModel
+from research.models.classifiers import StudentModel, TextClassifier
 from research.models.cutting import cut_layers
 from research.models.encoders import load_encoder
 from research.models.fingerprint import check_unchanged
+from research.models.native import build_native
 from research.storage.cache import digest_key
 from research.storage.checkpoints import CheckpointFolder
 from research.text.diagnostics import report_sizes
@@ -38,7 +39,7 @@ log = logging.getLogger(__name__)
 class TrainedStudent:
     """A student with its best epoch's weights, how it got them, and its logits {part: (N, C)}."""
 
-    model: StudentModel
+    model: TextClassifier
     training: TrainingResult
     logits: dict[str, NDArray[np.float32]]
 
@@ -86,21 +87,25 @@ def _train(
     return TrainedStudent(student, training, predict_parts(name, student, tokens, context))
 
 
-def build_student(teacher: Teacher | None, inputs: Inputs) -> StudentModel:
-    """Build the student as --student_init and --student_layers say; one seed gives the same weights."""
+def build_student(teacher: Teacher | None, inputs: Inputs) -> TextClassifier:
+    """Build the student as --student_init, --student_layers and --student_head say; one seed gives the same weights."""
     config = inputs.config
+    native = config.student_head == "native"
     torch.manual_seed(config.seed)
     if config.student_init == "teacher":
         assert teacher is not None
         encoder = copy.deepcopy(cast(nn.Module, teacher.model.encoder)).requires_grad_(True)
     else:
-        encoder = load_encoder(config.student_path, random_init=config.student_init == "random")
+        encoder = load_encoder(config.student_path, random_init=config.student_init == "random", pooler=native)
         check_unchanged(inputs.model_files["student"])
     if config.student_layers is not None:
         with naming_flag("student_layers"):
             encoder = cut_layers(encoder, config.student_layers)
     # Seeded again here, so the head does not depend on how many numbers loading the encoder drew.
     torch.manual_seed(config.seed)
+    if native:
+        with naming_flag("student_head"):
+            return build_native(encoder, inputs.comments.label_names, config.dropout)
     return StudentModel(
         num_labels=len(inputs.comments.label_names),
         dropout=config.dropout,

@@ -27,7 +27,7 @@ from research.kd.teacher import Teacher, estimate_bytes, fetch_layers, fetch_log
 from research.models.classifiers import TeacherModel, TextClassifier
 from research.models.encoders import load_encoder
 from research.models.fingerprint import check_unchanged
-from research.models.saved import load_classifier, save_classifier
+from research.models.saved import is_former, load_classifier, save_classifier
 from research.names import PARTS
 from research.storage.arrays import release_pages
 from research.storage.cache import MANIFEST
@@ -69,12 +69,21 @@ def get_teacher(context: RunContext) -> Teacher:
         context.runtime.cache.check_unchanged(folder)
         return model
 
+    def store(target: Path) -> None:
+        if is_former(folder / "model"):  # of a cache that was filled before folders had this form
+            storing_seen(
+                lambda place: save_classifier(load(), inputs.teacher_tokenizer, place, inputs.model_settings),
+                read_seen(folder / "model"),
+            )(target)
+        else:
+            copy_folder(folder / "model", target)
+
     facts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     return Teacher(
         identify_entry(folder),
         shape,
         load,
-        lambda target: copy_folder(folder / "model", target),
+        store,
         facts["training"],
         facts["parameters"],
     )

@@ -18,6 +18,7 @@ from research.errors import InputError
 from research.models.classifiers import EncoderClassifier, StudentModel, TextClassifier
 from research.models.cutting import cut_layers, find_layers, sample_ids
 from research.models.encoders import load_encoder
+from research.models.native import build_native
 from research.models.reading import refusing
 
 
@@ -30,6 +31,7 @@ class Demands:
         hidden: Layers whose states are compared.
         attention: Layers whose attention is compared.
         relations: Of the attention, compare queries, keys and values instead of maps.
+        native: Classify with the head of the encoder's architecture.
     """
 
     max_length: int
@@ -38,6 +40,7 @@ class Demands:
     hidden: tuple[int, ...] = ()
     attention: tuple[int, ...] = ()
     relations: bool = False
+    native: bool = False
 
 
 def try_pretrained(name: str, demands: Demands, *, random_init: bool = False) -> None:
@@ -61,7 +64,11 @@ def try_encoder(where: str, encoder: nn.Module, demands: Demands) -> None:
     if demands.layers is not None:
         encoder = cut_layers(encoder, demands.layers)
     with refusing(f"{where}: cannot be used"):
-        model = StudentModel(num_labels=2, classifier_hidden_size=2, pooling=demands.pooling, encoder=encoder)
+        model: TextClassifier
+        if demands.native:
+            model = build_native(encoder, ("first", "second"), 0.0)
+        else:
+            model = StudentModel(num_labels=2, classifier_hidden_size=2, pooling=demands.pooling, encoder=encoder)
     try_classifier(where, model, demands)
 
 
