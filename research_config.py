@@ -31,7 +31,7 @@ from research.models.mapping import parse_layer_mapping
 from research.names import BOTH_MODELS
 from research.settings.data import DataSettings
 from research.settings.runtime import RuntimeSettings
-from research.settings.student import StudentSettings
+from research.settings.student import StudentSettings, check_student_flags
 from research.settings.sweep import SweepSettings, check_sweep_flags
 from research.settings.training import TrainingSettings
 
@@ -412,6 +412,7 @@ def check_config(config: ExperimentConfig) -> list[str]:
         *check_distillation(config),
         *check_teachers(config),
         *check_start(config),
+        *check_student_flags(config),
         *check_data_flags(config),
         *check_sweep_flags(config),
         *check_places(config),
@@ -442,8 +443,6 @@ def check_distillation(config: ExperimentConfig) -> list[str]:
     compares_layers = config.kd_method in KD_METHODS and bool(config.method.components)
     if config.student_kind == "static" and compares_layers and config.pipeline == "kd_only":
         problems.append(f"--student_kind: static has no layers for --kd_method {config.kd_method} to compare; use logit")
-    if config.student_kind == "static" and config.embedding_rank is not None:
-        problems.append("--embedding_rank: is for transformers; the vectors of a static student get their width by --static_dim")
     if config.with_control and config.pipeline in PIPELINES and config.pipeline != "kd_only":
         problems.append(f"--with_control: needs --pipeline kd_only, whose student it is compared with, got {config.pipeline}")
     if config.control_labels == "pseudo" and not (config.with_control and config.unlabelled_path):

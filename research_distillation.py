@@ -75,7 +75,7 @@ class DistillationTrainer:
                 teacher = LiveTeacher(teacher, self.device, None if comparison is None else comparison.teacher)
             self.teacher, self.objective = teacher, objective.to(self.device)
         if config.freeze_student_encoder:
-            cast(nn.Module, student.encoder).requires_grad_(False)
+            student.freeze_encoder()
         self.parameters = [
             parameter for module in (self.student, self.objective) for parameter in module.parameters() if parameter.requires_grad
         ]

@@ -108,9 +108,9 @@ def _paired_range(above: Sequence[float], below: Sequence[float]) -> list[float]
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Count parameters, embeddings apart; a tensor shared by two places counts once.
 
-    Embeddings are `model.encoder`'s token embeddings and all in its module named `embeddings`, the head
-    is `model.classifier`, the encoder is the rest, so the three add up. A model without an encoder of
-    that name is all encoder.
+    Embeddings are `model.encoder`'s token embeddings and all in its module named `embeddings`, the encoder
+    is the rest of it, the head what lies outside, so the three add up. A model without an encoder of that
+    name is all encoder.
     """
     total = sum(parameter.numel() for parameter in model.parameters())
     embedding_sizes: dict[int, int] = {}
@@ -119,8 +119,7 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     if encoder is not None:
         modules = [getattr(encoder, "embeddings", None), encoder.get_input_embeddings()]
         embedding_sizes = {id(p): p.numel() for module in modules if module is not None for p in module.parameters()}
-        classifier: Any = getattr(model, "classifier", None)
-        head = sum(parameter.numel() for parameter in classifier.parameters()) if classifier is not None else 0
+        head = total - sum(parameter.numel() for parameter in encoder.parameters())
     embeddings = sum(embedding_sizes.values())
     return {
         "parameters_total": total,

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import functools
 import hashlib
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -31,6 +32,7 @@ from research.settings.student import USUAL_STATIC_DIM
 from research_config import PIPELINES, ExperimentConfig, settings_that_decide
 from research_data import Comments, Split
 
+log = logging.getLogger(__name__)
 # Tokens of one piece and the special tokens around it.
 MOST_AROUND_A_PIECE = 8
 
@@ -122,6 +124,8 @@ def load_inputs(dataset: Dataset) -> Inputs:
     if parts.student:
         student_tokenizer, pieces = fit_tokenizer(config, student_tokenizer, comments, split)
         shapes["student"] = student_shape(config, shapes["student"], pieces)
+    if parts.student and config.student_head == "native" and config.pooling != "cls":
+        log.warning("warning: --pooling %s is for the teacher alone; the student's native head pools by itself", config.pooling)
     starts = {side: seen for side, seen in start_seen.items() if seen is not None}
     for seen in starts.values():
         split, _ = part_from_seen(seen, config, comments, split)
@@ -217,6 +221,7 @@ def try_models(
         layer_choice=config.student_layer_choice,
         pieces=None if pieces is None else pieces.kept,
         rank=config.embedding_rank,
+        native=config.student_head == "native",
     )
     if config.student_kind == "static":
         # Its encoder reads each piece alone, and any number of those gives a static student's text vector.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +23,8 @@ from research.experiment.seen_texts import read_seen, storing_seen
 from research.experiment.tfidf_stage import TrainedTfidf
 from research.kd.ensemble import Ensemble
 from research.kd.teacher import Teacher
-from research.models.classifiers import StudentModel, TextClassifier
+from research.models.classifiers import TextClassifier
+from research.models.folders import add_settings
 from research.models.saved import save_classifier
 from research.names import PARTS
 from research.report.run_page import write_report
@@ -44,7 +46,7 @@ def save_run(
     labels: Mapping[str, NDArray[np.float32]],
     logits: Mapping[str, Mapping[str, NDArray[np.float32]]],
     teachers: Ensemble | None,
-    student: StudentModel | TrainedTfidf | None,
+    student: TextClassifier | TrainedTfidf | None,
     context: RunContext,
 ) -> None:
     """Write the run directory; metrics.json comes last and means finished.
@@ -61,8 +63,10 @@ def save_run(
         run_dir.write_predictions(part, index, clusters, inputs.comments.label_names, labels[part], of_part)
     members = {} if teachers is None else teachers.members
     run_dir.write_efficiency(measure_costs(members, student, context))
+    # Those of one teacher; several have thresholds together only.
+    cuts = metrics["thresholds"].get("teacher") if len(members) == 1 else None
     for name, teacher in members.items():
-        publish_model(teacher.store, run_dir.path / name)
+        publish_model(functools.partial(store_teacher, teacher, thresholds=cuts), run_dir.path / name)
     if student is not None:
         settings = inputs.model_settings | {"thresholds": metrics["thresholds"]["student"]}
         store = storing_seen(
@@ -82,7 +86,7 @@ def save_run(
         track_run(inputs.config.track, load_run(run_dir.path))
 
 
-def store_student(student: StudentModel | TrainedTfidf, settings: dict[str, Any], inputs: Inputs) -> Callable[[Path], None]:
+def store_student(student: TextClassifier | TrainedTfidf, settings: dict[str, Any], inputs: Inputs) -> Callable[[Path], None]:
     """Return what writes the student into a folder, with the settings that its texts were read with."""
     if isinstance(student, TrainedTfidf):
         unread = unused_fields(inputs.config.pipeline)
@@ -98,6 +102,13 @@ def first_of_texts(comments: Comments, rows: NDArray[np.int64]) -> NDArray[np.in
     return comments.source_row[table[first[np.searchsorted(hashes, comments.text_hash[rows])]]]
 
 
+def store_teacher(teacher: Teacher, folder: Path, *, thresholds: Mapping[str, float] | None) -> None:
+    """Write a teacher, with the thresholds of this run's validation part where it has any of its own."""
+    teacher.store(folder)
+    if thresholds is not None:
+        add_settings(folder, thresholds=thresholds)
+
+
 def publish_model(store: Callable[[Path], None], folder: Path) -> None:
     """Let a model be written beside its folder, then put it into place whole."""
     temporary = folder.with_name(f".{folder.name}.tmp")
@@ -107,7 +118,7 @@ def publish_model(store: Callable[[Path], None], folder: Path) -> None:
 
 
 def measure_costs(
-    members: Mapping[str, Teacher], student: StudentModel | TrainedTfidf | None, context: RunContext
+    members: Mapping[str, Teacher], student: TextClassifier | TrainedTfidf | None, context: RunContext
 ) -> dict[str, Any]:
     """Measure each model's size and speed, on the same test rows in the same minutes; several teachers are one, their sum."""
     if isinstance(student, TrainedTfidf):

@@ -25,10 +25,11 @@ from research.experiment.training import predict_parts, train
 from research.kd.ensemble import Ensemble, average_logits
 from research.kd.loop import TrainingResult
 from research.kd.targets import TeacherTargets
-from research.models.classifiers import StudentModel
+from research.models.classifiers import StudentModel, TextClassifier
 from research.models.cutting import cut_layers, factorise_embeddings, keep_pieces
 from research.models.encoders import load_encoder
 from research.models.fingerprint import check_unchanged
+from research.models.native import build_native
 from research.models.static import build_static
 from research.storage.cache import digest_key
 from research.storage.checkpoints import CheckpointFolder
@@ -42,7 +43,7 @@ log = logging.getLogger(__name__)
 class TrainedStudent:
     """A student with its best epoch's weights, how it got them, and its logits {part: (N, C)}."""
 
-    model: StudentModel
+    model: TextClassifier
     training: TrainingResult
     logits: dict[str, NDArray[np.float32]]
 
@@ -120,19 +121,20 @@ def _train(
     return TrainedStudent(student, training, predict_parts(name, student, tokens, context))
 
 
-def build_student(teachers: Ensemble | None, inputs: Inputs, device: torch.device | str = "cpu") -> StudentModel:
-    """Build the student as the flags of its size and start say; one seed gives the same weights.
+def build_student(teachers: Ensemble | None, inputs: Inputs, device: torch.device | str = "cpu") -> TextClassifier:
+    """Build the student as the flags of its size, start and head say; one seed gives the same weights.
 
     Args:
         device: Where the encoder of a static student reads its pieces.
     """
     config, pieces = inputs.config, inputs.student_pieces
+    native = config.student_head == "native"
     torch.manual_seed(config.seed)
     if config.student_init == "teacher":
         assert teachers is not None and teachers.first is not None
         encoder = copy.deepcopy(cast(nn.Module, teachers.first.model.encoder)).requires_grad_(True)
     else:
-        encoder = load_encoder(config.student_path, random_init=config.student_init == "random")
+        encoder = load_encoder(config.student_path, random_init=config.student_init == "random", pooler=native)
         check_unchanged(inputs.model_files["student"])
     if config.student_layers is not None:
         with naming_flag("student_layers"):
@@ -147,6 +149,9 @@ def build_student(teachers: Ensemble | None, inputs: Inputs, device: torch.devic
         encoder = build_static(encoder, inputs.student_tokenizer, inputs.shapes["student"].hidden_size, counts, device)
     # Seeded again here, so the head does not depend on how many numbers loading the encoder drew.
     torch.manual_seed(config.seed)
+    if native:
+        with naming_flag("student_head"):
+            return build_native(encoder, inputs.comments.label_names, config.dropout)
     return StudentModel(
         num_labels=len(inputs.comments.label_names),
         dropout=config.dropout,

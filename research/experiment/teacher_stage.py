@@ -32,7 +32,7 @@ from research.kd.teacher import Teacher, estimate_bytes, fetch_layers, fetch_log
 from research.models.classifiers import TeacherModel, TextClassifier
 from research.models.encoders import load_encoder
 from research.models.fingerprint import check_unchanged
-from research.models.saved import load_classifier, save_classifier
+from research.models.saved import is_former, load_classifier, save_classifier
 from research.names import PARTS, TEACHER_TABLE
 from research.storage.arrays import release_pages
 from research.storage.cache import MANIFEST
@@ -80,12 +80,21 @@ def get_teacher(source: TeacherSource, context: RunContext) -> Teacher:
         context.runtime.cache.check_unchanged(folder)
         return model
 
+    def store(target: Path) -> None:
+        if is_former(folder / "model"):  # of a cache that was filled before folders had this form
+            storing_seen(
+                lambda place: save_classifier(load(), source.tokenizer, place, inputs.model_settings),
+                read_seen(folder / "model"),
+            )(target)
+        else:
+            copy_folder(folder / "model", target)
+
     facts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     return Teacher(
         identify_entry(folder),
         source.shape,
         load,
-        lambda target: copy_folder(folder / "model", target),
+        store,
         facts["training"],
         facts["parameters"],
     )

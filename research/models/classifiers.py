@@ -98,6 +98,11 @@ class TextClassifier(nn.Module):
         """Attention heads of a layer."""
         return count_heads(self.backbone_config)
 
+    def freeze_encoder(self) -> None:
+        """Leave the classifier alone to be trained."""
+        encoder: Any = self.encoder
+        encoder.requires_grad_(False)
+
     def run_backbone(self, **inputs: Any) -> tuple[Any, Tensor]:
         """Return the transformers output and the logits (B, C)."""
         raise NotImplementedError
@@ -279,13 +284,16 @@ class SequenceClassifier(TextClassifier):
     Args:
         model: The loaded model with its own head.
         label_order: For each of our labels, its place among the model's.
+        first_is_enough: Let the last layer compute the first position only, where POSITIONWISE_PARTS says how: of each
+            architecture in it the head reads no other. It changes the last digits of a foreign model's logits.
     """
 
     label_order: Tensor
 
-    def __init__(self, model: nn.Module, label_order: Sequence[int]) -> None:
+    def __init__(self, model: nn.Module, label_order: Sequence[int], *, first_is_enough: bool = False) -> None:
         super().__init__(model)
         self.model = model
+        self.first_is_enough = first_is_enough
         self.register_buffer("label_order", torch.tensor(label_order), persistent=False)
 
     @property
@@ -295,7 +303,15 @@ class SequenceClassifier(TextClassifier):
         assert isinstance(base, nn.Module)
         return base
 
+    def freeze_encoder(self) -> None:
+        """Leave the classifier alone to be trained, with the pooler that it reads, which may be random."""
+        super().freeze_encoder()
+        if isinstance(pooler := getattr(self.encoder, "pooler", None), nn.Module):
+            pooler.requires_grad_(True)
+
     def run_backbone(self, **inputs: Any) -> tuple[Any, Tensor]:
         """Run the whole model and put its logits in the order of the label columns."""
-        outputs = self.model(**inputs)
+        narrowed = self.first_is_enough and not inputs["output_hidden_states"]
+        with narrow_to_first_position(self.encoder) if narrowed else nullcontext():
+            outputs = self.model(**inputs)
         return outputs, outputs.logits[:, self.label_order]

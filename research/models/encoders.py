@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,13 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
+from transformers.utils import logging as transformers_logging
 
 from research.errors import InputError
 from research.models.attention import RECORDED_SDPA
 from research.models.dropout import BitDropout, replace_dropout
-from research.models.factors import RANK, put_factors, read_factorised
+from research.models.factors import RANK, put_factors
+from research.models.folders import ENCODER_PATTERN, ENCODER_PREFIX, WEIGHTS_FILE, read_encoder_config, read_own_config
 from research.models.reading import check_sizes, refusing
 
 # Ends of names under which older files keep what a model now computes by itself.
@@ -92,12 +95,13 @@ def load_model_config(name: str) -> Any:
         return open_config(find_encoder(name))
 
 
-def load_encoder(name: str, *, random_init: bool = False) -> nn.Module:
+def load_encoder(name: str, *, random_init: bool = False, pooler: bool = False) -> nn.Module:
     """Load a pretrained encoder in float32 whose attention can be recorded.
 
     Args:
         name: Folder or hub name; a run's student/ or teacher/ gives the encoder in it.
         random_init: Take the architecture only, with random weights.
+        pooler: Keep a pooler that the files have trained weights of, for a head that reads it.
 
     Raises:
         InputError: there is no such model, or weights of the encoder are missing.
@@ -117,7 +121,7 @@ def load_encoder(name: str, *, random_init: bool = False) -> nn.Module:
             "they would be random. Give a complete checkpoint."
         )
     check_unexpected(f"model '{name}'", encoder, report["unexpected_keys"])
-    return prepare_encoder(encoder)
+    return prepare_encoder(encoder, pooler=pooler and not report["missing_keys"])
 
 
 def build_encoder(config: Any) -> nn.Module:
@@ -126,13 +130,15 @@ def build_encoder(config: Any) -> nn.Module:
 
 
 def load_factorised(name: str, config: Any) -> nn.Module:
-    """Load what `save_encoder` wrote of an encoder with factorised embeddings.
+    """Load an encoder with factorised embeddings from a folder of this suite; nobody else knows them.
 
     Raises:
         RuntimeError: its weights are others than its configuration's.
     """
     encoder = build_encoder(config)
-    encoder.load_state_dict(load_file(Path(name).expanduser() / "model.safetensors"))
+    weights = load_file(Path(name).expanduser() / WEIGHTS_FILE)
+    own = {key.removeprefix(ENCODER_PREFIX): weight for key, weight in weights.items() if key.startswith(ENCODER_PREFIX)}
+    encoder.load_state_dict(own)
     return encoder
 
 
@@ -165,21 +171,32 @@ def load_pretrained(auto_class: Any, name: str) -> tuple[Any, dict[str, Any]]:
         for file in set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()):
             if not isinstance(file, str) or file in ("", "..") or Path(file).name != file:
                 raise ValueError(f"{index.name} names {file!r}, which is no file of its folder")
-    options = {"dtype": torch.float32, "trust_remote_code": False, "output_loading_info": True}
-    model, report = auto_class.from_pretrained(name, config=open_config(name), **options)
+    options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": False, "output_loading_info": True}
+    if read_own_config(name) is not None:
+        options["key_mapping"] = {ENCODER_PATTERN: ""}
+    with printing_no_report():
+        model, report = auto_class.from_pretrained(name, config=open_config(name), **options)
     # safetensors maps its file into memory: without a copy, whoever writes into the file changes the weights in use.
     for tensor in chain(model.parameters(), model.buffers()):
         tensor.data = tensor.data.clone()
     return model, report
 
 
+@contextmanager
+def printing_no_report() -> Iterator[None]:
+    """Keep transformers from printing its loading report: whoever loads judges it, and not every line of it is news."""
+    verbosity = transformers_logging.get_verbosity()
+    transformers_logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(verbosity)
+
+
 def open_config(name: str) -> Any:
     """Read a model's config.json, which may not choose its attention: that could be code on the hub."""
-    factorised = read_factorised(name)
-    if factorised is None:
-        config = AutoConfig.from_pretrained(name, trust_remote_code=False)
-    else:
-        config = AutoConfig.for_model(**factorised)
+    own = read_own_config(name)
+    config = AutoConfig.from_pretrained(name, trust_remote_code=False) if own is None else read_encoder_config(own)
     check_sizes(config)
     config._attn_implementation = "eager"
     return config
@@ -193,10 +210,10 @@ class NoPooler(nn.Module):
         return None
 
 
-def prepare_encoder(encoder: Any) -> nn.Module:
-    """Drop the unused pooler, let the attention of chosen layers be recorded, and make dropout cheap."""
+def prepare_encoder(encoder: Any, *, pooler: bool = False) -> nn.Module:
+    """Drop the unused pooler unless it is to stay, let the attention of chosen layers be recorded, and make dropout cheap."""
     replace_dropout(encoder, BitDropout)
-    if getattr(encoder, "pooler", None) is not None:
+    if getattr(encoder, "pooler", None) is not None and not pooler:
         # ALBERT's is a bare Linear, whose output it would hand on.
         encoder.pooler = None if isinstance(encoder.pooler, nn.Linear) else NoPooler()
     # Models with an attention of their own (as DeBERTa's) compute their maps in the open anyway.

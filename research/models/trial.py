@@ -19,6 +19,7 @@ from research.models.classifiers import EncoderClassifier, StudentModel, TextCla
 from research.models.cutting import cut_layers, factorise_embeddings, find_layers, keep_pieces, sample_ids
 from research.models.encoders import load_encoder
 from research.models.fingerprint import list_model_files
+from research.models.native import build_native
 from research.models.reading import refusing
 
 
@@ -34,6 +35,7 @@ class Demands:
         relations: Of the attention, compare queries, keys and values instead of maps.
         pieces: Keep the embeddings of these ids.
         rank: Factorise the embeddings.
+        native: Classify with the head of the encoder's architecture.
     """
 
     max_length: int
@@ -45,6 +47,7 @@ class Demands:
     pieces: tuple[int, ...] | None = None
     rank: int | None = None
     layer_choice: str = "uniform"
+    native: bool = False
 
 
 def try_pretrained(name: str, demands: Demands, *, random_init: bool = False) -> None:
@@ -72,7 +75,11 @@ def try_encoder(where: str, encoder: nn.Module, demands: Demands) -> None:
     if demands.rank is not None:
         encoder = factorise_embeddings(encoder, demands.rank)
     with refusing(f"{where}: cannot be used"):
-        model = StudentModel(num_labels=2, classifier_hidden_size=2, pooling=demands.pooling, encoder=encoder)
+        model: TextClassifier
+        if demands.native:
+            model = build_native(encoder, ("first", "second"), 0.0)
+        else:
+            model = StudentModel(num_labels=2, classifier_hidden_size=2, pooling=demands.pooling, encoder=encoder)
     try_classifier(where, model, demands)
 
 

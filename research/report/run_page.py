@@ -36,6 +36,7 @@ from research.report.document import (
     render_markdown,
 )
 from research.report.intervals import Resampled, resample_run
+from research.report.model_card import write_cards
 from research.report.numbers import UNKNOWN, format_interval, format_number, show_number, show_score, show_threshold
 from research.report.verdict import AGREEMENTS, describe_gain_section, describe_verdict, list_improving
 from research.runs.formats import PLOTS, PREDICTION_FILES, dig, read_json, to_plain, write_text_atomic
@@ -77,7 +78,9 @@ def write_report(
     *,
     plots: bool = True,
 ) -> None:
-    """Write report.md, report.html and plots/*.png from the files of a run's directory, of one split or of several folds.
+    """Write report.md, report.html, plots/*.png and the models' cards from the files of a run's directory.
+
+    The run may be one of a single split or of several folds.
 
     With `metrics` the report can be written before metrics.json, which marks the run as finished. The texts
     are in none of the files: `fetch_texts` returns those of some values of `index` for report.html. Without `plots`
@@ -95,6 +98,7 @@ def write_report(
     images = {f"plots/{name}": (run.path / "plots" / name).read_bytes() for name in drawn}
     document = Document(document.title, document.blocks + _describe_disagreements(run, fetch_texts))
     write_text_atomic(run.path / "report.html", render_html(document, images))
+    write_cards(run, resampled)
 
 
 def _build_blocks(run: Run, resampled: Resampled | None, plots: Sequence[str]) -> list[Block]:

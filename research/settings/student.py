@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from research.flags import between, setting
 from research.models.mapping import LAYER_CHOICES
@@ -29,6 +30,14 @@ class StudentSettings:
     )
     student_hidden_size: int = setting(
         256, "student", "hidden width of the student's classifier", check=between(1), decides="student"
+    )
+    student_head: str = setting(
+        "mlp",
+        "student",
+        "the student's classifier: mlp: a hidden layer of --student_hidden_size on the text vector of --pooling; native: the "
+        "head of the architecture, which pools by itself, so that transformers alone loads student/",
+        choices=("mlp", "native"),
+        decides="student",
     )
     student_init: str = setting(
         "pretrained",
@@ -98,3 +107,22 @@ class StudentSettings:
         choices=("sif", "none"),
         decides="student",
     )
+
+
+def check_student_flags(config: Any) -> list[str]:
+    """Return the problems of the student's flags with each other: what has no use in a student of that kind or head."""
+    problems = []
+    static, native = config.student_kind == "static", config.student_head == "native"
+    if static and config.embedding_rank is not None:
+        problems.append("--embedding_rank: is for transformers; the vectors of a static student get their width by --static_dim")
+    if not native:
+        return problems
+    if static:
+        problems.append("--student_head: a static student has no native head; take --student_head mlp")
+    if config.embedding_rank is not None:
+        problems.append("--embedding_rank: no stock model has factors for embeddings; take --student_head mlp, or drop it")
+    if config.student_hidden_size != StudentSettings.student_hidden_size:
+        problems.append("--student_hidden_size: a native head has its architecture's width; drop it, or take --student_head mlp")
+    if config.pooling != StudentSettings.pooling and config.pipeline == "student_only":
+        problems.append(f"--pooling: a native head pools by itself, got {config.pooling}; drop it, or take --student_head mlp")
+    return problems

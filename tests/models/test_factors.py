@@ -62,16 +62,16 @@ def test_transformers_refuses_the_folder_instead_of_drawing_embeddings(
 ) -> None:
     student = build_student(encoders["bert"], encoder=factorise_embeddings(load_encoder(str(encoders["bert"])), RANK))
     save_classifier(student, load_tokenizer(str(bert)), tmp_path / "student", {"labels": list(LABELS)})
-    with pytest.raises(ValueError, match="factorised_embeddings"):
-        transformers.AutoModel.from_pretrained(tmp_path / "student" / "encoder")
+    with pytest.raises(ValueError, match="research_kd_classifier"):
+        transformers.AutoModel.from_pretrained(tmp_path / "student")
 
 
 def test_missing_factors_are_refused(encoders: dict[str, Path], bert: Path, tmp_path: Path) -> None:
     student = build_student(encoders["bert"], encoder=factorise_embeddings(load_encoder(str(encoders["bert"])), RANK))
     save_classifier(student, load_tokenizer(str(bert)), tmp_path / "student", {"labels": list(LABELS)})
-    plain = load_encoder(str(encoders["bert"]))
-    plain.save_pretrained(tmp_path / "plain")  # type: ignore[operator]
-    (tmp_path / "plain" / "model.safetensors").replace(tmp_path / "student" / "encoder" / "model.safetensors")
+    plain = build_student(encoders["bert"], encoder=load_encoder(str(encoders["bert"])))
+    save_classifier(plain, load_tokenizer(str(bert)), tmp_path / "plain", {"labels": list(LABELS)})
+    (tmp_path / "plain" / "model.safetensors").replace(tmp_path / "student" / "model.safetensors")
     with pytest.raises(InputError, match="cannot be loaded"):
         load_classifier(str(tmp_path / "student"), LABELS)
 
