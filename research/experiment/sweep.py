@@ -24,6 +24,7 @@ from research.experiment.command import Outcome, attempt, catching_signals, find
 from research.experiment.grid import command_line, expand_sweep, parse_sweep, shell_lines
 from research.experiment.overwriting import Overwriting
 from research.experiment.sharing import Shard, find_shard, settle_jobs, shell_threads, threads_per_run
+from research.experiment.slurm import submit_sweep
 from research.experiment.sweep_progress import SweepProgress
 from research.experiment.sweep_worker import Task, run_in_worker, settle_on_machine
 from research.experiment.workers import Pool
@@ -66,6 +67,8 @@ def run_grid(config: ExperimentConfig, stop: StopRequest, extras: Extras | None)
     part = shard.numbers(len(grid))
     if config.print_commands:
         return print_result("\n".join(shell_lines([grid[number] for number in part], shell_threads(config, len(grid)))))
+    if config.launcher == "slurm" and not config.dry_run:
+        return print_result("\n".join(submit_sweep(config, len(grid))))
     overwriting = Overwriting(config, grid)
     runs = [overwriting.settle(run) for run in grid]
     outcomes = {number: outcome for number in part if (outcome := look_up(runs[number])) is not None}
