@@ -14,7 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import research_config
-from research.errors import FAILED, InputError, first_line
+from research.errors import InputError
 from research.experiment.grid import command_line
 from research_config import ExperimentConfig
 
@@ -80,6 +80,7 @@ def run_sbatch(script: str, options: Sequence[str], submitted: Sequence[str]) ->
         done = subprocess.run(["sbatch", *options], input=script, capture_output=True, text=True, check=False)
     except FileNotFoundError:
         raise InputError("--launcher: slurm, but there is no sbatch here. Run this on a login node of the cluster.") from None
+    said = done.stderr.strip().partition("\n")[0]
     if done.returncode:
-        raise InputError(f"--launcher: sbatch ended with {done.returncode or FAILED}: {first_line(done.stderr)}.{before}")
+        raise InputError(f"--launcher: sbatch ended with {done.returncode}: {said}.{before}")
     return done.stdout.strip().partition(";")[0]
