@@ -55,15 +55,14 @@ def test_two_seeds_add_one_teacher_and_answer_with_the_mean_of_their_probabiliti
     assert status == 0 and fine_tunings(errors) == 1  # the first is that of the plain run
     two = lab.folder / "results" / "two"
     assert "as teacher_2, seed 43," in errors and [path.name for path in find_teachers(two)] == ["teacher", "teacher_2"]
-    singles = [
-        lab.done(name, f"--pipeline baseline --teacher_checkpoint results/two/{name}") for name in ("teacher", "teacher_2")
-    ]
+    names = ("teacher", "teacher_2")
+    singles = [lab.done(name, f"--pipeline baseline --teacher_checkpoint results/two/{name}") for name in names]
     np.testing.assert_allclose(teacher_probs(singles[0]), teacher_probs(plain), atol=1e-6)
     assert np.abs(teacher_probs(singles[0]) - teacher_probs(singles[1])).max() > 1e-3
     np.testing.assert_allclose(teacher_probs(two), np.mean([teacher_probs(single) for single in singles], axis=0), atol=1e-6)
     metrics = read_metrics(two)
     assert set(metrics["teachers"]) == {"teacher", "teacher_2"} == set(metrics["training"]) - {"student", "control"}
-    for name, single in zip(("teacher", "teacher_2"), singles, strict=True):
+    for name, single in zip(names, singles, strict=True):
         assert metrics["teachers"][name]["test"] == read_metrics(single)["teacher"]["test"]
     report = (two / "report.md").read_text(encoding="utf-8")
     assert (
