@@ -45,6 +45,13 @@ def test_mean_at_one_temperature_is_not_that_at_another() -> None:
     assert np.abs(average_logits(logits, 4.0) - average_logits(logits, 1.0)).max() > 0.1
 
 
+def test_what_is_taken_off_the_mean_is_taken_off_each_teacher() -> None:
+    logits, shift = random_logits(), np.log(np.array([1.0, 3.0, 9.0]))
+    target = sigmoid((average_logits(logits, 4.0, shift) - shift) / 4)
+    np.testing.assert_allclose(target, np.mean([sigmoid((entry - shift) / 4) for entry in logits], axis=0), atol=1e-6)
+    assert np.abs(average_logits(logits, 4.0, shift) - average_logits(logits, 4.0)).max() > 0.01
+
+
 def test_one_teacher_is_itself_to_the_bit() -> None:
     (logits,) = random_logits(1)
     assert average_logits([logits], 3.0).tobytes() == logits.tobytes()
