@@ -92,15 +92,18 @@ def measure_gain(scores: ModelScores, num_texts: int, overlap: float = 0.0) -> d
     Returns:
         {metric: {"teacher", "control", "student": scores, "gain": student - control, "low" and "high": its 95 %
         paired bootstrap interval over texts, "p_value", "p_holm": corrected for the three measures, "gap_closed":
-        the gain's share of teacher - control, None where the teacher is not above the control}}.
+        the gain's share of teacher - control, None where the teacher is not above the control}}. The teacher's score
+        is None where it was not scored.
     """
     found = {metric: difference([of["student"] - of["control"]], num_texts, overlap) for metric, of in scores.items()}
     corrected = holm([gain.p_value for gain in found.values()])
     gains: dict[str, dict[str, float | None]] = {}
     for (metric, gain), p_holm in zip(found.items(), corrected, strict=True):
-        values = {model: scores[metric][model].mean for model in ("teacher", "control", "student")}
-        gap = values["teacher"] - values["control"]
+        values = {model: scores[metric][model].mean for model in ("control", "student")}
+        teacher = scores[metric]["teacher"].mean if "teacher" in scores[metric] else None
+        gap = 0.0 if teacher is None else teacher - values["control"]
         gains[metric] = {
+            "teacher": teacher,
             **values,
             "gain": gain.value,
             "low": gain.low,

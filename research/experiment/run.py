@@ -124,14 +124,16 @@ def score(
     )
     if answers is not None and (len(answers.single) > 1 or TEACHER_TABLE in answers.single):
         metrics["teachers"] = score_single_teachers(labels, answers, inputs)
-    if {"teacher", "student"} <= probs.keys():
+    others = {"teacher", "control"} & probs.keys()
+    if "student" in probs and others:
         thresholds = {model: list(cuts.values()) for model, cuts in metrics["thresholds"].items()}
         of_test = {model: parts["test"] for model, parts in probs.items()}
         clusters = first_of_texts(inputs.comments, inputs.split.test)
         resampled = resample_models([AnsweredPart(labels["test"], of_test, thresholds, clusters)])
         num_texts = len(np.unique(clusters))
-        metrics["kept"] = measure_keeping(resampled, num_texts, len(clusters))
-        if "control" in probs:
+        if "teacher" in others:
+            metrics["kept"] = measure_keeping(resampled, num_texts, len(clusters))
+        if "control" in others:
             metrics["kd_gain"] = measure_gain(resampled, num_texts)
     return metrics
 

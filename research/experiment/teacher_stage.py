@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -40,6 +40,7 @@ from research.storage.checkpoints import CheckpointFolder
 from research.storage.files import copy_folder
 from research.text.tokens import Tokens, fingerprint_tokenizer
 from research_config import ExperimentConfig, settings_that_decide
+from research_data import compute_class_weights
 from research_distillation import DistillationTrainer, score_teacher
 
 log = logging.getLogger(__name__)
@@ -219,10 +220,19 @@ def judge_teachers(teachers: Ensemble, context: RunContext) -> TeacherAnswers:
             release_pages(logits)
         of_part = [parts[part] for parts in single.values()]
         together[part] = average_logits(of_part, 1.0)
-        softened[part] = average_logits(of_part, context.inputs.config.kd_temperature)
+        softened[part] = soften_together(of_part, context.inputs)
         if part == "validation":
             verify_teacher(sigmoid(together[part]), context.inputs)
     return TeacherAnswers(single, together, softened)
+
+
+def soften_together(logits: Sequence[NDArray[np.float32]], inputs: Inputs) -> NDArray[np.float32]:
+    """Return the logits, (N, C), whose softened probabilities are the mean of the teachers' at --kd_temperature."""
+    config, comments = inputs.config, inputs.comments
+    shift: NDArray[np.float32] | float = 0.0
+    if config.undo_class_weights:
+        shift = np.log(compute_class_weights(comments.labels[inputs.split.train], comments.label_names)[0])
+    return average_logits(logits, config.kd_temperature, shift)
 
 
 def verify_teacher(probs: NDArray[np.float64], inputs: Inputs) -> None:
@@ -262,7 +272,7 @@ def prepare_targets(teachers: Ensemble, rows: NDArray[np.int64], context: RunCon
     config, tokens, runtime = context.inputs.config, context.tokens, context.runtime
     voices = list(ask_teachers(teachers, rows, context).values())
     # A single model's stay where they are, on the disk.
-    logits = voices[0] if len(voices) == 1 else average_logits(voices, config.kd_temperature)
+    logits = voices[0] if len(voices) == 1 else soften_together(voices, context.inputs)
     comparison = compare_layers(config, teachers.shape, context.inputs.shapes["student"])
     if comparison is None:
         partial = not teachers.members

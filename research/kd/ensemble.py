@@ -67,7 +67,9 @@ class Ensemble:
         return facts | ({} if self.probs is None else {TEACHER_TABLE: {"source": "table", "training_texts": "unknown"}})
 
 
-def average_logits(logits: Sequence[NDArray[np.floating[Any]]], temperature: float) -> NDArray[np.float32]:
+def average_logits(
+    logits: Sequence[NDArray[np.floating[Any]]], temperature: float, shift: NDArray[np.floating[Any]] | float = 0.0
+) -> NDArray[np.float32]:
     """Return the logits of the mean probability at a temperature: T * logit(mean over k of sigmoid(z_k / T)), (N, C).
 
     The soft loss softens them by the same T, so its target is the mean of the teachers' softened probabilities:
@@ -79,13 +81,16 @@ def average_logits(logits: Sequence[NDArray[np.floating[Any]]], temperature: flo
     Args:
         logits: K arrays (N, C).
         temperature: Greater than 0.
+        shift: (C,) what the objective will take off the result, as --undo_class_weights does: it is taken off each
+            teacher's logits before the mean, and put back.
     """
     if len(logits) == 1:
         return np.asarray(logits[0], dtype=np.float32)
     combined = np.empty(logits[0].shape, dtype=np.float32)
     for start in range(0, len(combined), CHUNK_ROWS):
         rows = slice(start, start + CHUNK_ROWS)
-        combined[rows] = _average(np.stack([np.asarray(entry[rows], dtype=np.float64) for entry in logits]), temperature)
+        stacked = np.stack([np.asarray(entry[rows], dtype=np.float64) for entry in logits])
+        combined[rows] = _average(stacked - shift, temperature) + shift
     return combined
 
 

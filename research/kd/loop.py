@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from research.errors import Interrupted, StopRequest
 from research.logs import PhaseProgress, format_duration
 from research.models.classifiers import TextClassifier
-from research.names import EPOCH_FLAGS, METRIC_OF
+from research.names import METRIC_OF, epoch_flag
 from research.storage.checkpoints import CheckpointFolder
 from research.text.batches import Batch, BatchLoader
 from research_config import ExperimentConfig
@@ -237,7 +237,7 @@ class EpochLoop:
         """Say that validation had not stopped improving, so that the scores may be compared with care."""
         return (
             f"{self.name}: its best epoch is the last of {self.config.epochs}, so it was still improving; scores of models "
-            f"that have not converged say little of each other. Raise {EPOCH_FLAGS.get(self.name, EPOCH_FLAGS['student'])}."
+            f"that have not converged say little of each other. Raise {epoch_flag(self.name)}."
         )
 
     def _checkpoint_is_due(self) -> bool:

@@ -16,7 +16,7 @@ import numpy as np
 from research.evaluation.calibration import compute_calibration
 from research.evaluation.metrics import count_confusions, most_disagreeing
 from research.flags import format_value
-from research.names import HEADLINE_METRIC, LABEL_SCORES, MODELS, PARTS, THRESHOLDS, metrics_of
+from research.names import HEADLINE_METRIC, LABEL_SCORES, MODELS, PARTS, THRESHOLDS, metrics_of, order_of_model
 from research.report import figures
 from research.report.document import (
     Block,
@@ -38,6 +38,7 @@ from research.report.document import (
 from research.report.intervals import Resampled, resample_run
 from research.report.model_card import write_cards
 from research.report.numbers import UNKNOWN, format_interval, format_number, show_number, show_score, show_threshold
+from research.report.teachers import describe_teachers
 from research.report.verdict import AGREEMENTS, describe_gain_section, describe_verdict, list_improving
 from research.runs.formats import PLOTS, PREDICTION_FILES, dig, read_json, to_plain, write_text_atomic
 from research.runs.run import Run, load_run
@@ -111,6 +112,7 @@ def _build_blocks(run: Run, resampled: Resampled | None, plots: Sequence[str]) -
         *_describe_confusions(run),
         *_describe_scores(run, "validation"),
         *_describe_calibration(run),
+        *describe_teachers(run),
         *_describe_agreement(run),
         *_describe_efficiency(run),
         *_describe_training(run),
@@ -267,7 +269,7 @@ def _describe_ratio(efficiency: Mapping[str, Any], ratio: str | None) -> str:
 
 def _describe_training(run: Run) -> list[Block]:
     facts = dig(run.scores, "training") or {}
-    models = [model for model in MODELS if isinstance(facts.get(model), Mapping)]
+    models = sorted((model for model, found in facts.items() if isinstance(found, Mapping)), key=order_of_model)
     rows = [
         [model, *(show_number(facts[model].get(name), 1) for name in TRAINING_NAMES)]
         for model in models
@@ -277,8 +279,10 @@ def _describe_training(run: Run) -> list[Block]:
     if rows:
         blocks.append(Table("Training of each model", ["Model", *TRAINING_NAMES.values()], rows))
     notes: list[Text] = []
-    if dig(facts, "teacher", "source") == "checkpoint":
-        notes.append("The teacher was read from --teacher_checkpoint, fine-tuned elsewhere.")
+    given = [model for model in models if facts[model].get("source") == "checkpoint"]
+    if given:
+        named = "The teacher was" if given == ["teacher"] else f"{', '.join(given)} were"
+        notes.append(f"{named} read from --teacher_checkpoint, fine-tuned elsewhere.")
     notes += [f"{model.capitalize()}: {text}" for model, history in _histories(run) if (text := _describe_progress(history))]
     blocks += [Bullets(notes)] if notes else []
     return [Heading("Training"), *blocks] if blocks else []

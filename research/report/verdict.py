@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from research.evaluation.gain import GAIN_METRICS, describe_gain, describe_keeping
-from research.names import EPOCH_FLAGS, HEADLINE_METRIC, METRIC_OF, MODELS
+from research.names import HEADLINE_METRIC, METRIC_OF, TEACHER_TABLE, epoch_flag, order_of_model
 from research.report.document import Below, Block, Box, Heading, Inline, Paragraph, Strong, Table, Text, Typed
 from research.report.intervals import Resampled
 from research.report.numbers import UNKNOWN, format_interval, format_number, format_p_value, show_number, show_score
@@ -155,16 +155,19 @@ def _describe_folds_basis(run: Run, size: str) -> Text:
 def _describe_doubts(run: Run) -> list[Text]:
     """Return what a reader must know before believing the scores."""
     doubts: list[Text] = []
-    if dig(run.scores, "training", "teacher", "training_texts") == "unknown":
+    training = run.scores.get("training") or {}
+    unknown = [name for name in training if dig(training, name, "training_texts") == "unknown"]
+    if unknown:
+        what = "table" if unknown == [TEACHER_TABLE] else "checkpoint"
         doubts.append(
             (
                 Strong("The teacher may have seen test rows."),
-                " Its checkpoint does not say which texts it was trained on; if some of the test part were among them, its "
+                f" Its {what} does not say which texts it was trained on; if some of the test part were among them, its "
                 "scores and the student's are too high.",
             )
         )
     if improving := list_improving(run):
-        flags = sorted({EPOCH_FLAGS[model] for model in improving})
+        flags = sorted(set(map(epoch_flag, improving)))
         names = " and ".join([", ".join(improving[:-1]), improving[-1]] if len(improving) > 1 else improving)
         text = f"Still improving: {names}."
         why = " The best epoch is the last one, so more epochs may change the scores and what they say of each other; raise "
@@ -184,8 +187,12 @@ def _describe_doubts(run: Run) -> list[Text]:
 
 def list_improving(run: Run) -> list[str]:
     """Return the models whose best epoch is their last one; of folds, in all of them."""
-    facts = {model: dig(run.scores, "training", model) or {} for model in MODELS}
-    return [model for model, found in facts.items() if found.get("best_epoch") and found["best_epoch"] == found.get("epochs_run")]
+    facts = {model: found for model, found in (run.scores.get("training") or {}).items() if isinstance(found, Mapping)}
+    return [
+        model
+        for model in sorted(facts, key=order_of_model)
+        if facts[model].get("best_epoch") and facts[model]["best_epoch"] == facts[model].get("epochs_run")
+    ]
 
 
 def describe_gain_section(run: Run) -> list[Block]:
@@ -199,7 +206,7 @@ def describe_gain_section(run: Run) -> list[Block]:
     control = "the same student without a teacher"
     if run.config.get("control_labels") == "pseudo":
         control = "the same student on the labels and the teacher's decisions on unlabelled rows"
-    sentence.append(f" against {control}; {_describe_gap(gains)}. {_describe_closeness(run)}")
+    sentence.append(f" against {control}; {_describe_gap(gains)}. {_describe_closeness(run)}".rstrip())
     return [Heading("What distillation gained"), Paragraph(tuple(sentence)), _build_gain_table(run, gains)]
 
 
@@ -226,12 +233,14 @@ def _show_gain(run: Run, metric: str) -> str:
 
 def _gap_closed(gain: Mapping[str, Any]) -> float | None:
     """Return the gain's share of the teacher's lead over the control; of folds, from their means."""
-    gap = gain["teacher"] - gain["control"]
+    gap = 0.0 if gain["teacher"] is None else gain["teacher"] - gain["control"]
     return gain["gain"] / gap if gap > 0 else None
 
 
 def _describe_gap(gains: Mapping[str, Mapping[str, Any]]) -> str:
     """Say how much of the way from control to teacher was made, where the teacher is ahead at all."""
+    if all(gain["teacher"] is None for gain in gains.values()):
+        return "its teacher does not speak of all test rows, so there is no gap to set that against"
     closed: list[str] = []
     widened: list[str] = []
     absent: list[str] = []

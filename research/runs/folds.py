@@ -46,7 +46,9 @@ def pool_folds(folds: Sequence[Run]) -> dict[str, Any]:
     for fold in folds:
         thresholds = {model: list(cuts.values()) for model, cuts in fold.metrics["thresholds"].items()}
         predictions = fold.predictions
-        tested.append(AnsweredPart(predictions.labels, predictions.probs, thresholds, predictions.text_cluster))
+        # A teacher that is a table may speak of all test rows of one fold and not of another's.
+        probs = {model: of_model for model, of_model in predictions.probs.items() if all(model in each.models for each in folds)}
+        tested.append(AnsweredPart(predictions.labels, probs, thresholds, predictions.text_cluster))
         ratios.append(fold.metrics["rows"]["test"] / fold.metrics["rows"]["train"])
     scores, overlap = resample_models(tested), statistics.fmean(ratios)
     clusters = np.concatenate([fold.text_cluster for fold in tested])
@@ -56,7 +58,7 @@ def pool_folds(folds: Sequence[Run]) -> dict[str, Any]:
     if {"teacher", "student"} <= models:
         pooled["gap"] = measure_gap(scores, num_texts, overlap)
         pooled["kept"] = measure_keeping(scores, num_texts, num_rows, overlap)
-    if {"teacher", "student", "control"} <= models:
+    if {"student", "control"} <= models:
         pooled["kd_gain"] = measure_gain(scores, num_texts, overlap)
     return pooled
 
