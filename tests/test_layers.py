@@ -18,7 +18,7 @@ from support.builders import ROOT
 LONGEST_FILE, LONGEST_FUNCTION = 560, 50
 # Each stands right below the room it serves; the commands stand on top of everything.
 BELOW_ROOM = {"research_config": "runs", "research_data": "kd", "research_distillation": "experiment"}
-COMMANDS = ("research_main", "research_compare", "research_predict", "research_export")
+COMMANDS = ("research_main", "research_compare", "research_predict", "research_export", "research_cache")
 # What costs start-up time, or comes with an extra: the reason for importing it inside a function is known.
 SLOW = {"torch", "transformers", "tokenizers", "sklearn", "scipy", "iterstrat", "safetensors", "huggingface_hub"}
 SLOW |= {"matplotlib", "fontTools", "jinja2", "difflib"}

@@ -69,7 +69,9 @@ def test_the_wheel_names_the_version_and_what_it_needs(wheel: Path) -> None:
     assert requirement_names([line for line in needed if "extra ==" not in line]) == requirement_names(required)
 
 
-@pytest.mark.parametrize("command", ["research-main", "research-compare", "research-predict", "research-export"])
+@pytest.mark.parametrize(
+    "command", ["research-main", "research-compare", "research-predict", "research-export", "research-cache"]
+)
 def test_an_installed_command_answers_away_from_the_clone(wheel: Path, command: str, tmp_path: Path) -> None:
     module, function = read_project()["project"]["scripts"][command].split(":")
     code = f"import sys, {module}; assert {module}.__file__.startswith({str(wheel)!r}); sys.exit({module}.{function}(['--help']))"

@@ -7,11 +7,13 @@ at all. Deleting the cache loses nothing but time.
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import hashlib
 import json
 import logging
+import secrets
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from research.storage.files import Stamp, hash_tree, publish_folder, remove, sta
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
+USERS = ".users"
 # What opening an entry raises when its files, though they are those that were written, do not fit each other.
 UNUSABLE = (OSError, ValueError, LookupError, TypeError)
 Build = Callable[[Path, Path], None]
@@ -44,6 +47,7 @@ class Cache:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._verified: dict[Path, dict[str, Stamp]] = {}
+        self._use = Use(root / USERS)
 
     def fetch(self, kind: str, key: Mapping[str, Any], build: Build, check: Check = Path.stat) -> Path:
         """Return the entry's folder, building it when it is missing or damaged.
@@ -60,6 +64,7 @@ class Cache:
             OSError: the entry cannot be written, as on a full disk.
         """
         entry = self.root / kind / digest_key(key)[:32]
+        self._use.note(f"{kind}/{entry.name}")
         if self.is_unchanged(entry):
             return entry
         scratch = entry.with_suffix(".work")
@@ -68,7 +73,7 @@ class Cache:
         stamps = stamp_tree(entry)
         if find_fault(entry, key, check) is not None or scratch.exists():
             entry.parent.mkdir(parents=True, exist_ok=True)
-            with waiting_claim(_claim_path(entry), str(entry)):
+            with waiting_claim(claim_of(entry), str(entry)):
                 stamps = stamp_tree(entry)
                 fault = find_fault(entry, key, check)
                 if fault is None:
@@ -100,6 +105,50 @@ class Cache:
             raise InputError(f"cache entry {entry} was changed while it was in use. Run the same command again.")
 
 
+class Use:
+    """Tells others which entries this process works with, for as long as it lives, so that nobody prunes them.
+
+    A cache that cannot be written can be read all the same.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.noted: set[str] = set()
+        self._claim: Claim | None = None
+
+    def note(self, entry: str) -> None:
+        """Add an entry, before its files are looked at."""
+        if entry in self.noted:
+            return
+        with contextlib.suppress(OSError):
+            if self._claim is None:
+                self.folder.mkdir(parents=True, exist_ok=True)
+                remove_dead_claims(self.folder)
+                claim = Claim(self.folder / f"{secrets.token_hex(8)}.lock", on_loss=lambda _path, _owner: None)
+                claim.acquire()
+                self._claim = claim
+                atexit.register(claim.release)
+            self._claim.note(entry)
+            self.noted.add(entry)
+
+
+def list_used(root: Path) -> set[str]:
+    """Return the entries that living processes work with, as "tokens/0123..."."""
+    used: set[str] = set()
+    for path in (root / USERS).glob("*.lock"):
+        claim = Claim(path)
+        with contextlib.suppress(OSError):  # where nothing can be written, no one can tell whether another machine's is old
+            if claim.holder() is None:
+                continue
+        used.update(note for record in claim.chain() for note in record.notes)
+    return used
+
+
+def claim_of(entry: Path) -> Path:
+    """Return the file that stands for the right to build an entry, or to delete it."""
+    return entry.with_suffix(".lock")
+
+
 def _build(entry: Path, key: Mapping[str, Any], build: Build, check: Check) -> None:
     """Fill a new entry and put it into place; the caller holds its claim."""
     temporary, scratch = entry.with_suffix(".new"), entry.with_suffix(".work")
@@ -124,15 +173,10 @@ def _build(entry: Path, key: Mapping[str, Any], build: Build, check: Check) -> N
     remove(scratch)
 
 
-def _claim_path(entry: Path) -> Path:
-    """Return the file that stands for the right to build an entry."""
-    return entry.with_suffix(".lock")
-
-
 def _remove_abandoned(folder: Path) -> None:
     """Delete the half-built entries of processes that are gone, and their claims."""
     for temporary in folder.glob("*.new"):
-        claim = Claim(_claim_path(temporary))
+        claim = Claim(claim_of(temporary))
         if claim.acquire():
             remove(temporary)
             claim.release()

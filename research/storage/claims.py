@@ -106,11 +106,12 @@ def process_start(pid: int) -> str | None:
 
 @dataclass(frozen=True)
 class Record:
-    """A claim as it lies on the disk, and when its owner touched it last."""
+    """A claim as it lies on the disk, when its owner touched it last, and what it has noted there."""
 
     path: Path
     owner: Owner
     mtime: float
+    notes: tuple[str, ...] = ()
 
     def is_held(self, now: float, stale_s: float) -> bool:
         """Whether its owner lives.
@@ -129,11 +130,12 @@ def read_record(path: Path) -> Record | None:
             content, status = file.read(), os.fstat(file.fileno())
     except FileNotFoundError:
         return None
+    first, *notes = content.decode(errors="replace").splitlines() or [""]
     try:
-        owner = Owner(**json.loads(content))
+        owner = Owner(**json.loads(first))
     except (ValueError, TypeError):  # of a version before this one, or without hard links still to be written
         owner = Owner("", "", 0, "", f"{status.st_ino:x}-{status.st_mtime_ns:x}")
-    return Record(path, owner, status.st_mtime)
+    return Record(path, owner, status.st_mtime, tuple(notes))
 
 
 def end_process(path: Path, owner: Owner | None) -> None:
@@ -208,6 +210,16 @@ class Claim:
         with contextlib.suppress(OSError):
             for passed in self.chain():
                 passed.path.unlink(missing_ok=True)
+
+    def note(self, text: str) -> None:
+        """Add a line to the claim, which others find in its `Record`.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        assert self._record is not None, "it is not held"
+        with open(self._record.path, "a", encoding="utf-8") as file:
+            file.write(f"\n{text}")
 
     def holder(self) -> Owner | None:
         """Return who holds the place, this process included, None when it is free or its owner is gone.
