@@ -19,16 +19,19 @@ from research.experiment.grid import command_line
 from research_config import ExperimentConfig
 
 WARNING_S = 60  # before the time limit, for a checkpoint
-# The batch shell hands the warning on and, of a command that stopped for it, puts the job back into the queue.
+MOST_TASKS = 1000  # of an array, as Slurm is set up unless told otherwise; a task may do several runs
+# The batch shell hands signals on. Of a command that stopped for the warning (130, or 138 before it could catch it) it puts
+# the job back into the queue; after a SIGTERM Slurm does, if it was no scancel.
 SCRIPT = """#!/bin/sh
 {command} &
 child=$!
-trap 'kill -USR1 $child' USR1
+warned=no
+trap 'warned=yes; kill -USR1 $child' USR1
 trap 'kill -TERM $child' TERM
 wait $child
 status=$?
 while kill -0 $child 2> /dev/null; do wait $child; status=$?; done
-if [ $status = 130 ]; then scontrol requeue $SLURM_JOB_ID; fi
+case $warned$status in yes130 | yes138) scontrol requeue $SLURM_JOB_ID ;; esac
 exit $status
 """
 
@@ -51,12 +54,13 @@ def submit_sweep(config: ExperimentConfig, num_runs: int) -> list[str]:
         return job
 
     prepare = submit("tokens, teachers and teacher outputs", ["--prepare_only"], [f"--output={folder / 'slurm-prepare.out'}"])
+    tasks = min(num_runs, MOST_TASKS)
     array = submit(
-        f"{num_runs} runs, {min(config.jobs, num_runs)} at a time",
+        f"{num_runs} runs, {min(config.jobs, tasks)} at a time",
         ["--sweep_shard", "slurm"],
-        [f"--array=1-{num_runs}%{config.jobs}", f"--dependency=afterok:{prepare}", f"--output={folder / 'slurm-run_%a.out'}"],
+        [f"--array=1-{tasks}%{config.jobs}", f"--dependency=afterok:{prepare}", f"--output={folder / 'slurm-run_%a.out'}"],
     )
-    last = [f"--dependency=afterany:{array}", f"--output={folder / 'slurm-compare.out'}"]
+    last = [f"--dependency=afterok:{prepare},afterany:{array}", f"--output={folder / 'slurm-compare.out'}"]
     submit("what is left of the runs, and their comparison", [], last)
     return submitted
 
@@ -67,6 +71,7 @@ def common_options(config: ExperimentConfig) -> list[str]:
         "--parsable",
         "--requeue",
         "--open-mode=append",
+        "--kill-on-invalid-dep=yes",  # without a teacher that is good enough there are no runs to wait for
         f"--signal=B:USR1@{WARNING_S}",
         f"--cpus-per-task={config.num_threads}",
     ]

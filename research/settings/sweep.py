@@ -12,7 +12,9 @@ from research.flags import between, matching, setting
 SHARD = re.compile(r"([1-9][0-9]{0,8})/([1-9][0-9]{0,8})")
 SLURM_OPTION = re.compile(r"[a-z][a-z-]*(=.*)?")
 # What the launcher itself says of its jobs.
-SET_BY_LAUNCHER = frozenset({"array", "chdir", "dependency", "open-mode", "output", "parsable", "requeue", "signal", "wrap"})
+SET_BY_LAUNCHER = frozenset(
+    {"array", "chdir", "dependency", "kill-on-invalid-dep", "open-mode", "output", "parsable", "requeue", "signal", "wrap"}
+)
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def test_jobs_prepare_run_and_compare_one_after_the_other(
     assert "--prepare_only" in prepare["script"]
     assert "--sweep_shard slurm" in array["script"]
     assert {"--array=1-4%3", "--dependency=afterok:101"} <= set(array["options"])
-    assert "--dependency=afterany:102" in compare["options"]
+    assert "--dependency=afterok:101,afterany:102" in compare["options"]
     assert not list((tmp_path / "grid").iterdir()), "nothing runs here"
 
 
@@ -76,18 +76,30 @@ def test_machine_without_slurm_is_told(
     assert "there is no sbatch here" in capsys.readouterr().err
 
 
-@pytest.mark.parametrize(("status", "requeued"), [(130, True), (0, False)])
-def test_script_hands_the_warning_on_and_requeues_what_stopped_for_it(tmp_path: Path, status: int, requeued: bool) -> None:
+def test_array_is_no_longer_than_slurm_allows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    log = put_sbatch(tmp_path, monkeypatch)
+    assert launch(tmp_path, "--sweep", f"split_seed={','.join(map(str, range(300)))}") == 0
+    assert "--array=1-1000%3" in json.loads(log.read_text())[1]["options"]
+
+
+@pytest.mark.parametrize(
+    ("by", "status", "requeued"),
+    [(signal.SIGUSR1, 130, True), (signal.SIGUSR1, 0, False), (signal.SIGUSR1, 1, False), (signal.SIGTERM, 130, False)],
+)
+def test_script_hands_signals_on_and_requeues_what_stopped_for_the_warning(
+    tmp_path: Path, by: signal.Signals, status: int, requeued: bool
+) -> None:
+    """After a SIGTERM the job is cancelled or Slurm's own to requeue."""
     (tmp_path / "scontrol").write_text(f"#!/bin/sh\necho $@ > {tmp_path}/requeued\n")
     (tmp_path / "scontrol").chmod(0o755)
-    answer = f"signal.signal(signal.SIGUSR1, lambda *_: sys.exit({status}))"
+    answer = f"signal.signal({int(by)}, lambda *_: sys.exit({status}))"
     code = f"import signal, sys, time; {answer}; print(1, flush=True); time.sleep(30)"
     script = SCRIPT.format(command=f"{sys.executable} -c '{code}'")
     environment = {**os.environ, "PATH": f"{tmp_path}{os.pathsep}{os.environ['PATH']}", "SLURM_JOB_ID": "7"}
     shell = subprocess.Popen(["sh", "-c", script], stdout=subprocess.PIPE, env=environment)
     assert shell.stdout is not None and shell.stdout.readline() == b"1\n"
     started = time.monotonic()
-    shell.send_signal(signal.SIGUSR1)
+    shell.send_signal(by)
     assert shell.wait(20) == status and time.monotonic() - started < 20
     assert (tmp_path / "requeued").exists() == requeued
     shell.stdout.close()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -11,67 +10,73 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from support.builders import ROOT, build_model_folder, make_table, make_texts
+from support.builders import ROOT
+from support.fault_injection import FLAGS, build_inputs, read_results
+from support.slurm_cluster import Cluster, find_obstacle, wait_until
 
-CLUSTER = Path(__file__).with_name("cluster.sh")
-MISSING = [name for name in ("slurmctld", "slurmd", "munged") if shutil.which(name, path="/usr/sbin:/usr/bin:/sbin:/bin") is None]
+OBSTACLE = find_obstacle()
 pytestmark = [
     pytest.mark.skipif(os.environ.get("RUN_SLURM") != "1", reason="takes minutes; RUN_SLURM=1 runs it"),
-    pytest.mark.skipif(
-        bool(MISSING), reason=f"not installed: {', '.join(MISSING)} (apt install slurm-wlm slurmctld slurmd munge)"
-    ),
-    pytest.mark.skipif(os.geteuid() != 0, reason="needs root"),
+    pytest.mark.skipif(OBSTACLE is not None, reason=str(OBSTACLE)),
 ]
-RUNS = [f"seed_{seed}_kd_alpha_{alpha}" for seed in (1, 2, 3, 4) for alpha in ("0.3", "0.7")]
-SAME_BYTES = ("config.json", "metrics.json", "history.csv", "predictions.csv")
+# Long enough that a run can be met in the middle.
+LONG = ["--epochs", "12", "--early_stopping_patience", "12"]
+SWEEP = [*FLAGS, *LONG, "--sweep", "kd_alpha=0.3,0.7", "--sweep", "seed=1,2,3,4"]
+PATIENCE_S = 600
 
 
 @pytest.fixture
-def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    folder = tmp_path / "slurm"
-    monkeypatch.setenv("SLURM_CONF", str(folder / "slurm.conf"))
-    subprocess.run(["bash", CLUSTER, "start", folder], check=True)
+def cluster(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    build_inputs(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    cluster = Cluster(tmp_path / "slurm")
     try:
-        yield folder
+        cluster.start()
+        yield cluster
     finally:
-        subprocess.run(["bash", CLUSTER, "stop", folder], check=False)
+        cluster.stop()
+        assert cluster.processes() == []
 
 
-def sweep(folder: Path, *more: str) -> list[str]:
-    model, table = folder / "model", folder / "comments.csv"
-    if not model.exists():
-        build_model_folder("bert", "wordpiece", model, make_texts(80))
-        make_table(table, rows=200)
-    flags = f"--dataset_path {table} --teacher_path {model} --student_path {model} --student_layers 1 --max_length 24 --lr 1e-3"
-    flags += " --epochs 40 --early_stopping_patience 40 --teacher_epochs 2 --allow_weak_teacher --num_threads 1"
-    flags += " --checkpoint_minutes 0 --sweep seed=1,2,3,4 kd_alpha=0.3,0.7"
-    return [sys.executable, str(ROOT / "research_main.py"), *flags.split(), *more]
+def launch(cluster: Cluster) -> None:
+    flags = [*SWEEP, "--jobs", "2", "--launcher", "slurm"]
+    subprocess.run([sys.executable, str(ROOT / "research_main.py"), *flags], env=cluster.environment, check=True)
 
 
-def ask(*words: str) -> str:
-    return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+def running(cluster: Cluster, node: str) -> str:
+    """Return the number of the job that runs on a node, nothing when none does."""
+    return cluster.run("squeue", "-h", "-w", node, "-t", "running", "-o", "%A")
 
 
-def wait_until(happened: object, seconds: float) -> None:
-    end = time.monotonic() + seconds
-    while not happened():  # type: ignore[operator]
-        assert time.monotonic() < end, ask("squeue", "-a")
-        time.sleep(0.5)
+def test_sweep_outlives_a_node_and_a_time_limit_and_ends_in_the_bytes_of_a_local_one(tmp_path: Path, cluster: Cluster) -> None:
+    launch(cluster)
+    wait_until(lambda: len(list(tmp_path.glob("run/kd_alpha_*/checkpoint"))) == 2, PATIENCE_S)
+    warned = running(cluster, "n1")
+    # What Slurm does a minute before a job's time limit; scancel tries again where the job is back in the queue already.
+    command = ["scancel", "--batch", "--signal", "USR1", warned]
+    with subprocess.Popen(command, env=cluster.environment, stderr=subprocess.DEVNULL):
+        cluster.kill_node("n2")
+    wait_until(lambda: "Restarts=1" in cluster.run("scontrol", "show", "job", warned), PATIENCE_S)
+    wait_until(lambda: not cluster.run("squeue", "-h"), PATIENCE_S)
+    assert "DOWN" in cluster.run("scontrol", "show", "node", "n2")
+    jobs = cluster.run("scontrol", "show", "job", "-o").splitlines()
+    assert len([job for job in jobs if "JobState=COMPLETED" in job]) == 10, "\n".join(jobs)
+    assert sum("Restarts=0" not in job for job in jobs) >= 2, "the dead node's task and the warned one"
+    assert (tmp_path / "run" / "comparison" / "report.html").is_file()
+    spread = {path.name: read_results(path) for path in tmp_path.glob("run/kd_alpha_*")}
+    local = [sys.executable, str(ROOT / "research_main.py"), *SWEEP, "--output_dir", "local"]
+    subprocess.run(local, env=os.environ | {"OMP_NUM_THREADS": "1"}, check=True)
+    assert len(spread) == 8
+    assert spread == {path.name: read_results(path) for path in tmp_path.glob("local/kd_alpha_*")}
+    assert not [path for path in [*tmp_path.glob("run/**/*.lock*"), *tmp_path.glob("cache/[a-z]*/*.lock*")]]
 
 
-def test_sweep_outlives_a_node_and_ends_in_the_bytes_of_a_local_one(tmp_path: Path, cluster: Path) -> None:
-    grid, local = tmp_path / "grid", tmp_path / "local"
-    flags = ["--cache_dir", str(tmp_path / "cache"), "--output_dir"]
-    subprocess.run([*sweep(tmp_path), *flags, str(grid), "--jobs", "2", "--launcher", "slurm"], check=True)
-    wait_until(lambda: ask("squeue", "-h", "-w", "n2", "-t", "running", "-o", "%i"), 120)
-    wait_until(lambda: list(grid.glob("seed_*/checkpoint")), 120)
-    subprocess.run(["bash", CLUSTER, "kill", cluster, "n2"], check=True)
-    wait_until(lambda: not ask("squeue", "-h"), 400)
-    assert sorted(path.parent.name for path in grid.glob("*/metrics.json")) == sorted(RUNS)
-    assert (grid / "comparison" / "report.html").is_file()
-    restarts = ask("scontrol", "show", "node", "n2")
-    assert "DOWN" in restarts, restarts
-    subprocess.run([*sweep(tmp_path), "--cache_dir", str(tmp_path / "cache"), "--output_dir", str(local)], check=True)
-    for name in RUNS:
-        for file in SAME_BYTES:
-            assert (grid / name / file).read_bytes() == (local / name / file).read_bytes(), f"{name}/{file}"
+def test_cancelled_job_stays_cancelled(tmp_path: Path, cluster: Cluster) -> None:
+    launch(cluster)
+    wait_until(lambda: running(cluster, "n1") and list(tmp_path.glob("run/kd_alpha_*/config.json")), PATIENCE_S)
+    cluster.run("scancel", "-u", "root")
+    wait_until(lambda: not cluster.run("squeue", "-h"), PATIENCE_S)
+    time.sleep(5)
+    assert cluster.run("squeue", "-h") == ""
+    states = {job.partition("JobState=")[2].split()[0] for job in cluster.run("scontrol", "show", "job", "-o").splitlines()}
+    assert states <= {"COMPLETED", "CANCELLED"}
