@@ -11,6 +11,7 @@ import importlib.util
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 
 def main(folder: str, texts_file: str, answers_file: str) -> None:
@@ -18,7 +19,7 @@ def main(folder: str, texts_file: str, answers_file: str) -> None:
     from transformers import AutoTokenizer, pipeline
 
     texts = json.loads(Path(texts_file).read_text(encoding="utf-8"))
-    classify = pipeline("text-classification", model=folder, top_k=None)
+    classify: Any = pipeline("text-classification", model=folder, top_k=None)
     labels = [classify.model.config.id2label[place] for place in range(classify.model.config.num_labels)]
     answers = classify(texts, truncation=True)
     rows = [{entry["label"]: entry["score"] for entry in answer} for answer in answers]
