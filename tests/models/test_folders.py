@@ -208,6 +208,9 @@ def test_folder_with_the_suites_own_head_serves_as_an_encoder(tmp_path: Path) ->
     save_classifier(student, tokenizer, tmp_path / "student", SETTINGS)
     encoder = load_encoder(str(tmp_path / "student"))
     assert all(torch.equal(weight, student.encoder.state_dict()[name]) for name, weight in encoder.state_dict().items())
+    encoder.save_pretrained(tmp_path / "again")  # type: ignore[operator]
+    again = transformers.AutoModel.from_pretrained(tmp_path / "again")
+    assert torch.equal(again.get_input_embeddings().weight, student.encoder.get_input_embeddings().weight)  # type: ignore[operator]
     assert load_tokenizer(str(tmp_path / "student"))(TEXTS[0]) == tokenizer(TEXTS[0])
 
 
