@@ -105,7 +105,7 @@ def test_identity_of_one_is_its_own_and_that_of_several_changes_with_each() -> N
         Ensemble({"teacher": one, "teacher_2": two}).identity,
         Ensemble({"teacher": two, "teacher_2": one}).identity,
         Ensemble({"teacher": one}, probs).identity,
-        Ensemble({"teacher": one}, probs / np.float32(2)).identity,
+        Ensemble({"teacher": one}, probs * np.float32(0.5)).identity,
         Ensemble({}, probs).identity,
     ]
     assert len({str(identity) for identity in found}) == len(found)

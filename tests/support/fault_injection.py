@@ -51,7 +51,7 @@ PRELOADED = [
 TIMEOUT_S = 120
 KILLS_PER_RUN = 3
 # What the command says has to fit into a file of the least size, or its error line could not be read.
-SMALLEST_LIMIT = 1500
+SMALLEST_LIMIT = 3000
 GOLDEN_RATIO = 0.6180339887
 
 
