@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from research.components import COMPONENT_NAMES
+from research.distributed import ALONE, World
 from research.errors import StopRequest, TrainingFault, describe_fault, naming_lack_of_memory
 from research.evaluation.metrics import DEFAULT_THRESHOLD, compute_metrics
 from research.evaluation.predict import evaluating
@@ -49,6 +50,7 @@ class DistillationTrainer:
         config: Its distillation and training fields are used.
         device: Where to train.
         label_names: Needed for `--label_alphas`, which go by name.
+        world: The processes that train the student together; its loader deals out the batches' rows to them.
     """
 
     def __init__(
@@ -59,7 +61,9 @@ class DistillationTrainer:
         device: torch.device | str,
         *,
         label_names: Sequence[str] = (),
+        world: World = ALONE,
     ) -> None:
+        self.world = world
         self.device = torch.device(device)
         self.config = config
         self.student = student.to(self.device)
@@ -77,6 +81,7 @@ class DistillationTrainer:
         self.parameters = [
             parameter for module in (self.student, self.objective) for parameter in module.parameters() if parameter.requires_grad
         ]
+        self.replica = world.replicate(Trained(self.student, self.objective))
         self.autocast_dtype = choose_autocast_dtype(config, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast_dtype is torch.float16)
         self._fault_flag = torch.zeros((), device=self.device)
@@ -126,8 +131,10 @@ class DistillationTrainer:
         losses = []
         with naming_lack_of_memory(step, batches):
             for batch in batches:
-                components = self.compute_losses(move_batch(batch, self.device), class_weights)
-                self.scaler.scale(components["total_loss"] * (1.0 / len(batches))).backward()
+                with self.world.accumulate(self.replica, last=batch is batches[-1]):
+                    components = self.replica(self.compute_losses, move_batch(batch, self.device), class_weights)
+                    # The processes' gradients are averaged, and their losses are summands.
+                    self.scaler.scale(components["total_loss"] * (self.world.size / len(batches))).backward()
                 losses.append({name: loss.detach() for name, loss in components.items()})
         return self._update(optimizer, batches, losses, step)
 
@@ -150,7 +157,8 @@ class DistillationTrainer:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip_norm)
         for batch, components in zip(batches, losses, strict=True):
             row = torch.stack([components.get(name, norm.new_zeros(())) for name in COMPONENT_NAMES] + [norm])
-            self._unchecked.append((step, row, batch.get("row", batch.get("index", torch.empty(0)))))
+            self.world.add_up(row[:-1])  # so that every process sees the whole batch's losses, and acts on the same
+            self._unchecked.append((step, row, batch.get("whole_rows", batch.get("row", batch.get("index", torch.empty(0))))))
             # Scaled gradients may overflow: the scaler then skips the step. A loss never may.
             judged = row[:-1] if self.scaler.is_enabled() else row
             self._fault_flag = torch.maximum(self._fault_flag, 1.0 - torch.isfinite(judged).all().float())
@@ -235,6 +243,18 @@ class DistillationTrainer:
         """
         weights = None if class_weights is None else class_weights.to(self.device)
         return EpochLoop(self, loader, validate, weights, checkpoints, stop, name).run()
+
+
+class Trained(nn.Module):
+    """Everything that is trained as one module, since that is what can be replicated."""
+
+    def __init__(self, student: nn.Module, objective: nn.Module) -> None:
+        super().__init__()
+        self.student, self.objective = student, objective
+
+    def forward(self, compute: Callable[..., dict[str, Tensor]], *inputs: Any) -> dict[str, Tensor]:
+        """Compute losses with these modules; a replica sees here that a backward pass is to come."""
+        return compute(*inputs)
 
 
 def choose_autocast_dtype(config: ExperimentConfig, device: torch.device) -> torch.dtype | None:

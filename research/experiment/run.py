@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ from research.experiment.tokenised import tokenise_comments
 from research.experiment.training import summarize
 from research.names import PARTS
 from research.report.run_page import write_report
-from research.runs.directory import RunDirectory
+from research.runs.directory import RunDirectory, Status
 from research.runs.folds import aggregate_folds
 from research.runs.formats import read_json
 from research.storage.arrays import return_free_memory
@@ -44,7 +45,7 @@ def run_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> d
     """
     with runtime.timed("tokenize"):
         context = RunContext(inputs, tokenise_comments(inputs, runtime.cache), runtime, run_dir)
-    pipeline = PIPELINES[inputs.config.pipeline]
+    pipeline, lead = PIPELINES[inputs.config.pipeline], runtime.world.lead
     logits: Logits = {}
     training: dict[str, Any] = {}
     teacher = student = None
@@ -56,19 +57,23 @@ def run_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> d
     if pipeline.student:
         with runtime.timed("student"):
             student = train_student(teacher, context)
-        run_dir.write_history(student.training.history)
+        lead(partial(run_dir.write_history, student.training.history))
         logits["student"], training["student"] = student.logits, summarize(student.training)
     if inputs.config.with_control:
         with runtime.timed("control"):
             control = train_control(teacher, context)
-        run_dir.write_history(control.training.history, "history_control.csv")
+        lead(partial(run_dir.write_history, control.training.history, "history_control.csv"))
         logits["control"], training["control"] = control.logits, summarize(control.training)
-    labels = {part: inputs.comments.labels[getattr(inputs.split, part)] for part in ("train", *PARTS)}
-    metrics = score(labels, logits, training, inputs)
-    return_free_memory()  # of training, before the report reads every prediction
-    with runtime.timed("save"):
-        save_run(metrics, labels, logits, teacher, None if student is None else student.model, context)
-    return metrics
+
+    def finish() -> dict[str, Any]:
+        labels = {part: inputs.comments.labels[getattr(inputs.split, part)] for part in ("train", *PARTS)}
+        metrics = score(labels, logits, training, inputs)
+        return_free_memory()  # of training, before the report reads every prediction
+        with runtime.timed("save"):
+            save_run(metrics, labels, logits, teacher, None if student is None else student.model, context)
+        return metrics
+
+    return lead(finish)
 
 
 def score(
@@ -106,20 +111,34 @@ def run_folds(
         settings: What config.json holds of the whole cross-validation.
         first: The inputs of the first fold, which are loaded already.
     """
-    metrics = []
+    world = runtime.world
     for fold in range(config.num_folds):
-        inputs = first if fold == 0 else load_inputs(load_dataset(config, fold))
+        inputs = first if fold == 0 else world.together(partial(load_fold, config, fold))
         with RunDirectory(run_dir.path / f"fold_{fold + 1}") as fold_dir:
-            status = fold_dir.claim({**settings, "fold": fold + 1})
-            if status == "finished":
-                fold_dir.check_tables(inputs.comments.file_sha256, table_paths(inputs.config))
-                check_models(fold_dir, inputs.config)
-            else:
+            if world.lead(partial(claim_fold, fold_dir, {**settings, "fold": fold + 1}, inputs)) != "finished":
                 log.info("fold %d of %d", fold + 1, config.num_folds)
                 runtime.timing_s.clear()
                 run_experiment(inputs, runtime, fold_dir)
-        metrics.append(read_json(fold_dir.path / "metrics.json"))
-    total = aggregate_folds(metrics)
-    write_report(run_dir.path, total, plots=runtime.extras.plots)
-    run_dir.write_metrics(total)
-    return total
+
+    def finish() -> dict[str, Any]:
+        folds = [run_dir.path / f"fold_{fold + 1}" for fold in range(config.num_folds)]
+        total = aggregate_folds([read_json(folder / "metrics.json") for folder in folds])
+        write_report(run_dir.path, total, plots=runtime.extras.plots)
+        run_dir.write_metrics(total)
+        return total
+
+    return world.lead(finish)
+
+
+def load_fold(config: ExperimentConfig, fold: int) -> Inputs:
+    """Load the inputs of a fold."""
+    return load_inputs(load_dataset(config, fold))
+
+
+def claim_fold(fold_dir: RunDirectory, settings: Mapping[str, Any], inputs: Inputs) -> Status:
+    """Claim a fold's directory; what is finished there must be of the tables and models as they are now."""
+    status = fold_dir.claim(settings)
+    if status == "finished":
+        fold_dir.check_tables(inputs.comments.file_sha256, table_paths(inputs.config))
+        check_models(fold_dir, inputs.config)
+    return status

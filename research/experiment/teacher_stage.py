@@ -22,6 +22,7 @@ from research.experiment.runtime import Runtime
 from research.experiment.seen_texts import read_seen, storing_seen, write_seen
 from research.experiment.training import summarize, train
 from research.kd.layers import compare_layers
+from research.kd.loop import TrainingResult
 from research.kd.targets import KeptTeacher, LiveTeacher, TeacherTargets
 from research.kd.teacher import Teacher, estimate_bytes, fetch_layers, fetch_logits
 from research.models.classifiers import TeacherModel, TextClassifier
@@ -60,9 +61,12 @@ def get_teacher(context: RunContext) -> Teacher:
         )
 
     def build(folder: Path, scratch: Path) -> None:
-        fine_tune(context, folder, scratch)
+        store_teacher(*fine_tune(context, scratch), context, folder)
 
-    folder = context.runtime.cache.fetch("teachers", teacher_key(inputs, context.runtime), build)
+    num_processes = find_num_processes(context)
+    key = teacher_key(inputs, context.runtime, num_processes)
+    folder = context.runtime.cache.fetch("teachers", key, build, join=lambda scratch: fine_tune(context, scratch))
+    context.runtime.world.lead(lambda: context.run_dir.keep_num_processes(num_processes))
 
     def load() -> TextClassifier:
         model = load_classifier(str(folder / "model"), inputs.comments.label_names).model
@@ -96,10 +100,25 @@ def identify_entry(folder: Path) -> dict[str, Any]:
     return {"files": json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]}
 
 
-def teacher_key(inputs: Inputs, runtime: Runtime) -> dict[str, Any]:
+def find_num_processes(context: RunContext) -> int:
+    """Return on how many processes the run's teacher is fine-tuned: those of now, but for a run that has its teacher already."""
+    runtime = context.runtime
+
+    def find() -> int:
+        kept = context.run_dir.kept_num_processes()
+        if kept is None or runtime.cache.find("teachers", teacher_key(context.inputs, runtime, kept)) is None:
+            return runtime.world.size
+        return kept
+
+    return runtime.world.lead(find)
+
+
+def teacher_key(inputs: Inputs, runtime: Runtime, num_processes: int) -> dict[str, Any]:
     """Return everything the fine-tuned teacher's bytes depend on."""
     comments, split = inputs.comments, inputs.split
-    return {
+    # Sums of several processes end in other last digits. Of one, the key says nothing, as it always did.
+    together = {"processes": num_processes} if num_processes > 1 else {}
+    return together | {
         "model": inputs.model_files["teacher"].sha256,
         "tokenizer": fingerprint_tokenizer(inputs.teacher_tokenizer),
         "settings": inputs.model_settings,
@@ -112,8 +131,8 @@ def teacher_key(inputs: Inputs, runtime: Runtime) -> dict[str, Any]:
     }
 
 
-def fine_tune(context: RunContext, folder: Path, scratch: Path) -> None:
-    """Fine-tune the teacher on the labels and leave its best epoch in `folder`."""
+def fine_tune(context: RunContext, scratch: Path) -> tuple[TeacherModel, TrainingResult]:
+    """Fine-tune the teacher on the labels; it ends with the weights of its best epoch. Its checkpoints go to `scratch`."""
     inputs, tokens = context.inputs, context.tokens.teacher
     assert tokens is not None
     config = dataclasses.replace(
@@ -125,9 +144,15 @@ def fine_tune(context: RunContext, folder: Path, scratch: Path) -> None:
     torch.manual_seed(config.seed)
     num_labels = len(inputs.comments.label_names)
     model = TeacherModel(num_labels=num_labels, dropout=config.dropout, pooling=config.pooling, encoder=encoder)
-    trainer = DistillationTrainer(None, model, config, context.runtime.device)
+    world = context.runtime.world
+    trainer = DistillationTrainer(None, model, config, context.runtime.device, world=world)
     loader = context.training_batches(inputs.split.train, tokens, config.seed)
-    result = train("teacher", trainer, loader, CheckpointFolder(scratch), context)
+    return model, train("teacher", trainer, loader, CheckpointFolder(scratch, world=world), context)
+
+
+def store_teacher(model: TeacherModel, result: TrainingResult, context: RunContext, folder: Path) -> None:
+    """Leave the fine-tuned teacher and the facts of its training in a folder of the cache."""
+    inputs = context.inputs
     save_classifier(model.cpu(), inputs.teacher_tokenizer, folder / "model", inputs.model_settings)
     write_seen(folder / "model", inputs.comments.text_hash[inputs.split.train])
     facts = {"training": summarize(result), "parameters": count_parameters(model)["parameters_total"]}

@@ -83,6 +83,7 @@ class MultiLabelDistillationLoss(nn.Module):
         teacher_logits: Tensor,
         labels: Tensor,
         class_weights: Tensor | None = None,
+        shares: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Return total_loss, soft_loss and hard_loss.
 
@@ -90,11 +91,15 @@ class MultiLabelDistillationLoss(nn.Module):
             labels: (B, C) of 0 and 1, NaN where unknown: such a cell is left out of the hard loss,
                 whose mean runs over the known cells; the soft loss still uses it.
             class_weights: (C,) weight of the positives in the hard loss.
+            shares: What part of a whole batch's rows and of its known cells these are, when other processes have the
+                others; what they return then adds up to the whole batch's losses.
         """
         soft = soft_bce_loss(student_logits, teacher_logits, self.temperature, t_squared=self.t_squared)
         hard, known = hard_bce_loss(student_logits, labels, class_weights)
         if self.reduction == "mean":
             soft, hard = soft / soft.numel(), hard / known.sum().clamp_min(1.0)
+        if shares is not None:
+            soft, hard = soft * shares[0], hard * shares[1]
         total = self.alpha * soft + (1.0 - self.alpha) * hard
         if self.reduction == "none":
             return {"total_loss": total, "soft_loss": soft, "hard_loss": hard}

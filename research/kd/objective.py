@@ -16,7 +16,7 @@ from research.kd.losses import MultiLabelDistillationLoss, hard_bce_loss, soft_l
 from research.kd.targets import Targets
 from research.models.classifiers import ModelShape
 from research.models.mapping import pair_name
-from research.text.batches import Batch
+from research.text.batches import Batch, scale_to_share
 from research_config import ExperimentConfig
 
 
@@ -35,7 +35,7 @@ class LabelObjective(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the loss components, `total_loss` with its gradient."""
         hard, known = hard_bce_loss(logits, batch["labels"], class_weights)
-        hard_loss = hard.sum() / known.sum().clamp_min(1.0)
+        hard_loss = scale_to_share(hard.sum() / known.sum().clamp_min(1.0), batch, "known")
         return {"total_loss": hard_loss, "hard_loss": hard_loss.detach()}
 
 
@@ -85,8 +85,10 @@ class DistillationObjective(nn.Module):
             class_weights: (C,) weight of the positives in the hard loss.
         """
         assert targets is not None, "the distillation losses need a teacher's answers"
-        losses = self.criterion(logits, targets.logits, batch["labels"], class_weights)
+        shares = (batch["rows_share"], batch["known_share"]) if "rows_share" in batch else None
+        losses = self.criterion(logits, targets.logits, batch["labels"], class_weights, shares)
         floor = soft_loss_floor(targets.logits, self.criterion.temperature, t_squared=self.criterion.t_squared).mean()
+        floor = scale_to_share(floor, batch, "rows")
         components = {name: loss.detach() for name, loss in losses.items()}
         components["soft_excess"] = components["soft_loss"] - floor
         total = losses["total_loss"]
@@ -111,7 +113,9 @@ class DistillationObjective(nn.Module):
         words, num_words = batch.get("student_words"), int(batch.get("num_words", 0))
         student, mask = align_outputs(student, batch["attention_mask"], words, num_words)
         projections: Any = self.projections if len(self.projections) else None
-        return self.comparison.losses(teacher, student, mask, projections)
+        losses = self.comparison.losses(teacher, student, mask, projections)
+        averaged_over = self.comparison.averaged_over
+        return {name: scale_to_share(loss, batch, averaged_over[name]) for name, loss in losses.items()}
 
 
 def _components_of(known: Collection[str]) -> tuple[str, ...]:

@@ -43,9 +43,12 @@ FloatArray = npt.NDArray[np.floating[Any]]
 Status = Literal["absent", "unfinished", "finished", "foreign"]
 # Says that the unfinished run it stands in was begun by --overwrite, so the same command goes on with it.
 OVERWRITING_FILE = ".overwriting"
+# On how many processes the teacher of the unfinished run it stands in was fine-tuned, when on more than one.
+PROCESSES_FILE = ".teacher_processes"
 # Everything --overwrite may remove. metrics.json goes before the rest, so that an interruption leaves no finished run.
 OWNED_FILES = (
     OVERWRITING_FILE,  # before metrics.json, so that an interruption does not make the old run look like a new one
+    PROCESSES_FILE,
     "metrics.json",
     "history.csv",
     "history_control.csv",
@@ -202,7 +205,22 @@ class RunDirectory:
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json, which makes the run a finished one; call it after the other writers."""
         write_json_atomic(self.path / "metrics.json", metrics)
-        (self.path / OVERWRITING_FILE).unlink(missing_ok=True)
+        for name in (OVERWRITING_FILE, PROCESSES_FILE):
+            (self.path / name).unlink(missing_ok=True)
+
+    def keep_num_processes(self, number: int) -> None:
+        """Remember, until the run is finished, on how many processes its teacher was fine-tuned."""
+        path = self.path / PROCESSES_FILE
+        if number > 1:
+            write_atomic(path, str(number).encode())
+        elif path.is_file():
+            path.unlink()
+
+    def kept_num_processes(self) -> int | None:
+        """Return on how many processes the run's teacher was fine-tuned, None when it may not have one yet."""
+        if (self.path / PROCESSES_FILE).is_file():
+            return int((self.path / PROCESSES_FILE).read_text(encoding="ascii"))
+        return 1 if (self.path / CHECKPOINT_FOLDERS[0]).is_dir() else None
 
     def drop_checkpoints(self) -> None:
         """Remove what a finished run has no use for; a process may have been killed before it did."""
