@@ -69,13 +69,13 @@ def run_arguments(arguments: Arguments, argv: list[str], extras: Extras | None) 
 def apply_demo(arguments: Arguments, world: World) -> ExperimentConfig:
     """Fill the flags the user did not give with the demo's, and build its corpus and models."""
     # With torch, which a bad flag does without.
-    from research.experiment.command import explaining_failures, explaining_losses
+    from research.experiment.command import explaining_failures
     from research.models.saved import raising_os_errors
 
     config = arguments.config
     quiet_libraries()
     folder = Path(config.cache_dir) / "demo"
-    with explaining_losses(world), explaining_failures(config), raising_os_errors(folder):
+    with explaining_failures(config), raising_os_errors(folder):
         files = world.lead(lambda: build_demo(folder, config.split_seed))
     settings = {name: value for name, value in DEMO_SETTINGS.items() if name not in arguments.explicit}
     paths = {field.name: str(getattr(files, field.name)) for field in dataclasses.fields(files)}

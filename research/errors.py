@@ -175,8 +175,8 @@ def is_process_lost(error: BaseException) -> bool:
 def describe_lost_process() -> str:
     """Say that the run cannot go on without its other processes, and how it will."""
     return (
-        "another process of this run ended or does not answer; what it says stands beside this line. The same command goes "
-        "on from the last checkpoint."
+        "another process of this run ended or does not answer, so this one stops; what that one said, if anything, stands "
+        "beside this line. The same command goes on from the last checkpoint."
     )
 
 

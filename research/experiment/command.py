@@ -83,16 +83,19 @@ def attempt(
 ) -> Outcome:
     """Do one run, unless it is finished already; whatever stops it, but for a bug of our own, becomes its outcome."""
     try:
-        with explaining_losses(world):
-            metrics = world.lead(lambda: find_finished(config))
-            if metrics is not None:
-                log.info("%s is finished already", config.run_dir)
-                return Outcome(DONE, metrics)
-            return Outcome(DONE, run(config, argv, stop, extras, world))
+        metrics = world.lead(lambda: find_finished(config))
+        if metrics is not None:
+            log.info("%s is finished already", config.run_dir)
+            return Outcome(DONE, metrics)
+        return Outcome(DONE, run(config, argv, stop, extras, world))
     except InputError as error:
         return Outcome(BAD_INPUT, problems=list_problems(error))
     except StoppedElsewhere:
         return Outcome(FAILED)
+    except RuntimeError as error:
+        if not is_process_lost(error):
+            raise
+        return Outcome(RunFailed(FAILED, describe_lost_process(), of_one=True).status)
     except RunFailed as error:
         return Outcome(error.status, problems=(str(error),))
     except KeyboardInterrupt:
@@ -202,22 +205,13 @@ def explaining_failures(config: ExperimentConfig) -> Iterator[None]:
         # Processes see the same losses and logits; what has a cause is a lack of memory.
         raise RunFailed(FAILED, str(error), of_one=error.__cause__ is not None) from error
     except (RuntimeError, MemoryError) as error:
+        if is_process_lost(error):
+            raise RunFailed(FAILED, describe_lost_process(), of_one=True) from error
         if not is_out_of_memory(error):
             raise
         raise RunFailed(FAILED, describe_lack_of_memory(config.max_length), of_one=True) from error
     except OSError as error:
         raise RunFailed(FAILED, describe_os_error(error, str(config.run_dir)), of_one=True) from error
-
-
-@contextmanager
-def explaining_losses(world: World) -> Iterator[None]:
-    """Turn the loss of another process of the run into one logged line and an exit status."""
-    try:
-        yield
-    except RuntimeError as error:
-        if world.size == 1 or not is_process_lost(error):
-            raise
-        raise RunFailed(FAILED, describe_lost_process(), of_one=True) from error
 
 
 @contextmanager

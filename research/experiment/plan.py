@@ -11,10 +11,11 @@ import torch
 from research.experiment.announce import count
 from research.experiment.inputs import Inputs
 from research.experiment.runtime import Runtime, machine_name
-from research.experiment.teacher_stage import identify_checkpoint, identify_entry, teacher_key
+from research.experiment.teacher_stage import find_num_processes, identify_checkpoint, identify_entry, teacher_key
 from research.experiment.tokenised import token_keys
 from research.kd.teacher import output_key
 from research.names import PARTS
+from research.runs.directory import RunDirectory
 from research.storage.cache import digest_key
 from research_config import PIPELINES, saved_settings
 from research_distillation import choose_autocast_dtype
@@ -88,7 +89,8 @@ def find_teacher(inputs: Inputs, runtime: Runtime) -> dict[str, object] | None:
     """Return what identifies the run's teacher, None while it has to be fine-tuned."""
     if inputs.checkpoint is not None:
         return identify_checkpoint(inputs)
-    entry = runtime.cache.find("teachers", teacher_key(inputs, runtime, runtime.world.size))
+    num_processes = find_num_processes(inputs, runtime, RunDirectory(inputs.config.run_dir))
+    entry = runtime.cache.find("teachers", teacher_key(inputs, runtime, num_processes))
     try:
         return None if entry is None else identify_entry(entry)
     except (OSError, json.JSONDecodeError, KeyError):  # a damaged entry, which is made again

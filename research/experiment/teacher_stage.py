@@ -30,6 +30,7 @@ from research.models.encoders import load_encoder
 from research.models.fingerprint import check_unchanged
 from research.models.saved import load_classifier, save_classifier
 from research.names import PARTS
+from research.runs.directory import RunDirectory
 from research.storage.arrays import release_pages
 from research.storage.cache import MANIFEST
 from research.storage.checkpoints import CheckpointFolder
@@ -63,7 +64,7 @@ def get_teacher(context: RunContext) -> Teacher:
     def build(folder: Path, scratch: Path) -> None:
         store_teacher(*fine_tune(context, scratch), context, folder)
 
-    num_processes = find_num_processes(context)
+    num_processes = find_num_processes(inputs, context.runtime, context.run_dir)
     key = teacher_key(inputs, context.runtime, num_processes)
     folder = context.runtime.cache.fetch("teachers", key, build, join=lambda scratch: fine_tune(context, scratch))
     context.runtime.world.lead(lambda: context.run_dir.keep_num_processes(num_processes))
@@ -100,13 +101,15 @@ def identify_entry(folder: Path) -> dict[str, Any]:
     return {"files": json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]}
 
 
-def find_num_processes(context: RunContext) -> int:
-    """Return on how many processes the run's teacher is fine-tuned: those of now, but for a run that has its teacher already."""
-    runtime = context.runtime
+def find_num_processes(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> int:
+    """Return on how many processes the run's teacher is fine-tuned.
+
+    Those of now, but a run that goes on with others keeps the teacher it began with.
+    """
 
     def find() -> int:
-        kept = context.run_dir.kept_num_processes()
-        if kept is None or runtime.cache.find("teachers", teacher_key(context.inputs, runtime, kept)) is None:
+        kept = run_dir.kept_num_processes()
+        if kept is None or runtime.cache.find("teachers", teacher_key(inputs, runtime, kept)) is None:
             return runtime.world.size
         return kept
 
