@@ -55,7 +55,8 @@ def build_loader(world: World, batch: int, two_tokenizers: bool) -> BatchLoader:
     """Return batches whose last is ragged, with unknown labels, and one row that has none."""
     labels = np.random.default_rng(1).integers(0, 2, (ROWS, LABELS)).astype(np.float32)
     labels[::4, 1] = labels[3] = np.nan
-    tokens, extras = build_tokens(2), {}
+    tokens = build_tokens(2)
+    extras: dict[str, Any] = {}
     if two_tokenizers:
         other, shared = build_tokens(3), np.arange(ROWS) % 4
         extras["words"] = WordPairs(build_words(tokens, shared), build_words(other, shared), 1.0)
@@ -65,8 +66,13 @@ def build_loader(world: World, batch: int, two_tokenizers: bool) -> BatchLoader:
 
 def build_encoder(layers: int, width: int, seed: int) -> torch.nn.Module:
     torch.manual_seed(seed)
-    shape = {"hidden_size": width, "num_hidden_layers": layers, "num_attention_heads": 2, "intermediate_size": 2 * width}
-    dropout = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
+    shape: dict[str, Any] = {
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": 2,
+        "intermediate_size": 2 * width,
+    }
+    dropout: dict[str, Any] = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
     config = BertConfig(vocab_size=VOCABULARY, max_position_embeddings=16, **shape, **dropout)
     return prepare_encoder(BertModel(config, add_pooling_layer=True))  # the pooler is never used
 
@@ -97,7 +103,8 @@ def take_all_steps(folder: Path, batch: int) -> None:
     torch.set_num_threads(1)
     world = join_world("cpu")
     for number, case in enumerate(CASES.values()):
-        np.savez(folder / f"{number}_{world.rank}.npz", **take_steps(world, case, batch))
+        arrays: dict[str, Any] = take_steps(world, case, batch)
+        np.savez(folder / f"{number}_{world.rank}.npz", **arrays)
     world.leave()
 
 
