@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
 import numpy as np
@@ -19,6 +20,7 @@ from research.distributed import ALONE, World
 from research.errors import StopRequest, TrainingFault, describe_fault, naming_lack_of_memory
 from research.evaluation.metrics import DEFAULT_THRESHOLD, compute_metrics
 from research.evaluation.predict import evaluating
+from research.kd.averaging import AveragedWeights
 from research.kd.loop import EpochLoop, TrainingResult, Validate
 from research.kd.losses import MultiLabelDistillationLoss, compute_attention_loss, compute_hidden_state_loss
 from research.kd.objective import DistillationObjective, LabelObjective
@@ -71,17 +73,19 @@ class DistillationTrainer:
         self.objective: LabelObjective | DistillationObjective = LabelObjective()
         if teacher is not None:
             shape = ModelShape.of(teacher.backbone_config) if isinstance(teacher, TextClassifier) else teacher.shape
-            objective = DistillationObjective(config, shape, ModelShape.of(student.backbone_config), label_names)
+            objective = DistillationObjective(config, shape, ModelShape.of(student.backbone_config), label_names, world)
             if isinstance(teacher, TextClassifier):
                 comparison = objective.comparison
                 teacher = LiveTeacher(teacher, self.device, None if comparison is None else comparison.teacher)
             self.teacher, self.objective = teacher, objective.to(self.device)
         if config.freeze_student_encoder:
-            cast(nn.Module, student.encoder).requires_grad_(False)
+            student.freeze_encoder()
         self.parameters = [
             parameter for module in (self.student, self.objective) for parameter in module.parameters() if parameter.requires_grad
         ]
         self.replica = world.replicate(Trained(self.student, self.objective))
+        trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
+        self.average = AveragedWeights(trained, config.ema_decay) if config.ema_decay else None
         self.autocast_dtype = choose_autocast_dtype(config, self.device)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.autocast_dtype is torch.float16)
         self._fault_flag = torch.zeros((), device=self.device)
@@ -136,7 +140,14 @@ class DistillationTrainer:
                     # The processes' gradients are averaged, and their losses are summands.
                     self.scaler.scale(components["total_loss"] * (self.world.size / len(batches))).backward()
                 losses.append({name: loss.detach() for name, loss in components.items()})
-        return self._update(optimizer, batches, losses, step)
+        updated = self._update(optimizer, batches, losses, step)
+        if updated and self.average is not None:
+            self.average.update()
+        return updated
+
+    def judged_weights(self) -> AbstractContextManager[None]:
+        """Let the student hold the weights that are validated and saved: their average with `--ema_decay`, else its own."""
+        return nullcontext() if self.average is None else self.average.in_place()
 
     def compute_losses(self, batch: Batch, class_weights: Tensor | None) -> dict[str, Tensor]:
         """Return every loss component of a batch on the device, `total_loss` with its gradient."""
@@ -210,18 +221,21 @@ class DistillationTrainer:
                 raise TrainingFault(describe_fault(step, (*COMPONENT_NAMES, "grad_norm"), values, bad, rows))
 
     def state_dict(self) -> dict[str, Any]:
-        """Return what a checkpoint keeps of the trainer: the student, the projections and the scaler."""
-        return {
+        """Return what a checkpoint keeps of the trainer: the student, the projections, the scaler and the average."""
+        state = {
             "student": self.student.state_dict(),
             "objective": self.objective.state_dict(),
             "scaler": self.scaler.state_dict(),
         }
+        return state if self.average is None else state | {"average": self.average.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put a checkpoint's state back."""
         self.student.load_state_dict(state["student"])
         self.objective.load_state_dict(state["objective"])
         self.scaler.load_state_dict(state["scaler"])
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
 
     def fit(
         self,
@@ -235,7 +249,8 @@ class DistillationTrainer:
     ) -> TrainingResult:
         """Train until the last epoch or until validation stops improving, resuming from a checkpoint.
 
-        The student ends with the weights of its best epoch by that score of `validate` which `--select_by` names.
+        The student ends with the weights of its best epoch by that score of `validate` which `--select_by` names, with
+        `--ema_decay` with their average.
 
         Raises:
             TrainingFault: a non-finite loss or gradient; the last checkpoint stays.

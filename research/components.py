@@ -21,12 +21,14 @@ class LossComponent:
         needs: What has to be known beside the student's own outputs: the labels, or an output of the teacher.
         weight_flag: The flag that weights it on top of the soft and hard loss; None for a component that
             alpha weights or that is only watched.
+        optional: Whether it is computed only where that weight is above 0; history.csv has no column for it elsewhere.
     """
 
     name: str
     label: str
     needs: Needs
     weight_flag: str | None = None
+    optional: bool = False
 
 
 LOSS_COMPONENTS: tuple[LossComponent, ...] = (
@@ -36,5 +38,6 @@ LOSS_COMPONENTS: tuple[LossComponent, ...] = (
     LossComponent("hard_loss", "hard", "labels"),
     LossComponent("hidden_loss", "hidden", "hidden_states", "hidden_loss_weight"),
     LossComponent("attention_loss", "attention", "attentions", "attention_loss_weight"),
+    LossComponent("rank_loss", "rank", "logits", "rank_loss_weight", optional=True),
 )
 COMPONENT_NAMES = tuple(component.name for component in LOSS_COMPONENTS)

@@ -88,6 +88,15 @@ class World:
     def add_up(self, tensor: Tensor) -> None:
         """Replace a tensor by its sum over the processes; on a card the host waits for nothing."""
 
+    def gather_batch(self, rows: Tensor, num_rows: int) -> Tensor:
+        """Return the rows of a whole batch, those of other processes without gradient.
+
+        Args:
+            rows: (B, K) of this process's part of the batch, as `split` gave it.
+            num_rows: Of the whole batch.
+        """
+        return rows
+
     def merge_rows(
         self, values: NDArray[np.float32] | None, given: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float32] | None, NDArray[np.bool_]]:
@@ -213,6 +222,20 @@ class JoinedWorld(World):
 
         distributed.all_reduce(tensor)
 
+    def gather_batch(self, rows: Tensor, num_rows: int) -> Tensor:
+        """Exchange the rows, padded to the longest part; a part may have none."""
+        import torch
+        from torch import distributed
+
+        counts = [len(range(rank, num_rows, self.size)) for rank in range(self.size)]
+        own = counts[self.rank]
+        padded = rows.new_zeros((max(counts), rows.shape[1]))
+        padded[:own] = rows[:own].detach()
+        parts = [torch.empty_like(padded) for _ in counts]
+        distributed.all_gather(parts, padded)
+        parts[self.rank] = rows
+        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
+
     def merge_rows(
         self, values: NDArray[np.float32] | None, given: NDArray[np.bool_]
     ) -> tuple[NDArray[np.float32] | None, NDArray[np.bool_]]:
@@ -302,6 +325,8 @@ def check_launch(config: Any) -> None:
             "--sweep: torchrun starts several processes for one run; start a sweep without torchrun, with --jobs for several "
             "runs at a time"
         )
+    if config.pipeline == "tfidf":
+        raise InputError("--pipeline: tfidf has no training that several processes share; start it without torchrun")
     if config.batch < size:
         raise InputError(f"--batch: {config.batch} rows cannot be shared by the {size} processes that torchrun started")
     if ":" in config.device:

@@ -47,6 +47,7 @@ def setting(
     check: Check | None = None,
     metavar: str | None = None,
     repeatable: bool = False,
+    keyed_at_default: bool = True,
 ) -> Any:
     """Declare one field together with everything there is to know of its flag.
 
@@ -57,6 +58,8 @@ def setting(
         check: Returns what is wrong with a value, None when nothing is.
         metavar: What the help shows for the value, where neither kind nor type say it.
         repeatable: For a list, whether a second flag adds to the first.
+        keyed_at_default: Whether cache keys name it at its default too; False for a field that came later, so that what
+            was kept before it is still found.
     """
     metadata = {
         "group": group,
@@ -68,6 +71,7 @@ def setting(
         "check": check,
         "metavar": metavar or METAVARS.get(kind),
         "repeatable": repeatable,
+        "keyed_at_default": keyed_at_default,
     }
     return dataclasses.field(default=default, metadata=metadata)
 
@@ -284,6 +288,8 @@ def read_config_file(settings_class: type[Any], path: Path, other_keys: Collecti
 def convert(settings_class: type[Any], name: str, value: Any) -> Any:
     """Turn a flag's text or a JSON value into the field's type; `~` in a path is the user's home.
 
+    A field that takes one text or several holds a single one as it is.
+
     Raises:
         ValueError: what was expected and what came, without the flag's name.
     """
@@ -294,15 +300,17 @@ def convert(settings_class: type[Any], name: str, value: Any) -> Any:
         if isinstance(value, bool):
             return value
         raise ValueError(f"must be true or false, got {quote_value(value)}")
-    if takes(tuple):
-        if isinstance(value, list) and all(map(is_plain_text, value)):
-            return tuple(value)
-        raise ValueError(f"must be a list of names, got {quote_value(value)}")
+    # A shell leaves the ~ of --output_dir=~/run as it is.
+    is_path = settings_class.__dataclass_fields__[name].metadata["kind"] in PATHS
+    if takes(tuple) and isinstance(value, list) and all(map(is_plain_text, value)):
+        texts = tuple(os.path.expanduser(text) if is_path else text for text in value)
+        return texts[0] if takes(str) and len(texts) == 1 else texts
     if takes(str):
         if is_plain_text(value):
-            # A shell leaves the ~ of --output_dir=~/run as it is.
-            return os.path.expanduser(value) if settings_class.__dataclass_fields__[name].metadata["kind"] in PATHS else value
+            return os.path.expanduser(value) if is_path else value
         raise ValueError(f"must be a text that is not empty, got {quote_value(value)}")
+    if takes(tuple):
+        raise ValueError(f"must be a list of names, got {quote_value(value)}")
     return convert_number(value, int if takes(int) else float)
 
 

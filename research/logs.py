@@ -39,7 +39,7 @@ def start_logging(level: int = logging.INFO) -> None:
         handler.addFilter(lambda record: hasattr(record, "is_of_one"))
     handler.addFilter(lambda record: not (hasattr(record, "is_progress") and sys.stderr.isatty()))
     # These libraries log what is not the user's business at info level.
-    for name in ("filelock", "httpx", "matplotlib", "fontTools", "transformers"):
+    for name in ("httpx", "matplotlib", "fontTools", "transformers"):
         logging.getLogger(name).setLevel(logging.WARNING)
 
 

@@ -296,8 +296,19 @@ def test_train_step_leaves_the_student_as_it_was_and_can_go_on_after_a_bad_batch
     assert not equal_weights(before, weights_of(trainer.student))
 
 
-def test_resumed_training_matches_uninterrupted_training_bit_for_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    config = tiny_config(kd_method="multi_level", epochs=3)
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"kd_method": "multi_level"},
+        {"anneal_labels": True, "ema_decay": 0.9},
+        {"rank_loss_weight": 0.5, "rank_objective": "pairwise", "undo_class_weights": True},
+    ],
+)
+def test_resumed_training_matches_uninterrupted_training_bit_for_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: dict[str, object]
+) -> None:
+    config = tiny_config(epochs=3, **flags)
+    class_weights = torch.tensor([2.0, 3.0, 0.5])
 
     def train(folder: Path, stop: StopRequest, stop_at: int) -> tuple[list[dict[str, object]], dict[str, torch.Tensor]]:
         torch.manual_seed(0)
@@ -305,7 +316,8 @@ def test_resumed_training_matches_uninterrupted_training_bit_for_bit(tmp_path: P
         trainer = DistillationTrainer(tiny_teacher(), student, config, "cpu")
         torch.manual_seed(9)
         after_each_step(trainer, monkeypatch, lambda step: setattr(stop, "requested", step == stop_at))
-        result = trainer.fit(tiny_loader(), constant_validation, checkpoints=CheckpointFolder(folder), stop=stop)
+        checkpoints = CheckpointFolder(folder)
+        result = trainer.fit(tiny_loader(), constant_validation, class_weights, checkpoints=checkpoints, stop=stop)
         return result.history, weights_of(student)
 
     whole_history, whole_weights = train(tmp_path / "whole", StopRequest(), -1)
@@ -331,6 +343,66 @@ def test_student_ends_with_the_weights_of_its_best_epoch(select_by: str) -> None
     result = trainer.fit(tiny_loader(), validate)
     assert (result.best_epoch, result.best_score) == (2, 0.9)
     assert equal_weights(weights_of(trainer.student), kept[1])
+
+
+def test_the_average_is_validated_and_kept_and_training_goes_on_from_the_weights() -> None:
+    judged: list[dict[str, torch.Tensor]] = []
+
+    def train(decay: float) -> tuple[DistillationTrainer, list[dict[str, torch.Tensor]]]:
+        judged.clear()
+
+        def validate(model: torch.nn.Module) -> dict[str, float]:
+            judged.append(weights_of(model))
+            return constant_validation(model) | {"average_precision_macro": len(judged) / 10}
+
+        trainer = DistillationTrainer(tiny_teacher(), tiny_student(dropout=0.0), tiny_config(ema_decay=decay), "cpu")
+        steps: list[dict[str, torch.Tensor]] = []
+        with pytest.MonkeyPatch.context() as patch:
+            after_each_step(trainer, patch, lambda _: steps.append(weights_of(trainer.student)))
+            trainer.fit(tiny_loader(), validate)
+        return trainer, steps
+
+    _, plain_steps = train(0.0)
+    trainer, steps = train(0.5)
+    assert all(equal_weights(*pair) for pair in zip(steps, plain_steps, strict=True))
+    name = "classifier.0.weight" if "classifier.0.weight" in steps[0] else next(iter(steps[0]))
+    shares = 0.5 ** np.arange(len(steps), 0, -1)
+    expected = sum(share * taken[name].double() for share, taken in zip(shares, steps, strict=True)) / shares.sum()
+    torch.testing.assert_close(judged[-1][name].double(), expected, rtol=1e-5, atol=1e-6)
+    assert equal_weights(weights_of(trainer.student), judged[-1])
+
+
+def test_annealing_ends_on_the_labels_alone() -> None:
+    trainer = DistillationTrainer(tiny_teacher(), tiny_student(), tiny_config(anneal_labels=True), "cpu")
+    shares: list[float] = []
+    with pytest.MonkeyPatch.context() as patch:
+        after_each_step(trainer, patch, lambda _: shares.append(objective_of(trainer).progress))
+        trainer.fit(tiny_loader(), constant_validation)
+    np.testing.assert_allclose(shares, np.linspace(0, 1, 10))
+
+
+def test_rank_loss_has_a_column_where_it_is_asked_for() -> None:
+    for weight in (0.0, 0.5):
+        trainer = DistillationTrainer(tiny_teacher(), tiny_student(), tiny_config(rank_loss_weight=weight), "cpu")
+        history = trainer.fit(tiny_loader(), constant_validation).history
+        assert all(("rank_loss" in row) is (weight > 0) for row in history)
+    assert all(row["rank_loss"] > 0 for row in history)
+
+
+@pytest.mark.parametrize("name", ["teacher", "control", "student"])
+def test_a_best_epoch_that_is_the_last_is_warned_of(caplog: pytest.LogCaptureFixture, name: str) -> None:
+    scores = iter([0.1, 0.2, 0.2, 0.1])
+
+    def validate(model: torch.nn.Module) -> dict[str, float]:
+        return constant_validation(model) | {"average_precision_macro": next(scores)}
+
+    flag = "--teacher_epochs" if name == "teacher" else "--epochs"
+    for improving in (True, False):
+        caplog.clear()
+        DistillationTrainer(None, tiny_student(), tiny_config(), "cpu").fit(tiny_loader(), validate, name=name)
+        found = [line for line in caplog.messages if "still improving" in line]
+        assert len(found) == improving
+        assert all(f"{name}: its best epoch is the last of 2" in line and f"Raise {flag}." in line for line in found)
 
 
 def test_training_stops_when_validation_no_longer_improves() -> None:

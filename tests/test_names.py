@@ -15,7 +15,7 @@ import pytest
 from support.builders import ROOT
 from support.comparison_runs import write_scored_run
 
-from research.components import COMPONENT_NAMES
+from research.components import COMPONENT_NAMES, LOSS_COMPONENTS
 from research.evaluation import bootstrap, gain
 from research.evaluation.metrics import OVERALL_METRICS, compute_agreement
 from research.names import LABEL_SCORES, METRIC_OF, METRICS, MODELS, SCORES_PER_EPOCH, THRESHOLDS, metrics_of
@@ -58,7 +58,9 @@ def test_history_and_curves_have_every_component_and_every_score_of_an_epoch(run
     with (run.path / "history.csv").open(encoding="utf-8", newline="") as file:
         header = next(csv.reader(file))
     expected = {*COMPONENT_NAMES, *(f"val_{name}" for name in SCORES_PER_EPOCH)}
-    assert expected <= set(header) == set(HISTORY_COLUMNS)
+    assert expected <= set(header) == {*HISTORY_COLUMNS, *COMPONENT_NAMES}
+    optional = {component.name for component in LOSS_COMPONENTS if component.optional}
+    assert set(COMPONENT_NAMES) - set(HISTORY_COLUMNS) == optional
     assert expected == {*figures.LOSS_CURVES, *figures.SCORE_CURVES}
 
 

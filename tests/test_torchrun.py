@@ -41,9 +41,11 @@ def test_processes_take_the_steps_of_one_process(name: str, steps: tuple[Path, i
     of_ranks = [dict(np.load(folder / f"{list(CASES).index(name)}_{rank}.npz")) for rank in range(size)]
     # The excess is a difference of two losses of about 11, each of them equal to 1e-6 of itself.
     tolerances = [1e-6 * expected["losses"][:, 1].max() if name == "soft_excess" else 1e-6 for name in COMPONENT_NAMES]
-    for column, tolerance in enumerate([*tolerances, 1e-6]):
+    for column, tolerance in enumerate(tolerances):
         left, right = of_ranks[0]["losses"][:, column], expected["losses"][:, column]
         np.testing.assert_allclose(left, right, rtol=1e-6, atol=tolerance)
+    # Gradients cancel: their norm is some digits less exact, most of all that of a correlation of nearly equal logits.
+    np.testing.assert_allclose(of_ranks[0]["losses"][:, -1], expected["losses"][:, -1], rtol=1e-5)
     # A step of Adam is up to lr = 1e-3 however small the gradient, so rounding shows where that is next to nothing.
     np.testing.assert_allclose(of_ranks[0]["weights"], expected["weights"], rtol=0, atol=1e-4)
     assert np.ptp(expected["losses"][:, 0]) > 1e-3, "a training that does not move proves nothing"
@@ -165,8 +167,8 @@ def test_run_of_two_processes_goes_on_in_one_and_back_with_its_teacher(lab: Lab)
     signal_half_way(place, 0, signal.SIGTERM)
     assert "to compute: student" in (one := attempt(place, kill_after_s=None)).errors and one.status == 0
     assert "student: resuming at step" in one.errors and "fine-tuning the teacher" not in one.errors
-    teacher = "teacher/encoder/model.safetensors"
-    assert read_results(place / "run")[teacher] == lab.expected[teacher]
+    teacher = next((lab.folder / "whole" / "run" / "teacher").rglob("*.safetensors")).relative_to(lab.folder / "whole")
+    assert (place / teacher).read_bytes() == (lab.folder / "whole" / teacher).read_bytes()
     half = stop_half_way(lab.folder, lab.inputs, attempt(lab.place("back")))
     assert launch(half, FLAGS).wait() == [0, 0], said(half)
     assert "student: resuming at step" in said(half) and "fine-tuning the teacher" not in said(half)

@@ -242,14 +242,19 @@ def _choose_threshold(positive: npt.NDArray[np.bool_], probs: FloatArray) -> flo
 
 
 def compute_soft_loss(
-    teacher_probs: FloatArray, student_probs: FloatArray, temperature: float, *, t_squared: bool = True
+    teacher_probs: FloatArray,
+    student_probs: FloatArray,
+    temperature: float,
+    *,
+    t_squared: bool = True,
+    teacher_shift: FloatArray | float = 0.0,
 ) -> dict[str, float]:
     """Return the mean soft loss of (N, C) probabilities and its excess over the teacher's entropy.
 
     The same figures as a history row's, taken without dropout. The excess is a Kullback-Leibler divergence,
     0 for a student that repeats its teacher, so it can be compared across temperatures and data sets.
     """
-    teacher, student = logit(teacher_probs) / temperature, logit(student_probs) / temperature
+    teacher, student = (logit(teacher_probs) - teacher_shift) / temperature, logit(student_probs) / temperature
     targets = sigmoid(teacher)
     scale = temperature**2 if t_squared else 1.0
 
@@ -281,6 +286,30 @@ def evaluate_model(
     return scores, dict(zip(label_names, thresholds.tolist(), strict=True))
 
 
+def keep_spoken(labels: FloatArray, probs: FloatArray) -> LabelledProbs:
+    """Return labels and probabilities, (N, C) each, where a cell without a probability (nan) counts as of unknown label."""
+    silent = np.isnan(probs)
+    return np.where(silent, np.nan, labels), np.where(silent, DEFAULT_THRESHOLD, probs)
+
+
+def score_teachers(
+    label_names: Sequence[str], labels: Mapping[str, FloatArray], probs: Mapping[str, Mapping[str, FloatArray]]
+) -> dict[str, Any]:
+    """Score each of several teachers by itself, as `evaluate_model` does.
+
+    Args:
+        labels: (N, C) by part.
+        probs: {teacher: {part: (N, C)}}, nan where it says nothing: those cells are left out, and `rows` says how
+            many rows of each part are left.
+    """
+    scores = {}
+    for name, parts in probs.items():
+        known = {part: keep_spoken(labels[part], parts[part]) for part in PARTS}
+        scores[name], _ = evaluate_model(label_names, **known)
+        scores[name]["rows"] = {part: int((~np.isnan(parts[part])).any(axis=1).sum()) for part in PARTS}
+    return scores
+
+
 def build_metrics(
     label_names: Sequence[str],
     labels: Mapping[str, FloatArray],
@@ -289,6 +318,8 @@ def build_metrics(
     *,
     kd_temperature: float = 1.0,
     t_squared: bool = True,
+    teacher_shift: FloatArray | float = 0.0,
+    softened: Mapping[str, FloatArray] | None = None,
 ) -> dict[str, Any]:
     """Assemble the content of metrics.json, unrounded.
 
@@ -298,6 +329,8 @@ def build_metrics(
             there are; the control is the student trained without the teacher.
         training: deterministic facts of the training, kept as they are.
         kd_temperature: softening for the soft loss, which says how far a student is from its teacher.
+        teacher_shift: (C,) what training took off the teacher's logits for the soft loss; its own scores keep it.
+        softened: {part: (N, C)} what the teacher's softened probabilities are made from, where several were averaged.
 
     The headline is macro-F1 on the test part at 0.5, which needs no tuned number to be repeated: the
     student's, or the teacher's in a run without a student.
@@ -320,13 +353,13 @@ def build_metrics(
             continue
         pairs = {part: (probs["teacher"][part], probs[model][part]) for part in PARTS}
         metrics[name] = {part: compute_agreement(*pair, label_names) for part, pair in pairs.items()}
-        for part, pair in pairs.items():
-            metrics[model][part] |= compute_soft_loss(*pair, kd_temperature, t_squared=t_squared)
-    headline_model = "student" if "student" in probs else "teacher"
-    thresholds, name = HEADLINE_METRIC.path
-    value = metrics[headline_model]["test"][thresholds][name]
-    metrics["headline"] = {"model": headline_model, "part": "test", "metric": name, "value": value}
-    return metrics
+        for part, (teacher, student) in pairs.items():
+            target = teacher if softened is None else softened[part]
+            scored = compute_soft_loss(target, student, kd_temperature, t_squared=t_squared, teacher_shift=teacher_shift)
+            metrics[model][part] |= scored
+    model, (thresholds, name) = "student" if "student" in probs else "teacher", HEADLINE_METRIC.path
+    value = metrics[model]["test"][thresholds][name]
+    return metrics | {"headline": {"model": model, "part": "test", "metric": name, "value": value}}
 
 
 def most_disagreeing(teacher_probs: FloatArray, student_probs: FloatArray, count: int) -> npt.NDArray[np.int64]:

@@ -34,7 +34,7 @@ from research.experiment.dataset import load_dataset
 from research.experiment.sources import check_models
 from research.flags import fields_of_kind
 from research.logs import LINE_OF_ONE, log_to_file, quiet_libraries, remembering, report_interrupt, report_problems
-from research.runs.directory import RunDirectory
+from research.runs.directory import DirectoryInUse, RunDirectory
 from research.runs.formats import read_json
 from research.storage.files import hash_file
 from research_config import ExperimentConfig, saved_settings, table_paths
@@ -44,18 +44,24 @@ if TYPE_CHECKING:
     from research.experiment.runtime import Extras, Runtime
 
 log = logging.getLogger("research")
-STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# SIGUSR1 is what batch systems send some time before they end a job; Windows has none.
+STOP_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGINT", "SIGUSR1") if hasattr(signal, name))
 # What --dry_run says of a run directory, by what is in it.
 WOULD_BE = {"absent": "written", "unfinished": "resumed", "finished": "answered from"}
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a run ended: its exit status, its metrics when it is finished, and what was wrong, one line a problem."""
+    """How a run ended: its exit status, its metrics when it is finished, and what was wrong, one line a problem.
+
+    Attributes:
+        in_use: Whether nothing was done, since another process is at the run.
+    """
 
     status: int
     metrics: dict[str, Any] | None = None
     problems: tuple[str, ...] = ()
+    in_use: bool = False
 
     @property
     def problem(self) -> str:
@@ -70,7 +76,7 @@ def run_one(
     # Processes of torchrun hear a Ctrl-C from the terminal and again from torchrun.
     stop = StopRequest(told_twice=world.size > 1)
     with catching_signals(stop):
-        outcome = attempt(config, argv, stop, extras, world)
+        outcome = attempt(config, argv, stop, extras, world=world)
     if outcome.status == INTERRUPTED:
         report_interrupt()
     elif outcome.status == BAD_INPUT:
@@ -79,17 +85,30 @@ def run_one(
 
 
 def attempt(
-    config: ExperimentConfig, argv: list[str], stop: StopRequest, extras: Extras | None = None, world: World = ALONE
+    config: ExperimentConfig,
+    argv: list[str],
+    stop: StopRequest,
+    extras: Extras | None = None,
+    hold_first: bool = False,
+    world: World = ALONE,
 ) -> Outcome:
-    """Do one run, unless it is finished already; whatever stops it, but for a bug of our own, becomes its outcome."""
+    """Do one run, unless it is finished already; whatever stops it, but for a bug of our own, becomes its outcome.
+
+    Args:
+        hold_first: Keep other processes from the run before its inputs are read, as for runs that many share.
+        world: The processes that do the run together.
+    """
     try:
         metrics = world.lead(lambda: find_finished(config))
         if metrics is not None:
             log.info("%s is finished already", config.run_dir)
             return Outcome(DONE, metrics)
-        return Outcome(DONE, run(config, argv, stop, extras, world))
+        with RunDirectory(config.run_dir) as run_dir:
+            if hold_first:
+                run_dir.hold()
+            return Outcome(DONE, run(config, argv, stop, run_dir, extras, world))
     except InputError as error:
-        return Outcome(BAD_INPUT, problems=list_problems(error))
+        return Outcome(BAD_INPUT, problems=list_problems(error), in_use=isinstance(error, DirectoryInUse))
     except StoppedElsewhere:
         return Outcome(FAILED)
     except RuntimeError as error:
@@ -133,14 +152,19 @@ def find_finished(config: ExperimentConfig) -> dict[str, Any] | None:
     for part in folds if config.num_folds > 1 else [run_dir]:
         part.check_tables(file_sha256, paths)
         check_models(part, config)
-        part.drop_checkpoints()
+        part.drop_leavings()
     return read_json(run_dir.path / "metrics.json")
 
 
 def run(
-    config: ExperimentConfig, argv: list[str], stop: StopRequest, extras: Extras | None = None, world: World = ALONE
+    config: ExperimentConfig,
+    argv: list[str],
+    stop: StopRequest,
+    run_dir: RunDirectory,
+    extras: Extras | None = None,
+    world: World = ALONE,
 ) -> dict[str, Any] | None:
-    """Check the inputs, claim the run directory and run; None after --dry_run, which stops before that.
+    """Check the inputs, claim the run directory and run; None after --dry_run and --prepare_only, which stop before that.
 
     Raises:
         InputError: a problem in what the user supplied; nothing has been written.
@@ -150,28 +174,32 @@ def run(
         inputs, runtime = world.together(lambda: prepare(config, argv, stop, extras, world))
         # With torch and transformers: see `prepare`.
         from research.experiment.plan import describe_plan, describe_process
-        from research.experiment.run import run_experiment, run_folds
+        from research.experiment.run import prepare_experiment, run_experiment, run_folds
 
         world.check_equal(describe_process(inputs, runtime))
         for line in describe_plan(inputs, runtime):
             log.info("%s", line)
 
     settings = saved_settings(inputs.config)
-    with RunDirectory(config.run_dir) as run_dir:
-        if config.dry_run:
-            status = world.lead(lambda: run_dir.preview(settings, overwrite=config.overwrite))
-            log.info("dry run: %s would be %s; nothing was written", run_dir.path, WOULD_BE[status])
-            return None
+    if config.dry_run:
+        status = world.lead(lambda: run_dir.preview(settings, overwrite=config.overwrite))
+        log.info("dry run: %s would be %s; nothing was written", run_dir.path, WOULD_BE[status])
+        return None
+    if config.prepare_only:
         with explaining_failures(config):
-            status = world.lead(lambda: run_dir.claim(settings, overwrite=config.overwrite))
-        if status == "finished":
-            return world.lead(lambda: read_json(run_dir.path / "metrics.json"))
-        to_file = nullcontext() if world.rank else log_to_file(run_dir.path / "run.log", said)
-        with to_file, explaining_failures(config):
-            log.info("%s %s", "resuming" if status == "unfinished" else "writing", run_dir.path)
-            if config.num_folds > 1:
-                return run_folds(inputs.config, settings, runtime, run_dir, inputs)
-            return run_experiment(inputs, runtime, run_dir)
+            prepare_experiment(inputs, runtime, run_dir)
+        log.info("prepared: %s finds in %s what it shares with other runs", run_dir.path, config.cache_dir)
+        return None
+    with explaining_failures(config):
+        status = world.lead(lambda: run_dir.claim(settings, overwrite=config.overwrite))
+    if status == "finished":
+        return world.lead(lambda: read_json(run_dir.path / "metrics.json"))
+    to_file = nullcontext() if world.rank else log_to_file(run_dir.path / "run.log", said)
+    with to_file, explaining_failures(config):
+        log.info("%s %s", "resuming" if status == "unfinished" else "writing", run_dir.path)
+        if config.num_folds > 1:
+            return run_folds(inputs.config, settings, runtime, run_dir, inputs)
+        return run_experiment(inputs, runtime, run_dir)
 
 
 def prepare(
@@ -226,7 +254,7 @@ def catching_signals(stop: StopRequest) -> Iterator[None]:
 
 
 def answer_signals(stop: StopRequest) -> dict[signal.Signals, Any]:
-    """Turn the first SIGTERM or SIGINT into a request to stop after the step; return the handlers before.
+    """Turn the first of STOP_SIGNALS into a request to stop after the step; return the handlers before.
 
     A second one stops at once, as does the first one while no step is being taken.
     """

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
@@ -16,7 +17,7 @@ from research.distributed import World
 from research.errors import Interrupted, StopRequest
 from research.logs import PhaseProgress, format_duration
 from research.models.classifiers import TextClassifier
-from research.names import METRIC_OF
+from research.names import METRIC_OF, epoch_flag
 from research.storage.checkpoints import CheckpointFolder
 from research.text.batches import Batch, BatchLoader
 from research_config import ExperimentConfig
@@ -70,6 +71,9 @@ class Trainer(Protocol):
 
     def build_optimizer(self) -> torch.optim.Optimizer:
         """Return the optimizer of the student and the projections."""
+
+    def judged_weights(self) -> AbstractContextManager[None]:
+        """Let the student hold the weights that are validated and kept, inside."""
 
     def set_training_mode(self) -> None:
         """Turn the student's dropout on, where it trains."""
@@ -150,6 +154,8 @@ class EpochLoop:
                 self._finish_epoch(epoch_started)
         self.trainer.student.load_state_dict(self.best_state)
         progress = self.progress
+        if progress.best_epoch == progress.epoch:
+            log.warning("warning: %s", self._describe_improving())
         return TrainingResult(
             progress.history, progress.best_epoch, progress.best_score, progress.skipped_steps, time.monotonic() - started
         )
@@ -160,6 +166,7 @@ class EpochLoop:
         for batches in self._remaining_steps():
             self._set_learning_rate()
             self.world.seed_step(self.config.seed, progress.global_step)
+            self.trainer.objective.progress = progress.global_step / max(1, self.total_steps - 1)
             updated = self.trainer.take_step(batches, self.optimizer, self.class_weights, progress.global_step + 1)
             progress.global_step += 1
             progress.batches_done += len(batches)
@@ -198,7 +205,8 @@ class EpochLoop:
         """Validate, keep the best weights, write the history row and a checkpoint."""
         progress = self.progress
         try:
-            scores = self.validate(self.trainer.student)
+            with self.trainer.judged_weights():
+                scores = self.validate(self.trainer.student)
         except KeyboardInterrupt:
             # A signal does not wait for a long validation, but the epoch's steps are not lost to it.
             self._save()
@@ -215,7 +223,9 @@ class EpochLoop:
         score = scores[self.config.select_by]
         if score > progress.best_score or not self.best_state:
             progress.best_score, progress.best_epoch = score, progress.epoch
-            self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in self.trainer.student.state_dict().items()}
+            with self.trainer.judged_weights():
+                student = self.trainer.student.state_dict()
+                self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in student.items()}
         progress.sums, progress.rows_summed, progress.batches_done = {}, 0, 0
         log.info("%s", self._describe_epoch(means, score, time.monotonic() - started))
         self._save()
@@ -236,6 +246,13 @@ class EpochLoop:
             return False, False
         stop, due = self.world.any(self.stop.requested, self._checkpoint_is_due())
         return stop, due
+
+    def _describe_improving(self) -> str:
+        """Say that validation had not stopped improving, so that the scores may be compared with care."""
+        return (
+            f"{self.name}: its best epoch is the last of {self.config.epochs}, so it was still improving; scores of models "
+            f"that have not converged say little of each other. Raise {epoch_flag(self.name)}."
+        )
 
     def _checkpoint_is_due(self) -> bool:
         return time.monotonic() - self.last_checkpoint_s > 60 * self.config.checkpoint_minutes

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from research.models.mapping import LayerPairs, attention_pairs, check_pairs, map_layers, pair_name
 
+SMALLEST_SPREAD = 1e-3  # of one label's logits over a batch; what lies under it is no order of the texts
+
 
 def soft_bce_loss(student_logits: Tensor, teacher_logits: Tensor, temperature: float, *, t_squared: bool = True) -> Tensor:
     """Pull the student's softened label probabilities toward the teacher's, (B, C) without reduction.
@@ -83,24 +85,39 @@ class MultiLabelDistillationLoss(nn.Module):
         teacher_logits: Tensor,
         labels: Tensor,
         class_weights: Tensor | None = None,
+        label_share: float = 0.0,
+        taught: Tensor | None = None,
         shares: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Return total_loss, soft_loss and hard_loss.
+
+        With a `label_share` of s, alpha weights (1 - s) * soft + s * hard in a known cell and soft alone in an unknown
+        one, over all cells; what alpha leaves to the hard loss stays as it is. At alpha 1 and T 1 without class weights
+        that is the cross entropy with the target s * y + (1 - s) * p_teacher, p_teacher where y is unknown, since the
+        cross entropy is linear in its target (teacher annealing: Clark et al. 2019, BAM, section 3.2).
 
         Args:
             labels: (B, C) of 0 and 1, NaN where unknown: such a cell is left out of the hard loss,
                 whose mean runs over the known cells; the soft loss still uses it.
             class_weights: (C,) weight of the positives in the hard loss.
+            label_share: 0 to 1, what the labels have taken over of the soft loss in the total.
+            taught: (B, C) of 0 and 1, 0 in a cell without a teacher, where alpha is 0: its soft loss is left
+                out and its hard loss has full weight. Both means run over the cells that they run over
+                without it. None where a teacher speaks of every cell.
             shares: What part of a whole batch's rows and of its known cells these are, when other processes have the
                 others; what they return then adds up to the whole batch's losses.
         """
         soft = soft_bce_loss(student_logits, teacher_logits, self.temperature, t_squared=self.t_squared)
+        alpha = self.alpha
+        if taught is not None:
+            soft, alpha = soft * taught, alpha * taught
         hard, known = hard_bce_loss(student_logits, labels, class_weights)
+        blended = torch.lerp(soft, hard, label_share * known) if label_share else soft
         if self.reduction == "mean":
-            soft, hard = soft / soft.numel(), hard / known.sum().clamp_min(1.0)
+            soft, blended, hard = soft / soft.numel(), blended / soft.numel(), hard / known.sum().clamp_min(1.0)
         if shares is not None:
-            soft, hard = soft * shares[0], hard * shares[1]
-        total = self.alpha * soft + (1.0 - self.alpha) * hard
+            soft, blended, hard = soft * shares[0], blended * shares[0], hard * shares[1]
+        total = alpha * blended + (1.0 - alpha) * hard
         if self.reduction == "none":
             return {"total_loss": total, "soft_loss": soft, "hard_loss": hard}
         return {"total_loss": total.sum(), "soft_loss": soft.sum(), "hard_loss": hard.sum()}
@@ -115,6 +132,52 @@ def hard_bce_loss(logits: Tensor, labels: Tensor, class_weights: Tensor | None =
         logits.float(), labels.masked_fill(~known, 0.0), pos_weight=pos_weight, reduction="none"
     )
     return loss * known, known.float()
+
+
+def rank_loss(student_logits: Tensor, teacher_logits: Tensor, objective: str = "pearson") -> Tensor:
+    """Return how far the student orders a batch's texts unlike the teacher, averaged over labels; logits are (B, C).
+
+    Labels play no part, so an unknown one changes nothing. A label for which the teacher says the same of every text
+    (a standard deviation of its logits under SMALLEST_SPREAD) has no order to learn and is left out; where that is all
+    of them, as in a batch of one text, the loss is 0.
+
+    Args:
+        objective: "pearson" or "pairwise", each a function below.
+    """
+    student, teacher = student_logits.float(), teacher_logits.float()
+    losses = RANK_OBJECTIVES[objective](student, teacher)
+    return masked_mean(losses, teacher.var(dim=0, correction=0) > SMALLEST_SPREAD**2)
+
+
+def pearson_rank_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return 1 - Pearson(student[:, c], teacher[:, c]) over the batch for each label c, (C,), from logits (B, C).
+
+    The relation within a class of Huang et al. 2022 (DIST, equation 9), which correlates softmax probabilities; the
+    logits of independent labels need no softmax. A shift or a positive scale of either model's logits changes nothing.
+    Spreads under SMALLEST_SPREAD count as that, which bounds the gradient of a student that says the same of every text.
+    """
+    student, teacher = student - student.mean(dim=0), teacher - teacher.mean(dim=0)
+    # Clamped before the root, whose gradient at 0 is infinite.
+    spreads = [logits.square().mean(dim=0).clamp_min(SMALLEST_SPREAD**2).sqrt() for logits in (student, teacher)]
+    return 1.0 - (student * teacher).mean(dim=0) / (spreads[0] * spreads[1])
+
+
+def pairwise_rank_loss(student: Tensor, teacher: Tensor) -> Tensor:
+    """Return for each label, (C,), the mean of softplus(-sign(p_i - p_j) (z_i - z_j)) over pairs of texts, from logits (B, C).
+
+    Pairs are weighted by |p_i - p_j|, with p the teacher's probabilities and z the student's logits: RankNet (Burges et
+    al. 2005) on the teacher's order, where a pair counts as much as the teacher tells its texts apart.
+    """
+    probs = torch.sigmoid(teacher)
+    gaps = probs.unsqueeze(1) - probs.unsqueeze(0)  # (B, B, C)
+    margins = student.unsqueeze(1) - student.unsqueeze(0)
+    losses = F.softplus(-gaps.sign() * margins)
+    weights = gaps.abs()
+    # Each pair stands there twice, with equal terms, in both sums.
+    return (weights * losses).sum(dim=(0, 1)) / weights.sum(dim=(0, 1)).clamp_min(torch.finfo(weights.dtype).tiny)
+
+
+RANK_OBJECTIVES = {"pearson": pearson_rank_loss, "pairwise": pairwise_rank_loss}
 
 
 def masked_mean(values: Tensor, mask: Tensor | None) -> Tensor:

@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from research.components import COMPONENT_NAMES
+from research.components import LOSS_COMPONENTS
 from research.errors import InputError
 from research.names import SCORES_PER_EPOCH
 from research.storage.files import write_atomic
@@ -33,7 +33,7 @@ HISTORY_COLUMNS = (
     "epoch",
     "global_step",
     "learning_rate",
-    *COMPONENT_NAMES,
+    *(component.name for component in LOSS_COMPONENTS if not component.optional),
     "grad_norm",
     "skipped_steps",
     *(f"val_{name}" for name in SCORES_PER_EPOCH),

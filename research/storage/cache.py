@@ -1,7 +1,7 @@
 """What a sweep shares on disk: entries named by the hash of what they were made from.
 
 An entry is a folder `<cache>/<kind>/<hash>/` with a manifest of its key and its files' checksums. It is
-built under a lock in a folder of its own and renamed into place, so other processes see it whole or not
+built under a claim in a folder of its own and renamed into place, so other processes see it whole or not
 at all. Deleting the cache loses nothing but time.
 """
 
@@ -13,19 +13,18 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
 from research.distributed import ALONE, World
 from research.errors import InputError, first_line
+from research.storage.claims import Claim, remove_dead_claims, waiting_claim
 from research.storage.files import Stamp, hash_tree, publish_folder, remove, stamp_tree, write_atomic
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
-LOCK_POLL_S = 0.2
+POLL_S = 0.2
 # How long a network's file system may take to show one machine what another has written.
 VISIBLE_S = 60.0
 # What opening an entry raises when its files, though they are those that were written, do not fit each other.
@@ -98,7 +97,7 @@ class Cache:
         while not entry.is_dir():
             if time.monotonic() > until_s:
                 raise InputError(f"--cache_dir: {self.root} on this machine is not the one that the first process writes")
-            time.sleep(LOCK_POLL_S)
+            time.sleep(POLL_S)
         self._verified[entry] = stamp_tree(entry)
 
     def _fetch(self, entry: Path, key: Mapping[str, Any], build: Build, check: Check) -> Path:
@@ -110,7 +109,7 @@ class Cache:
         stamps = stamp_tree(entry)
         if find_fault(entry, key, check) is not None or scratch.exists():
             entry.parent.mkdir(parents=True, exist_ok=True)
-            with _waiting_lock(entry):
+            with waiting_claim(_claim_path(entry), str(entry)):
                 stamps = stamp_tree(entry)
                 fault = find_fault(entry, key, check)
                 if fault is None:
@@ -143,7 +142,7 @@ class Cache:
 
 
 def _build(entry: Path, key: Mapping[str, Any], build: Build, check: Check) -> None:
-    """Fill a new entry and put it into place; the caller holds its lock."""
+    """Fill a new entry and put it into place; the caller holds its claim."""
     temporary, scratch = entry.with_suffix(".new"), entry.with_suffix(".work")
     remove(temporary)
     _remove_abandoned(entry.parent)
@@ -166,32 +165,19 @@ def _build(entry: Path, key: Mapping[str, Any], build: Build, check: Check) -> N
     remove(scratch)
 
 
-def _lock_of(entry: Path) -> FileLock:
-    """Return an entry's lock; the operating system takes it from a process that dies, so none is ever stale."""
-    return FileLock(entry.with_suffix(".lock"))
+def _claim_path(entry: Path) -> Path:
+    """Return the file that stands for the right to build an entry."""
+    return entry.with_suffix(".lock")
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Delete the half-built entries of killed processes: those whose lock nobody holds."""
+    """Delete the half-built entries of processes that are gone, and their claims."""
     for temporary in folder.glob("*.new"):
-        lock = _lock_of(temporary)
-        with contextlib.suppress(Timeout), lock.acquire(timeout=0):
+        claim = Claim(_claim_path(temporary))
+        if claim.acquire():
             remove(temporary)
-
-
-@contextlib.contextmanager
-def _waiting_lock(entry: Path) -> Iterator[None]:
-    """Hold an entry's lock, saying so once when another process has it."""
-    lock = _lock_of(entry)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("waiting for another process to finish %s", entry)
-        lock.acquire(poll_interval=LOCK_POLL_S)
-    try:
-        yield
-    finally:
-        lock.release()
+            claim.release()
+    remove_dead_claims(folder)
 
 
 def _render_manifest(key: Mapping[str, Any], files: Mapping[str, str]) -> bytes:

@@ -231,6 +231,9 @@ def test_soft_loss_is_the_one_that_training_sees(t_squared: bool) -> None:
     assert found["soft_loss"] == pytest.approx(float(expected), rel=1e-5)
     assert found["soft_excess"] > 0
     assert compute_soft_loss(sigmoid(teacher), sigmoid(teacher), 4.0)["soft_excess"] == 0
+    shift = np.array([0.5, 0.0, -1.0])[: teacher.shape[1]]
+    shifted = compute_soft_loss(sigmoid(teacher + shift), sigmoid(student), 4.0, t_squared=t_squared, teacher_shift=shift)
+    assert shifted["soft_loss"] == pytest.approx(found["soft_loss"], rel=1e-6)
 
 
 @pytest.mark.parametrize("models", [("teacher",), ("student",), ("teacher", "student"), ("teacher", "control", "student")])

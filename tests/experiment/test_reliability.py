@@ -43,6 +43,7 @@ from research.errors import InputError
 from research.experiment import dataset as dataset_room
 from research.experiment import inputs as inputs_room
 from research.experiment import runtime as runtime_room
+from research.experiment.command import STOP_SIGNALS
 from research.models.encoders import load_encoder, load_tokenizer
 from research.models.saved import load_classifier
 from research.storage.cache import Cache
@@ -177,7 +178,7 @@ def test_sweep_that_is_stopped_or_killed_or_loses_a_worker_ends_with_the_bytes_o
     assert not find_litter(place)
 
 
-@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("by", STOP_SIGNALS)
 @pytest.mark.parametrize(("step", "where"), [(2, "2 of 3"), (5, "2 of 6"), (11, "2 of 6")])
 def test_signal_leaves_a_checkpoint_of_that_step_and_the_run_goes_on_from_it(
     lab: Lab, expected: dict[str, bytes], by: signal.Signals, step: int, where: str
@@ -229,7 +230,7 @@ def test_overwriting_that_a_signal_stopped_goes_on_with_the_same_command(lab: La
     assert "resuming" not in lab.ends_like(expected, "--overwrite"), "a finished run is overwritten"
 
 
-@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("by", STOP_SIGNALS)
 def test_signal_before_the_run_is_claimed_is_an_interrupt_too(lab: Lab, expected: dict[str, bytes], by: signal.Signals) -> None:
     assert "the same command goes on" in interrupt(lab, "research.experiment.command.load_dataset", 1, by=by)
     assert not (lab.folder / "run").exists()

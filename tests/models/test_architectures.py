@@ -10,6 +10,7 @@ import pytest
 import torch
 import transformers
 from support.builders import TOKENIZERS, make_table, make_texts
+from support.checkpoints import save_former
 from transformers import AutoModel
 
 from research.errors import InputError
@@ -277,7 +278,7 @@ def test_encoder_and_head_without_settings_take_the_pooling_of_the_flag(
     pooling: str, folders: dict[str, str], tokenizer: Any, tmp_path: Path
 ) -> None:
     student = StudentModel(folders["bert"], 2, pooling=pooling).eval()
-    save_classifier(student, tokenizer, tmp_path, {"labels": ["bully", "spam"]})
+    save_former(student, tokenizer, tmp_path, {})
     (tmp_path / "classifier.json").unlink()
     loaded = load_classifier(str(tmp_path), ("bully", "spam"), pooling=pooling).model.eval()
     assert isinstance(loaded, EncoderClassifier) and loaded.pooling == pooling
@@ -352,7 +353,12 @@ def test_tokenizer_file_of_another_version_is_one_line(content: str, tokenizer: 
 
 
 def test_settings_nested_past_all_measure_are_one_line(folders: dict[str, str], tokenizer: Any, tmp_path: Path) -> None:
-    save_classifier(StudentModel(folders["bert"], 2), tokenizer, tmp_path, {"labels": ["bully", "spam"]})
-    (tmp_path / "classifier.json").write_text("[" * 100_000, encoding="utf-8")
+    student, former = StudentModel(folders["bert"], 2), tmp_path / "former"
+    save_former(student, tokenizer, former, {})
+    (former / "classifier.json").write_text("[" * 100_000, encoding="utf-8")
     with pytest.raises(InputError, match=r"\A.*classifier\.json cannot be read: .+\Z"):
+        load_classifier(str(former))
+    save_classifier(student, tokenizer, tmp_path, {"labels": ["bully", "spam"]})
+    (tmp_path / "config.json").write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(InputError, match=r"\A[^\n]+\Z"):
         load_classifier(str(tmp_path))

@@ -33,6 +33,9 @@ CASES: dict[str, Case] = {
     "attention, relation": {"kd_method": "attention", "attention_objective": "relation"},
     "multi_level": {"kd_method": "multi_level"},
     "multi_level, two tokenizers": {"kd_method": "multi_level", "two_tokenizers": True},
+    "rank, pearson": {"rank_loss_weight": 2.0},
+    "rank, pairwise": {"rank_loss_weight": 2.0, "rank_objective": "pairwise"},
+    "annealed, averaged, weights undone": {"anneal_labels": True, "ema_decay": 0.9, "undo_class_weights": True},
     "multi_level, accumulated": {"kd_method": "multi_level", "gradient_accumulation": 2},
 }
 
@@ -91,10 +94,12 @@ def take_steps(world: World, case: Case, batch: int) -> dict[str, np.ndarray]:
     batches = [found for epoch in range(2 * STEPS) for found in loader.iterate(epoch)]
     group = config.gradient_accumulation
     for step in range(STEPS):
+        trainer.objective.progress = step / STEPS
         trainer.take_step(batches[step * group : (step + 1) * group], optimizer, torch.tensor([1.0, 2.0, 3.0]), step + 1)
         sums, rows = trainer.read_losses()
         losses.append([sums[name] / rows for name in (*COMPONENT_NAMES, "grad_norm")])
-    weights = torch.cat([parameter.detach().flatten() for parameter in trainer.parameters])
+    with trainer.judged_weights():
+        weights = torch.cat([parameter.detach().flatten() for parameter in trainer.parameters])
     return {"losses": np.array(losses), "weights": weights.numpy()}
 
 
