@@ -7,10 +7,9 @@ from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModel, AutoTokenizer
 from transformers.utils import logging as transformers_logging
@@ -19,7 +18,7 @@ from research.errors import InputError
 from research.models.attention import RECORDED_SDPA
 from research.models.dropout import BitDropout, replace_dropout
 from research.models.factors import RANK, put_factors
-from research.models.folders import ENCODER_PATTERN, ENCODER_PREFIX, WEIGHTS_FILE, read_encoder_config, read_own_config
+from research.models.folders import ENCODER_PREFIX, read_encoder_config, read_own_config, read_own_weights
 from research.models.reading import check_sizes, refusing
 
 # Ends of names under which older files keep what a model now computes by itself.
@@ -61,7 +60,7 @@ def open_tokenizer(place: Path | str, complaint: str) -> Any:
     Raises:
         InputError: the complaint and the reason, on one line.
     """
-    with refusing(complaint):
+    with refusing(complaint), quiet_transformers():
         tokenizer = AutoTokenizer.from_pretrained(place, trust_remote_code=False)
         ordinary = set(tokenizer.get_vocab()) - set(tokenizer.get_added_vocab()) - set(tokenizer.all_special_tokens)
         if ordinary:
@@ -136,9 +135,7 @@ def load_factorised(name: str, config: Any) -> nn.Module:
         RuntimeError: its weights are others than its configuration's.
     """
     encoder = build_encoder(config)
-    weights = load_file(Path(name).expanduser() / WEIGHTS_FILE)
-    own = {key.removeprefix(ENCODER_PREFIX): weight for key, weight in weights.items() if key.startswith(ENCODER_PREFIX)}
-    encoder.load_state_dict(own)
+    encoder.load_state_dict(read_own_weights(Path(name).expanduser(), ENCODER_PREFIX))
     return encoder
 
 
@@ -171,11 +168,16 @@ def load_pretrained(auto_class: Any, name: str) -> tuple[Any, dict[str, Any]]:
         for file in set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()):
             if not isinstance(file, str) or file in ("", "..") or Path(file).name != file:
                 raise ValueError(f"{index.name} names {file!r}, which is no file of its folder")
+    config, place = open_config(name), cast(str | None, name)
     options: dict[str, Any] = {"dtype": torch.float32, "trust_remote_code": False, "output_loading_info": True}
     if read_own_config(name) is not None:
-        options["key_mapping"] = {ENCODER_PATTERN: ""}
-    with printing_no_report():
-        model, report = auto_class.from_pretrained(name, config=open_config(name), **options)
+        # The class that the configuration means, as only that takes weights in the place of a name.
+        with torch.device("meta"):
+            auto_class = type(auto_class.from_config(config, trust_remote_code=False))
+        del options["trust_remote_code"]
+        place, options["state_dict"] = None, read_own_weights(Path(name).expanduser(), ENCODER_PREFIX)
+    with quiet_transformers():
+        model, report = auto_class.from_pretrained(place, config=config, **options)
     # safetensors maps its file into memory: without a copy, whoever writes into the file changes the weights in use.
     for tensor in chain(model.parameters(), model.buffers()):
         tensor.data = tensor.data.clone()
@@ -183,8 +185,8 @@ def load_pretrained(auto_class: Any, name: str) -> tuple[Any, dict[str, Any]]:
 
 
 @contextmanager
-def printing_no_report() -> Iterator[None]:
-    """Keep transformers from printing its loading report: whoever loads judges it, and not every line of it is news."""
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from warning of what whoever loads judges by itself, or means: not every line is news."""
     verbosity = transformers_logging.get_verbosity()
     transformers_logging.set_verbosity_error()
     try:

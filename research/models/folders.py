@@ -31,8 +31,8 @@ OWN_TYPE = "research_kd_classifier"
 # A class named by hand, as BertModel, reads a configuration of any type and builds a random model from the defaults
 # of its own; a width that is no number stops it.
 NO_WIDTH = "that of the encoder below; load this folder with research.models.saved.load_classifier"
-# How the weights of encoder and head are told apart; a pattern of from_pretrained and a prefix.
-ENCODER_PATTERN, ENCODER_PREFIX, HEAD_PREFIX = r"^encoder\.", "encoder.", "classifier."
+# How the weights of the suite's own classifier are told apart by their names.
+ENCODER_PREFIX, HEAD_PREFIX = "encoder.", "classifier."
 NATIVE = "native"  # said in place of a pooling of a student whose architecture's own head decides it
 # What a configuration keeps of the machine it was made on.
 LOCAL_KEYS = frozenset({"_name_or_path", "name_or_path", "auto_map", "is_local", "local_files_only"})
@@ -60,11 +60,11 @@ def read_encoder_config(own: Mapping[str, Any]) -> Any:
     return CONFIG_MAPPING[kind].from_dict(values)
 
 
-def read_own_head(folder: Path) -> dict[str, Tensor]:
-    """Return the tensors of the suite's own head in a folder, by their names in it."""
+def read_own_weights(folder: Path, prefix: str) -> dict[str, Tensor]:
+    """Return the tensors of encoder or head of a folder with the suite's own head, by their names in it."""
     with safe_open(folder / WEIGHTS_FILE, framework="pt") as file:
-        names = [name for name in file.keys() if name.startswith(HEAD_PREFIX)]  # noqa: SIM118  # it is no dict
-        return {name.removeprefix(HEAD_PREFIX): file.get_tensor(name) for name in names}
+        names = [name for name in file.keys() if name.startswith(prefix)]  # noqa: SIM118  # it is no dict
+        return {name.removeprefix(prefix): file.get_tensor(name) for name in names}
 
 
 def write_own(model: Any, folder: Path, settings: Mapping[str, Any]) -> None:
@@ -80,7 +80,7 @@ def write_own(model: Any, folder: Path, settings: Mapping[str, Any]) -> None:
     kind = encoder.pop("model_type")
     own = {
         "model_type": OWN_TYPE,
-        "architectures": [type(model).__name__],
+        "architectures": ["EncoderClassifier"],
         "hidden_size": NO_WIDTH,
         "encoder_type": kind,
         "encoder": encoder | {"dtype": "float32"},

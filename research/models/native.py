@@ -10,7 +10,6 @@ import torch
 from torch import nn
 from transformers import AutoModelForSequenceClassification
 
-from research.errors import InputError
 from research.models.attention import RECORDED_SDPA
 from research.models.classifiers import SequenceClassifier
 from research.models.dropout import BitDropout, replace_dropout
@@ -44,7 +43,7 @@ def build_native(encoder: Any, labels: Sequence[str], dropout: float) -> Sequenc
         keys = model.base_model.load_state_dict(encoder.state_dict(), strict=False)
         others = [key for key in (*keys.missing_keys, *keys.unexpected_keys) if not key.startswith("pooler.")]
         if others:
-            raise InputError(f"its classifier holds another encoder, which differs in {', '.join(sorted(others)[:2])}")
+            raise ValueError(f"its classifier holds another encoder, which differs in {', '.join(sorted(others)[:2])}")
     inner = {id(module) for module in model.base_model.modules()}
     for module in model.modules():
         if isinstance(module, nn.Dropout) and id(module) not in inner:

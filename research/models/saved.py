@@ -24,12 +24,13 @@ from research.models.cutting import sample_ids
 from research.models.encoders import check_unexpected, load_encoder, load_model_config, load_pretrained, open_tokenizer
 from research.models.folders import (
     CONFIG_FILE,
+    HEAD_PREFIX,
     NATIVE,
     SETTINGS_KEY,
     WEIGHTS_FILE,
     is_plausible,
     read_own_config,
-    read_own_head,
+    read_own_weights,
     restore_tokenizer,
     write_own,
     write_stock,
@@ -150,7 +151,7 @@ def load_own(folder: Path, own: Mapping[str, Any], labels: Sequence[str] | None,
         raise InputError(f"{where}: {CONFIG_FILE} does not describe a classifier under {SETTINGS_KEY}")
     assert isinstance(settings, dict)
     with refusing(f"{where}: {WEIGHTS_FILE} cannot be read"):
-        head = read_own_head(folder)
+        head = read_own_weights(folder, HEAD_PREFIX)
     check_head(head, where, WEIGHTS_FILE)
     model = join_head(load_encoder(str(folder)), head, settings, labels, where, "cls")
     tokenizer = open_tokenizer(folder, f"{where}: no tokenizer beside its weights")

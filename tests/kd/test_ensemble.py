@@ -93,7 +93,7 @@ def test_probabilities_become_logits_that_stay_off_the_edge() -> None:
 
 
 def build_teacher(name: str) -> Teacher:
-    return Teacher({"files": name}, ModelShape(3, 16, 2, 50), lambda: pytest.fail("not loaded"), lambda _: None, {}, 10)  # type: ignore[arg-type]
+    return Teacher({"files": name}, ModelShape(3, 16, 2, 50), lambda: pytest.fail("not loaded"), lambda _: None, {}, 10)
 
 
 def test_identity_of_one_is_its_own_and_that_of_several_changes_with_each() -> None:
@@ -105,7 +105,7 @@ def test_identity_of_one_is_its_own_and_that_of_several_changes_with_each() -> N
         Ensemble({"teacher": one, "teacher_2": two}).identity,
         Ensemble({"teacher": two, "teacher_2": one}).identity,
         Ensemble({"teacher": one}, probs).identity,
-        Ensemble({"teacher": one}, probs / 2).identity,
+        Ensemble({"teacher": one}, probs / np.float32(2)).identity,
         Ensemble({}, probs).identity,
     ]
     assert len({str(identity) for identity in found}) == len(found)

@@ -11,12 +11,13 @@ import torch
 import transformers
 from support.builders import TOKENIZERS, make_table, make_texts
 from support.checkpoints import save_former
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from research.errors import InputError
 from research.models.classifiers import EncoderClassifier, StudentModel
 from research.models.cutting import cut_layers, find_layers, keep_layers, sample_ids
 from research.models.encoders import load_encoder, load_model_config, load_tokenizer
+from research.models.native import build_native
 from research.models.pooling import POOLINGS
 from research.models.reading import LARGEST_SIZE
 from research.models.saved import load_classifier, save_classifier
@@ -175,6 +176,31 @@ def test_longest_text_of_an_architecture_is_known_before_the_run(name: str, fold
         assert fault is None
     else:
         assert fault == f"{folders[name]}: takes at most {most} tokens, got --max_length {most + 1}"
+
+
+# Those whose classifier transformers does not have, or that holds another encoder.
+HEADLESS = {"funnel", "lfm2", "mamba"}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_native_head_of_an_architecture_is_saved_as_transformers_loads_it_or_refused(
+    name: str, folders: dict[str, str], tokenizer: Any, tmp_path: Path
+) -> None:
+    fault = fault_of(folders[name], Demands(16, "cls", native=True))
+    assert (fault is not None) == (name in HEADLESS), fault
+    if fault is not None:
+        assert "use --student_head mlp" in fault
+        return
+    torch.manual_seed(0)
+    student = build_native(load_encoder(folders[name], pooler=True), ("bully", "spam"), 0.1).eval()
+    save_classifier(student, tokenizer, tmp_path, {"labels": ["bully", "spam"]})
+    stock, report = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[keys] for keys in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    ids, mask = sample_ids(student.backbone_config)
+    # Some take other things between ids and mask, and FNet no mask.
+    inputs = {"input_ids": ids} if name == "fnet" else {"input_ids": ids, "attention_mask": mask}
+    with torch.no_grad():
+        torch.testing.assert_close(student(ids, mask)["logits"], stock.eval()(**inputs).logits, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("layers", [LAYERS, 2])

@@ -19,10 +19,9 @@ def main(folder: str, texts_file: str, answers_file: str) -> None:
     from transformers import AutoTokenizer, pipeline
 
     texts = json.loads(Path(texts_file).read_text(encoding="utf-8"))
-    classify = pipeline("text-classification", model=folder, top_k=None)
-    names: Any = classify.model.config.id2label
-    labels = [names[place] for place in range(len(names))]
-    answers: Any = classify(texts, truncation=True)
+    classify: Any = pipeline("text-classification", model=folder, top_k=None)
+    labels = [classify.model.config.id2label[place] for place in range(classify.model.config.num_labels)]
+    answers = classify(texts, truncation=True)
     rows = [{entry["label"]: entry["score"] for entry in answer} for answer in answers]
     ids = AutoTokenizer.from_pretrained(folder)(texts, truncation=True)["input_ids"]
     result = {"labels": labels, "probs": [[row[label] for label in labels] for row in rows], "ids": ids}

@@ -34,8 +34,7 @@ from support.builders import QUICK_EXTRAS, ROOT, build_model_folder, make_table,
 PHASES = ("start", "tokenize", "teacher", "teacher_outputs", "student", "control", "save")
 RESULTS = (
     "metrics.json", "history.csv", "history_control.csv", "predictions.csv", "validation_predictions.csv",
-    "student/classifier.json", "student/classifier.safetensors", "student/encoder/model.safetensors",
-    "teacher/encoder/model.safetensors",
+    "student/config.json", "student/model.safetensors", "teacher/config.json", "teacher/model.safetensors",
 )  # fmt: skip
 # A checkpoint follows every batch, and both models have tokenizers and widths of their own, so every
 # kind of cache entry is made and the student has projections to lose.
