@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 
 import numpy as np
 import torch
@@ -10,13 +11,25 @@ import torch
 from research.experiment.announce import count
 from research.experiment.inputs import Inputs, TeacherSource
 from research.experiment.runtime import Runtime, machine_name
-from research.experiment.teacher_stage import identify_checkpoint, identify_entry, teacher_key
+from research.experiment.teacher_stage import find_num_processes, identify_checkpoint, identify_entry, teacher_key
 from research.experiment.tokenised import token_keys
 from research.kd.teacher import output_key
 from research.names import PARTS
+from research.runs.directory import RunDirectory
 from research.storage.cache import digest_key
-from research_config import PIPELINES
+from research_config import PIPELINES, saved_settings
 from research_distillation import choose_autocast_dtype
+
+
+def describe_process(inputs: Inputs, runtime: Runtime) -> dict[str, str]:
+    """Return what must be the same in every process of a run, by what it is called."""
+    return {
+        "--dataset_path": digest_key(inputs.comments.file_sha256)[:12],
+        "models": digest_key({side: files.sha256 for side, files in inputs.model_files.items()})[:12],
+        "flags": digest_key(saved_settings(inputs.config))[:12],
+        "device": f"{runtime.device.type}, {count(torch.get_num_threads(), 'thread')}",
+        "libraries": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "numpy")),
+    }
 
 
 def describe_plan(inputs: Inputs, runtime: Runtime) -> list[str]:
@@ -26,6 +39,8 @@ def describe_plan(inputs: Inputs, runtime: Runtime) -> list[str]:
     precision = "float32" if dtype is None else f"{str(dtype).removeprefix('torch.')} mixed precision"
     threads = count(torch.get_num_threads(), "thread")
     machine = f"{runtime.device} ({machine_name(runtime.device)}), {precision}, {threads}"
+    if runtime.world.size > 1:
+        machine += f" in each of {runtime.world.size} processes"
     steps = list_steps(inputs, runtime)
     there = ", ".join(name for name, is_there in steps if is_there)
     return [
@@ -82,7 +97,8 @@ def find_teacher(source: TeacherSource, inputs: Inputs, runtime: Runtime) -> dic
     """Return what identifies a teacher of the run, None while it has to be fine-tuned."""
     if source.checkpoint is not None:
         return identify_checkpoint(source, inputs)
-    entry = runtime.cache.find("teachers", teacher_key(source, inputs, runtime))
+    num_processes = find_num_processes(source, inputs, runtime, RunDirectory(inputs.config.run_dir))
+    entry = runtime.cache.find("teachers", teacher_key(source, inputs, runtime, num_processes))
     try:
         return None if entry is None else identify_entry(entry)
     except (OSError, json.JSONDecodeError, KeyError):  # a damaged entry, which is made again

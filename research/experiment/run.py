@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -25,7 +26,7 @@ from research.experiment.tokenised import tokenise_comments
 from research.experiment.training import summarize
 from research.names import PARTS, TEACHER_TABLE
 from research.report.run_page import write_report
-from research.runs.directory import RunDirectory
+from research.runs.directory import RunDirectory, Status
 from research.runs.folds import aggregate_folds, pool_folds
 from research.runs.run import load_run
 from research.storage.arrays import return_free_memory
@@ -47,7 +48,7 @@ def run_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> d
     """
     with runtime.timed("tokenize"):
         context = RunContext(inputs, tokenise_comments(inputs, runtime.cache), runtime, run_dir)
-    pipeline = PIPELINES[inputs.config.pipeline]
+    pipeline, lead = PIPELINES[inputs.config.pipeline], runtime.world.lead
     logits: Logits = {}
     training: dict[str, Any] = {}
     teachers = answers = student = None
@@ -61,7 +62,7 @@ def run_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> d
     if pipeline.student:
         with runtime.timed("student"):
             student = train_student(teachers, context)
-        run_dir.write_history(student.training.history)
+        lead(partial(run_dir.write_history, student.training.history))
         logits["student"], training["student"] = student.logits, summarize(student.training)
     tfidf = None
     if pipeline.tfidf:
@@ -72,14 +73,18 @@ def run_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> d
     if inputs.config.with_control:
         with runtime.timed("control"):
             control = train_control(teachers, context)
-        run_dir.write_history(control.training.history, "history_control.csv")
+        lead(partial(run_dir.write_history, control.training.history, "history_control.csv"))
         logits["control"], training["control"] = control.logits, summarize(control.training)
-    labels = {part: inputs.comments.labels[getattr(inputs.split, part)] for part in ("train", *PARTS)}
-    metrics = score(labels, logits, training, inputs, answers)
-    return_free_memory()  # of training, before the report reads every prediction
-    with runtime.timed("save"):
-        save_run(metrics, labels, logits, teachers, tfidf if student is None else student.model, context)
-    return metrics
+
+    def finish() -> dict[str, Any]:
+        labels = {part: inputs.comments.labels[getattr(inputs.split, part)] for part in ("train", *PARTS)}
+        metrics = score(labels, logits, training, inputs, answers)
+        return_free_memory()  # of training, before the report reads every prediction
+        with runtime.timed("save"):
+            save_run(metrics, labels, logits, teachers, tfidf if student is None else student.model, context)
+        return metrics
+
+    return lead(finish)
 
 
 def prepare_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> None:
@@ -91,7 +96,7 @@ def prepare_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) 
     config, pipeline = inputs.config, PIPELINES[inputs.config.pipeline]
     for fold in range(config.num_folds):
         if fold > 0:
-            inputs = load_inputs(load_dataset(config, fold))
+            inputs = runtime.world.together(partial(load_fold, config, fold))
         context = RunContext(inputs, tokenise_comments(inputs, runtime.cache), runtime, run_dir)
         if not pipeline.teacher:
             continue
@@ -159,21 +164,35 @@ def run_folds(
         settings: What config.json holds of the whole cross-validation.
         first: The inputs of the first fold, which are loaded already.
     """
-    folds = []
+    world = runtime.world
     for fold in range(config.num_folds):
-        inputs = first if fold == 0 else load_inputs(load_dataset(config, fold))
+        inputs = first if fold == 0 else world.together(partial(load_fold, config, fold))
         with RunDirectory(run_dir.path / f"fold_{fold + 1}") as fold_dir:
-            status = fold_dir.claim({**settings, "fold": fold + 1})
-            if status == "finished":
-                fold_dir.check_tables(inputs.file_sha256, table_paths(inputs.config))
-                check_models(fold_dir, inputs.config)
-            else:
+            if world.lead(partial(claim_fold, fold_dir, {**settings, "fold": fold + 1}, inputs)) != "finished":
                 log.info("fold %d of %d", fold + 1, config.num_folds)
                 runtime.timing_s.clear()
                 run_experiment(inputs, runtime, fold_dir)
-        folds.append(load_run(fold_dir.path))
     return_free_memory()  # of training, before every fold's predictions are scored together
-    total = aggregate_folds([fold.metrics for fold in folds]) | {"pooled": pool_folds(folds)}
-    write_report(run_dir.path, total, plots=runtime.extras.plots)
-    run_dir.write_metrics(total)
-    return total
+
+    def finish() -> dict[str, Any]:
+        folds = [load_run(run_dir.path / f"fold_{fold + 1}") for fold in range(config.num_folds)]
+        total = aggregate_folds([fold.metrics for fold in folds]) | {"pooled": pool_folds(folds)}
+        write_report(run_dir.path, total, plots=runtime.extras.plots)
+        run_dir.write_metrics(total)
+        return total
+
+    return world.lead(finish)
+
+
+def load_fold(config: ExperimentConfig, fold: int) -> Inputs:
+    """Load the inputs of a fold."""
+    return load_inputs(load_dataset(config, fold))
+
+
+def claim_fold(fold_dir: RunDirectory, settings: Mapping[str, Any], inputs: Inputs) -> Status:
+    """Claim a fold's directory; what is finished there must be of the tables and models as they are now."""
+    status = fold_dir.claim(settings)
+    if status == "finished":
+        fold_dir.check_tables(inputs.file_sha256, table_paths(inputs.config))
+        check_models(fold_dir, inputs.config)
+    return status

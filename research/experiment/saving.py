@@ -166,6 +166,7 @@ def describe_environment(context: RunContext) -> dict[str, Any]:
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
         "device": machine_name(runtime.device),
         "num_threads": torch.get_num_threads(),
+        "num_processes": runtime.world.size,
         "command_line": runtime.command_line,
         "dataset": summarize_data(inputs.comments, inputs.split),
         "data": {

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from research.errors import InputError
-from research.models.saved import SETTINGS_FILE, read_settings
+from research.models.saved import find_settings
 from research.storage.arrays import write_npy
 from research_config import ExperimentConfig
 from research_data import Comments, Split
@@ -74,10 +74,8 @@ def seen_by_checkpoint(name: str, settings: dict[str, object], config: Experimen
 def seen_by_start(flag: str, config: ExperimentConfig) -> SeenTexts | None:
     """Return the texts of a model that training starts from, when it is a run's; a pretrained encoder knows no labels."""
     name = getattr(config, flag)
-    folder = Path(name).expanduser()
-    if not (folder / SETTINGS_FILE).is_file():
-        return None
-    return dataclasses.replace(seen_by_checkpoint(name, read_settings(folder, name), config), flag=flag)
+    settings = find_settings(Path(name).expanduser(), name)
+    return None if settings is None else dataclasses.replace(seen_by_checkpoint(name, settings, config), flag=flag)
 
 
 def part_from_seen(seen: SeenTexts, config: ExperimentConfig, comments: Comments, split: Split) -> tuple[Split, Known]:

@@ -114,10 +114,11 @@ def _train(
     if targets is not None and teachers is not None and teachers.members:
         report_sizes(teachers.num_parameters, student)
     label_names = context.inputs.comments.label_names
-    trainer = DistillationTrainer(targets, student, config, context.runtime.device, label_names=label_names)
+    device, world = context.runtime.device, context.runtime.world
+    trainer = DistillationTrainer(targets, student, config, device, label_names=label_names, world=world)
     loader = context.training_batches(rows, tokens, config.seed, labels, **carried)
     identity = digest_key(training_identity(teachers, rows, context))
-    training = train(name, trainer, loader, CheckpointFolder(checkpoints, identity), context)
+    training = train(name, trainer, loader, CheckpointFolder(checkpoints, identity, world), context)
     return TrainedStudent(student, training, predict_parts(name, student, tokens, context))
 
 

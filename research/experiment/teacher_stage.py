@@ -27,6 +27,7 @@ from research.experiment.seen_texts import read_seen, storing_seen
 from research.experiment.training import summarize, train
 from research.kd.ensemble import Ensemble, average_logits, logits_of_probs
 from research.kd.layers import compare_layers
+from research.kd.loop import TrainingResult
 from research.kd.targets import KeptTeacher, LiveTeacher, TeacherTargets
 from research.kd.teacher import Teacher, estimate_bytes, fetch_layers, fetch_logits
 from research.models.classifiers import TeacherModel, TextClassifier
@@ -34,6 +35,7 @@ from research.models.encoders import load_encoder
 from research.models.fingerprint import check_unchanged
 from research.models.saved import is_former, load_classifier, save_classifier
 from research.names import PARTS, TEACHER_TABLE
+from research.runs.directory import RunDirectory
 from research.storage.arrays import release_pages
 from research.storage.cache import MANIFEST
 from research.storage.checkpoints import CheckpointFolder
@@ -72,9 +74,14 @@ def get_teacher(source: TeacherSource, context: RunContext) -> Teacher:
         )
 
     def build(folder: Path, scratch: Path) -> None:
-        fine_tune(source, context, folder, scratch)
+        store_teacher(*fine_tune(source, context, scratch), source, context, folder)
 
-    folder = context.runtime.cache.fetch("teachers", teacher_key(source, inputs, context.runtime), build)
+    runtime = context.runtime
+    num_processes = find_num_processes(source, inputs, runtime, context.run_dir)
+    key = teacher_key(source, inputs, runtime, num_processes)
+    folder = runtime.cache.fetch("teachers", key, build, join=lambda scratch: fine_tune(source, context, scratch))
+    if not inputs.config.prepare_only:
+        runtime.world.lead(lambda: context.run_dir.keep_num_processes(source.name, num_processes))
 
     def load() -> TextClassifier:
         model = load_classifier(str(folder / "model"), inputs.comments.label_names).model
@@ -117,32 +124,53 @@ def identify_entry(folder: Path) -> dict[str, Any]:
     return {"files": json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]}
 
 
+def find_num_processes(source: TeacherSource, inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> int:
+    """Return on how many processes a teacher of the run is fine-tuned.
+
+    Those of now, but a run that goes on with others keeps the teacher it began with.
+    """
+
+    def find() -> int:
+        kept = run_dir.kept_num_processes(source.name)
+        if kept is None or runtime.cache.find("teachers", teacher_key(source, inputs, runtime, kept)) is None:
+            return runtime.world.size
+        return kept
+
+    return runtime.world.lead(find)
+
+
 def seeded_config(source: TeacherSource, config: ExperimentConfig) -> ExperimentConfig:
     """Return the config by which a teacher is fine-tuned: as the only one, with its seed as --split_seed."""
     assert source.seed is not None
     return dataclasses.replace(config, split_seed=source.seed)
 
 
-def teacher_key(source: TeacherSource, inputs: Inputs, runtime: Runtime) -> dict[str, Any]:
+def teacher_key(source: TeacherSource, inputs: Inputs, runtime: Runtime, num_processes: int) -> dict[str, Any]:
     """Return everything a fine-tuned teacher's bytes depend on."""
     comments, split, start = inputs.comments, inputs.split, inputs.start_seen.get("teacher")
     # A start that has seen labels hands its texts on; a pretrained one leaves the key as it is.
     seen = {} if start is None or start.hashes is None else {"seen": hashlib.sha256(start.hashes.tobytes()).hexdigest()}
-    return seen | {
-        "model": source.files.sha256,
-        "tokenizer": fingerprint_tokenizer(source.tokenizer),
-        "settings": inputs.model_settings,
-        "rows": {part: hash_rows(comments, getattr(split, part)) for part in ("train", "validation")},
-        "training": settings_that_decide(seeded_config(source, inputs.config), "teacher"),
-        "device": runtime.device.type,
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "transformers")},
-        "format": TEACHERS_FORMAT,
-    }
+    # Sums of several processes end in other last digits; of one process the key says nothing.
+    together = {"processes": num_processes} if num_processes > 1 else {}
+    return (
+        seen
+        | together
+        | {
+            "model": source.files.sha256,
+            "tokenizer": fingerprint_tokenizer(source.tokenizer),
+            "settings": inputs.model_settings,
+            "rows": {part: hash_rows(comments, getattr(split, part)) for part in ("train", "validation")},
+            "training": settings_that_decide(seeded_config(source, inputs.config), "teacher"),
+            "device": runtime.device.type,
+            "threads": torch.get_num_threads(),
+            "versions": {name: version(name) for name in ("torch", "transformers")},
+            "format": TEACHERS_FORMAT,
+        }
+    )
 
 
-def fine_tune(source: TeacherSource, context: RunContext, folder: Path, scratch: Path) -> None:
-    """Fine-tune a teacher on the labels and leave its best epoch in `folder`."""
+def fine_tune(source: TeacherSource, context: RunContext, scratch: Path) -> tuple[TeacherModel, TrainingResult]:
+    """Fine-tune a teacher on the labels; it ends with the weights of its best epoch. Its checkpoints go to `scratch`."""
     inputs, tokens = context.inputs, context.tokens.of_teacher(source.name)
     config = seeded_config(source, inputs.config)
     config = dataclasses.replace(config, epochs=config.teacher_epochs, seed=config.split_seed, freeze_student_encoder=False)
@@ -153,9 +181,15 @@ def fine_tune(source: TeacherSource, context: RunContext, folder: Path, scratch:
     torch.manual_seed(config.seed)
     num_labels = len(inputs.comments.label_names)
     model = TeacherModel(num_labels=num_labels, dropout=config.dropout, pooling=config.pooling, encoder=encoder)
-    trainer = DistillationTrainer(None, model, config, context.runtime.device)
+    world = context.runtime.world
+    trainer = DistillationTrainer(None, model, config, context.runtime.device, world=world)
     loader = context.training_batches(inputs.split.train, tokens, config.seed)
-    result = train(source.name, trainer, loader, CheckpointFolder(scratch), context)
+    return model, train(source.name, trainer, loader, CheckpointFolder(scratch, world=world), context)
+
+
+def store_teacher(model: TeacherModel, result: TrainingResult, source: TeacherSource, context: RunContext, folder: Path) -> None:
+    """Leave a fine-tuned teacher and the facts of its training in a folder of the cache."""
+    inputs = context.inputs
     start = inputs.start_seen.get("teacher")
     store = storing_seen(
         lambda target: save_classifier(model.cpu(), source.tokenizer, target, inputs.model_settings),

@@ -87,6 +87,7 @@ class MultiLabelDistillationLoss(nn.Module):
         class_weights: Tensor | None = None,
         label_share: float = 0.0,
         taught: Tensor | None = None,
+        shares: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Return total_loss, soft_loss and hard_loss.
 
@@ -103,6 +104,8 @@ class MultiLabelDistillationLoss(nn.Module):
             taught: (B, C) of 0 and 1, 0 in a cell without a teacher, where alpha is 0: its soft loss is left
                 out and its hard loss has full weight. Both means run over the cells that they run over
                 without it. None where a teacher speaks of every cell.
+            shares: What part of a whole batch's rows and of its known cells these are, when other processes have the
+                others; what they return then adds up to the whole batch's losses.
         """
         soft = soft_bce_loss(student_logits, teacher_logits, self.temperature, t_squared=self.t_squared)
         alpha = self.alpha
@@ -112,6 +115,8 @@ class MultiLabelDistillationLoss(nn.Module):
         blended = torch.lerp(soft, hard, label_share * known) if label_share else soft
         if self.reduction == "mean":
             soft, blended, hard = soft / soft.numel(), blended / soft.numel(), hard / known.sum().clamp_min(1.0)
+        if shares is not None:
+            soft, blended, hard = soft * shares[0], blended * shares[0], hard * shares[1]
         total = alpha * blended + (1.0 - alpha) * hard
         if self.reduction == "none":
             return {"total_loss": total, "soft_loss": soft, "hard_loss": hard}

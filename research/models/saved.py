@@ -204,6 +204,25 @@ def head_labels(settings: Mapping[str, Any], outputs: int, labels: Sequence[str]
     return list(found)
 
 
+def find_settings(folder: Path, where: str) -> dict[str, Any] | None:
+    """Return what a folder that a version of this suite wrote says of its classifier; None for any other folder.
+
+    Raises:
+        InputError: it says what cannot be.
+    """
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # what is wrong with it, whoever loads the model tells
+        config = None
+    if not isinstance(config, dict) or SETTINGS_KEY not in config:
+        return read_settings(folder, where) if (folder / SETTINGS_FILE).is_file() else None
+    settings = config[SETTINGS_KEY]
+    if not is_plausible(settings):
+        raise InputError(f"{where}: {CONFIG_FILE} does not describe a classifier under {SETTINGS_KEY}")
+    assert isinstance(settings, dict)
+    return settings
+
+
 def read_settings(folder: Path, where: str) -> dict[str, Any]:
     """Return what classifier.json says of a checkpoint, nothing when there is none."""
     path = folder / SETTINGS_FILE

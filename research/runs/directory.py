@@ -41,9 +41,12 @@ FloatArray = npt.NDArray[np.floating[Any]]
 Status = Literal["absent", "unfinished", "finished", "foreign"]
 # Says that the unfinished run it stands in was begun by --overwrite, so the same command goes on with it.
 OVERWRITING_FILE = ".overwriting"
+# On how many processes each teacher of the unfinished run it stands in was fine-tuned, when on more than one.
+PROCESSES_FILE = ".teacher_processes"
 # Everything --overwrite may remove. metrics.json goes before the rest, so that an interruption leaves no finished run.
 OWNED_FILES = (
     OVERWRITING_FILE,  # before metrics.json, so that an interruption does not make the old run look like a new one
+    PROCESSES_FILE,
     "metrics.json",
     "history.csv",
     "history_control.csv",
@@ -224,7 +227,22 @@ class RunDirectory:
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json, which makes the run a finished one; call it after the other writers."""
         write_json_atomic(self.path / "metrics.json", metrics)
-        (self.path / OVERWRITING_FILE).unlink(missing_ok=True)
+        for name in (OVERWRITING_FILE, PROCESSES_FILE):
+            (self.path / name).unlink(missing_ok=True)
+
+    def keep_num_processes(self, teacher: str, number: int) -> None:
+        """Remember, until the run is finished, on how many processes a teacher of it was fine-tuned."""
+        kept = self._num_processes()
+        if kept.get(teacher, 1) != number:
+            write_json_atomic(self.path / PROCESSES_FILE, kept | {teacher: number})
+
+    def kept_num_processes(self, teacher: str) -> int | None:
+        """Return on how many processes a teacher of the run was fine-tuned, None when the run may not have it yet."""
+        number = self._num_processes().get(teacher)
+        return 1 if number is None and (self.path / CHECKPOINT_FOLDERS[0]).is_dir() else number
+
+    def _num_processes(self) -> dict[str, int]:
+        return read_json(self.path / PROCESSES_FILE) if (self.path / PROCESSES_FILE).is_file() else {}
 
     def drop_leavings(self) -> None:
         """Remove what a finished run has no use for; a process may have been killed before it did."""

@@ -14,10 +14,12 @@ import hashlib
 import json
 import logging
 import secrets
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from research.distributed import ALONE, World
 from research.errors import InputError, first_line
 from research.storage.claims import Claim, remove_dead_claims, waiting_claim
 from research.storage.files import Stamp, hash_tree, publish_folder, remove, stamp_tree, write_atomic
@@ -25,9 +27,13 @@ from research.storage.files import Stamp, hash_tree, publish_folder, remove, sta
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
 USERS = ".users"
+POLL_S = 0.2
+# How long a network's file system may take to show one machine what another has written.
+VISIBLE_S = 60.0
 # What opening an entry raises when its files, though they are those that were written, do not fit each other.
 UNUSABLE = (OSError, ValueError, LookupError, TypeError)
 Build = Callable[[Path, Path], None]
+Join = Callable[[Path], object]
 Check = Callable[[Path], object]
 
 
@@ -42,14 +48,20 @@ def _canonical(value: Mapping[str, Any]) -> bytes:
 
 
 class Cache:
-    """A folder of content-addressed entries shared by any number of processes."""
+    """A folder of content-addressed entries shared by any number of processes.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: The folder.
+        world: The processes of one run. The first looks for an entry and writes it; all return it together.
+    """
+
+    def __init__(self, root: Path, world: World = ALONE) -> None:
         self.root = root
+        self.world = world
         self._verified: dict[Path, dict[str, Stamp]] = {}
         self._use = Use(root / USERS)
 
-    def fetch(self, kind: str, key: Mapping[str, Any], build: Build, check: Check = Path.stat) -> Path:
+    def fetch(self, kind: str, key: Mapping[str, Any], build: Build, check: Check = Path.stat, join: Join | None = None) -> Path:
         """Return the entry's folder, building it when it is missing or damaged.
 
         Args:
@@ -59,12 +71,41 @@ class Cache:
                 process until the entry is finished, so a long build can resume from it.
             check: Opens a folder as its reader will and raises one of UNUSABLE when it cannot be used. An
                 entry is checked before it is put into place, and one that fails counts as damaged.
+            join: Called as join(scratch) by the other processes of the run when the first calls `build`, for what
+                they compute together; None when it builds alone.
 
         Raises:
             OSError: the entry cannot be written, as on a full disk.
         """
         entry = self.root / kind / digest_key(key)[:32]
         self._use.note(f"{kind}/{entry.name}")
+        if self.world.size == 1:
+            return self._fetch(entry, key, build, check)
+        if self.world.rank:
+            self._follow(entry, join)
+        else:
+
+            def build_together(folder: Path, scratch: Path) -> None:
+                self.world.share(True)
+                build(folder, scratch)
+
+            self._fetch(entry, key, build_together, check)
+            self.world.share(False)
+        return entry
+
+    def _follow(self, entry: Path, join: Join | None) -> None:
+        """Wait until the first process has the entry, and join in whenever it builds."""
+        while self.world.share(True):
+            if join is not None:
+                join(entry.with_suffix(".work"))
+        until_s = time.monotonic() + VISIBLE_S
+        while not entry.is_dir():
+            if time.monotonic() > until_s:
+                raise InputError(f"--cache_dir: {self.root} on this machine is not the one that the first process writes")
+            time.sleep(POLL_S)
+        self._verified[entry] = stamp_tree(entry)
+
+    def _fetch(self, entry: Path, key: Mapping[str, Any], build: Build, check: Check) -> Path:
         if self.is_unchanged(entry):
             return entry
         scratch = entry.with_suffix(".work")

@@ -80,7 +80,7 @@ def test_frozen_student_holds_the_chosen_layers_of_its_start(lab: TinyLab, start
     flags = f"{start} --student_layers 2 --student_layer_choice {choice} --freeze_student_encoder --kd_method hidden"
     run = lab.done("run", flags)
     student = layers_of(load_classifier(str(run / "student"), LABELS).model.encoder)
-    place = run / "teacher" / "encoder" if "init" in start else lab.folder / "models" / "teacher"
+    place = run / "teacher" if "init" in start else lab.folder / "models" / "teacher"
     source = layers_of(load_encoder(str(place)))
     for found, layer in zip(student, kept, strict=True):
         assert all(torch.equal(found[name], source[layer][name]) for name in found)

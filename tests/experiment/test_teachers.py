@@ -196,7 +196,7 @@ def test_overwriting_with_fewer_teachers_leaves_none_behind(lab: TinyLab) -> Non
 def test_changed_second_checkpoint_is_noticed_by_the_finished_run(lab: TinyLab) -> None:
     lab.done("first", "--teacher_seeds 2")
     lab.done("second", "--teacher_checkpoint results/first")
-    model = next((lab.folder / "results/first/teacher_2").rglob("classifier.safetensors"))
+    model = lab.folder / "results/first/teacher_2/model.safetensors"
     content = bytearray(model.read_bytes())
     content[-1] ^= 1
     model.write_bytes(content)

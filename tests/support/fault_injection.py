@@ -142,7 +142,8 @@ def fork_server() -> ForkServerContext:
     context.set_forkserver_preload(PRELOADED)
     before = os.environ.copy()
     paths = (str(ROOT), str(ROOT / "tests"), before.get("PYTHONPATH", ""))
-    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", PYTHONPATH=os.pathsep.join(filter(None, paths)))
+    os.environ.update(OMP_NUM_THREADS="1", HF_HUB_OFFLINE="1", TORCH_CPP_LOG_LEVEL="ERROR")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
     # Of the semaphores that killed processes leave; the tracker removes them and complains.
     os.environ["PYTHONWARNINGS"] = "ignore::UserWarning:multiprocessing.resource_tracker"
     try:
