@@ -87,6 +87,7 @@ def score(
         kd_temperature=config.kd_temperature,
         t_squared=config.t_squared,
         teacher_shift=np.log(compute_class_weights(labels["train"], names)[0]) if config.undo_class_weights else 0.0,
+        threshold_rule=config.threshold_rule,
     )
     if {"teacher", "student"} <= probs.keys():
         thresholds = {model: list(cuts.values()) for model, cuts in metrics["thresholds"].items()}

@@ -24,7 +24,7 @@ class AveragedWeights:
     """
 
     def __init__(self, parameters: Sequence[nn.Parameter], decay: float) -> None:
-        self.parameters = list(parameters)
+        self.parameters: list[Tensor] = list(parameters)
         self.decay = decay
         self.steps = 0
         self.averages = [parameter.detach().clone() for parameter in self.parameters]
