@@ -28,10 +28,11 @@ from research.flags import (
     setting,
 )
 from research.models.mapping import parse_layer_mapping
-from research.models.pooling import POOLING_HELP, POOLINGS
 from research.names import BOTH_MODELS
 from research.settings.data import DataSettings
 from research.settings.runtime import RuntimeSettings
+from research.settings.student import StudentSettings, check_student_flags
+from research.settings.sweep import SweepSettings, check_sweep_flags
 from research.settings.training import TrainingSettings
 
 
@@ -66,16 +67,24 @@ KD_METHODS: dict[str, KDMethod] = {
 
 @dataclass(frozen=True)
 class Pipeline:
-    """Which models a pipeline needs; `teacher` and `student` say what is trained or evaluated."""
+    """Which models a pipeline needs; `teacher`, `student` and `tfidf` say what is trained or evaluated."""
 
     teacher: bool
     student: bool
     summary: str
+    tfidf: bool = False
 
     @property
     def trains(self) -> frozenset[str]:
         """Which of MODEL_PARTS there are."""
-        present = {"teacher": self.teacher, "student": self.student, "distillation": self.teacher and self.student}
+        present = {
+            "tokens": self.teacher or self.student,
+            "teacher": self.teacher,
+            "ensemble": self.teacher,
+            "student": self.student,
+            "distillation": self.teacher and self.student,
+            "tfidf": self.tfidf,
+        }
         return frozenset(name for name, is_there in present.items() if is_there)
 
 
@@ -83,6 +92,7 @@ PIPELINES: dict[str, Pipeline] = {
     "kd_only": Pipeline(True, True, "get the teacher, verify it, distil the student, evaluate both"),
     "student_only": Pipeline(False, True, "train the same student on the labels alone"),
     "baseline": Pipeline(True, False, "get the teacher and evaluate it, no compression"),
+    "tfidf": Pipeline(False, False, "logistic regression on character n-grams, without a pretrained model", tfidf=True),
 }
 # What a field may say that it decides; caches, sweeps and comparisons ask for fields by these words.
 DECIDED = {
@@ -91,26 +101,28 @@ DECIDED = {
     "data": "the rows, their labels and the parts they are in",
     "tokens": "what of a text reaches the models",
     "teacher": "the teacher's fine-tuning",
+    "ensemble": "which teachers speak together, each of them as it would alone",
     "student": "the student's training, with a teacher or without",
     "distillation": "what the student learns from the teacher",
     "control": "the control beside the student, which changes no other model",
     "scores": "how the models are scored, which changes none of them",
+    "tfidf": "the fit of the model on character n-grams",
     "machine": "the last digits of the results, by where and in which order they are computed",
     "place": "nothing in the results: where they are written, how the work is shared, whether it may begin",
 }
-# Of these, a pipeline trains some and leaves the others out.
-MODEL_PARTS = frozenset({"teacher", "student", "distillation", "control"})
+# Of these, a pipeline has some and leaves the others out.
+MODEL_PARTS = frozenset({"tokens", "teacher", "ensemble", "student", "distillation", "control", "tfidf"})
 # The order of the sections of --help.
-GROUPS = ("what to run", "data", "teacher", "student", "distillation", "training", "runtime and output")
+GROUPS = ("what to run", "sweep", "data", "teacher", "student", "distillation", "training", "runtime and output")
 
 
 @dataclass(frozen=True)
-class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings):
+class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings, StudentSettings, SweepSettings):
     """Every setting of one run; a field and its flag have the same name.
 
-    Those of the data, of training and of the machine stand in `research.settings`. `None` means
-    "found from the data or the machine" and is resolved before training. Variants come from
-    `dataclasses.replace`.
+    Those of the data, of training, of the machine, of a sweep and of the student stand in
+    `research.settings`. `None` means "found from the data or the machine" and is resolved before
+    training. Variants come from `dataclasses.replace`.
     """
 
     pipeline: str = setting(
@@ -133,33 +145,48 @@ class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings):
         check=between(0),
         decides=("data", "teacher"),
     )
-    sweep: tuple[str, ...] = setting(
-        (),
-        "what to run",
-        "run the product of these values, as in kd_alpha=0.3,0.5 kd_temperature=2,4; each run gets a folder below --output_dir",
-        metavar="FLAG=V1,V2",
-        decides="place",
-        repeatable=True,
-    )
-    jobs: int = setting(1, "what to run", "worker processes of --sweep", check=between(1), decides="place")
     dry_run: bool = setting(False, "what to run", "say what would be run and what is there already, and stop", decides="place")
+    prepare_only: bool = setting(
+        False,
+        "what to run",
+        "fill the cache with tokens, teacher and teacher outputs of the run, or of all runs of --sweep; train no student",
+        decides="place",
+    )
     num_folds: int = setting(1, "what to run", "folds of cross-validation; 1 is one split", check=between(1), decides="data")
 
     teacher_path: str = setting(
         "csebuetnlp/banglabert", "teacher", "pretrained encoder to fine-tune: folder or hub name", decides="teacher", kind="model"
     )
-    teacher_checkpoint: str | None = setting(
+    teacher_checkpoint: str | tuple[str, ...] | None = setting(
         None,
         "teacher",
         "a fine-tuned teacher: a run's teacher/ folder, an AutoModelForSequenceClassification folder or hub name, "
-        "or a folder with encoder/ and a head file",
+        "or a folder with encoder/ and a head file; several speak together, as do all those of a run's own folder",
         decides="teacher",
         kind="model",
+    )
+    teacher_seeds: int | None = setting(
+        None,
+        "teacher",
+        "fine-tune this many teachers from --teacher_path, by --split_seed and the seeds after it, and learn from the mean of "
+        "their probabilities (default: 1, none beside --teacher_probs_path)",
+        check=between(1),
+        decides="ensemble",
+    )
+    teacher_probs_path: str | None = setting(
+        None,
+        "teacher",
+        "table of another teacher's probabilities: a text column and one column a label, for any of the texts; alone, or beside "
+        "--teacher_checkpoint or --teacher_seeds as one more voice in the mean. Texts without any learn from the labels alone",
+        decides="ensemble",
+        kind="table",
+        rows="teacher_probs",
     )
     drop_seen_rows: bool = setting(
         False,
         "teacher",
-        "leave rows whose text --teacher_checkpoint was trained on out of validation and test, instead of refusing it",
+        "leave rows whose text a model given was trained on (--teacher_checkpoint, or a run's student/ as start) out of "
+        "validation and test, instead of refusing it",
         decides="data",
     )
     teacher_epochs: int = setting(10, "teacher", "most epochs of the teacher's fine-tuning", check=between(1), decides="teacher")
@@ -167,33 +194,6 @@ class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings):
         0.4, "teacher", "validation macro-F1 under which the teacher is too weak, 0 to 1", check=between(0, 1), decides="place"
     )
     allow_weak_teacher: bool = setting(False, "teacher", "distil even from a teacher under --min_teacher_f1", decides="place")
-
-    student_path: str = setting(
-        "distilbert-base-multilingual-cased",
-        "student",
-        "pretrained encoder of the student: folder or hub name",
-        decides="student",
-        kind="model",
-    )
-    student_hidden_size: int = setting(
-        256, "student", "hidden width of the student's classifier", check=between(1), decides="student"
-    )
-    student_init: str = setting(
-        "pretrained",
-        "student",
-        "start of the student's encoder: its pretrained weights, the fine-tuned teacher's own layers, or random",
-        choices=("pretrained", "teacher", "random"),
-        decides="student",
-    )
-    student_layers: int | None = setting(
-        None,
-        "student",
-        "keep this many of the encoder's layers, those the uniform mapping would pair (default: all)",
-        check=between(1),
-        decides="student",
-    )
-    pooling: str = setting("cls", "student", POOLING_HELP, choices=tuple(POOLINGS), decides=BOTH_MODELS)
-    freeze_student_encoder: bool = setting(False, "student", "train the student's classifier only", decides="student")
 
     kd_method: str = setting(
         "logit",
@@ -220,6 +220,14 @@ class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings):
         False,
         "distillation",
         "also train the student without the teacher, so the report says what distillation gained",
+        decides="control",
+    )
+    control_labels: str = setting(
+        "gold",
+        "distillation",
+        "gold: the control learns from the labelled rows; pseudo: also from the rows of --unlabelled_path, as the teacher "
+        "decides them at its tuned thresholds, so that it takes as many steps as the student",
+        choices=("gold", "pseudo"),
         decides="control",
     )
     label_alphas: tuple[str, ...] = setting(
@@ -281,7 +289,10 @@ class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings):
         decides="distillation",
     )
     class_weights: bool = setting(
-        True, "distillation", "weight positives by negatives / positives in the hard loss", decides=BOTH_MODELS
+        True,
+        "distillation",
+        "weight positives by negatives / positives in the hard loss",
+        decides=(*BOTH_MODELS, "tfidf"),
     )
 
     @property
@@ -289,6 +300,19 @@ class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings):
         """`--label_alphas` as {label: alpha}."""
         pairs = (entry.rsplit("=", 1) for entry in self.label_alphas)
         return {label: float(value) for label, value in pairs}
+
+    @property
+    def checkpoints(self) -> tuple[str, ...]:
+        """`--teacher_checkpoint` as a list."""
+        found = self.teacher_checkpoint
+        return (found,) if isinstance(found, str) else found or ()
+
+    @property
+    def num_fine_tuned(self) -> int:
+        """How many teachers are fine-tuned from `--teacher_path`, in a pipeline that has any."""
+        if self.checkpoints:
+            return 0
+        return self.teacher_seeds or (1 if self.teacher_probs_path is None else 0)
 
     @property
     def method(self) -> KDMethod:
@@ -337,7 +361,7 @@ def _unkeyed_defaults(config: ExperimentConfig) -> list[str]:
 
 
 def table_paths(config: ExperimentConfig) -> dict[str, Path]:
-    """Return the tables that a run reads, by what their rows are called: main, validation, test, unlabelled."""
+    """Return the tables that a run reads, by what their rows are called: main, validation, ..., teacher_probs."""
     paths = {entry.metadata["rows"]: getattr(config, entry.name) for entry in dataclasses.fields(config)}
     return {rows: Path(path) for rows, path in paths.items() if rows is not None and path is not None}
 
@@ -377,7 +401,8 @@ def build_parser() -> RaisingParser:
         prog="research_main.py",
         usage="python %(prog)s [--flag VALUE ...]",
         description="Distil a large multi-label text classifier into a small one. One command is one run.",
-        epilog="Exit status: 0 done, 1 failed while running, 2 bad flags or input, 3 teacher too weak, 130 interrupted.",
+        epilog="Exit status: 0 done, 1 failed while running, 2 bad flags or input, 3 teacher too weak, 130 interrupted: "
+        "run it again and it goes on.",
     )
 
 
@@ -386,7 +411,11 @@ def check_config(config: ExperimentConfig) -> list[str]:
     return [
         *check_fields(config),
         *check_distillation(config),
+        *check_teachers(config),
+        *check_start(config),
+        *check_student_flags(config),
         *check_data_flags(config),
+        *check_sweep_flags(config),
         *check_places(config),
     ]
 
@@ -412,10 +441,14 @@ def check_distillation(config: ExperimentConfig) -> list[str]:
         parse_layer_mapping(config.layer_mapping)
     except ValueError as error:
         problems.append(f"--layer_mapping: {error}")
-    if config.student_init == "teacher" and config.pipeline in PIPELINES and not PIPELINES[config.pipeline].teacher:
-        problems.append(f"--student_init: teacher needs a pipeline with a teacher, got --pipeline {config.pipeline}")
+    compares_layers = config.kd_method in KD_METHODS and bool(config.method.components)
+    if config.student_kind == "static" and compares_layers and config.pipeline == "kd_only":
+        problems.append(f"--student_kind: static has no layers for --kd_method {config.kd_method} to compare; use logit")
     if config.with_control and config.pipeline in PIPELINES and config.pipeline != "kd_only":
         problems.append(f"--with_control: needs --pipeline kd_only, whose student it is compared with, got {config.pipeline}")
+    if config.control_labels == "pseudo" and not (config.with_control and config.unlabelled_path):
+        missing = "--unlabelled_path" if config.with_control else "--with_control"
+        problems.append(f"--control_labels: pseudo labels the rows of --unlabelled_path for the control; set {missing} too")
     return problems
 
 
@@ -428,10 +461,63 @@ def check_losses(config: ExperimentConfig) -> list[str]:
         problems.append("--anneal_labels: hands alpha's share to the labels, and --kd_alpha is 0; raise it, or drop the flag")
     if config.undo_class_weights and not config.class_weights:
         problems.append("--undo_class_weights: takes back what --class_weights does; drop --no-class_weights, or this flag")
-    if config.undo_class_weights and config.teacher_checkpoint is not None:
+    foreign = "--teacher_checkpoint" if config.checkpoints else "--teacher_probs_path" if config.teacher_probs_path else None
+    if config.undo_class_weights and foreign is not None:
         problems.append(
-            "--undo_class_weights: needs a teacher fine-tuned by this run; --teacher_checkpoint does not say with which "
-            "class weights it was trained. Fine-tune one from --teacher_path, or drop the flag."
+            f"--undo_class_weights: needs teachers fine-tuned by this run; {foreign} does not say with which class weights "
+            "it was made. Fine-tune one from --teacher_path, or drop the flag."
+        )
+    if config.rank_loss_weight > 0 and not has_layers(config):
+        problems.append(
+            "--rank_loss_weight: orders all texts of a batch, and --teacher_probs_path alone may say nothing of some; add "
+            "--teacher_checkpoint or --teacher_seeds"
+        )
+    return problems
+
+
+def check_teachers(config: ExperimentConfig) -> list[str]:
+    """Return the problems of the teachers that a run has by its flags."""
+    problems = []
+    checkpoints = config.checkpoints
+    if config.teacher_checkpoint == ():
+        problems.append("--teacher_checkpoint: names no model; leave it out to fine-tune --teacher_path")
+    repeated = sorted({name for name in checkpoints if checkpoints.count(name) > 1})
+    problems += [f"--teacher_checkpoint: {quote_value(name)} is given twice" for name in repeated]
+    if checkpoints and config.teacher_seeds is not None:
+        problems.append(
+            f"--teacher_seeds: {config.teacher_seeds} would be fine-tuned from --teacher_path, and --teacher_checkpoint gives "
+            "teachers that are; drop one of the two"
+        )
+    if config.pipeline in PIPELINES and PIPELINES[config.pipeline].student and not has_layers(config):
+        wanting = {f"--kd_method: {config.kd_method}": config.kd_method in KD_METHODS and config.kd_method != "logit"}
+        wanting["--student_init: teacher"] = config.student_init == "teacher"
+        problems += [
+            f"{flag} needs the layers of a teacher, and --teacher_probs_path alone has none; add --teacher_checkpoint or "
+            "--teacher_seeds"
+            for flag, is_asked in wanting.items()
+            if is_asked and PIPELINES[config.pipeline].teacher
+        ]
+    return problems
+
+
+def has_layers(config: ExperimentConfig) -> bool:
+    """Whether a run of this config has a teacher that is a model, and not a table of probabilities only."""
+    return bool(config.checkpoints) or config.num_fine_tuned > 0
+
+
+def check_start(config: ExperimentConfig) -> list[str]:
+    """Return the problems of what the student starts as."""
+    problems = []
+    if config.student_init == "teacher" and config.pipeline in PIPELINES and not PIPELINES[config.pipeline].teacher:
+        problems.append(f"--student_init: teacher needs a pipeline with a teacher, got --pipeline {config.pipeline}")
+    default = ExperimentConfig.__dataclass_fields__["student_layer_choice"].default
+    if config.student_layer_choice != default and config.student_layers is None:
+        problems.append(
+            f"--student_layer_choice: {config.student_layer_choice} needs --student_layers, the number of layers to keep"
+        )
+    elif config.student_layer_choice != default and config.student_init == "random":
+        problems.append(
+            f"--student_layer_choice: {config.student_layer_choice} chooses among trained layers; --student_init random has none"
         )
     return problems
 
@@ -461,12 +547,11 @@ def check_places(config: ExperimentConfig) -> list[str]:
         path, kind = getattr(config, entry.name), entry.metadata["kind"]
         if kind == "folder":
             obstacle = find_obstacle(config.run_dir if entry.name == "output_dir" else Path(path))
-            problem = obstacle and f"{obstacle}. Choose another folder."
+            found = [obstacle and f"{obstacle}. Choose another folder."]
         # The demo builds each table and model that a run cannot do without.
         elif path is None or (config.demo and entry.default is not None):
             continue
         else:
-            problem = find_missing(path, kind)
-        if problem:
-            problems.append(f"--{entry.name}: {problem}")
+            found = [find_missing(place, kind) for place in (path if isinstance(path, tuple) else (path,))]
+        problems += [f"--{entry.name}: {problem}" for problem in found if problem]
     return problems

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, cast
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from research.components import COMPONENT_NAMES
+from research.distributed import ALONE, World
 from research.errors import StopRequest, TrainingFault, describe_fault, naming_lack_of_memory
 from research.evaluation.metrics import compute_metrics
 from research.evaluation.predict import evaluating
@@ -52,6 +53,7 @@ class DistillationTrainer:
         config: Its distillation and training fields are used.
         device: Where to train.
         label_names: Needed for `--label_alphas`, which go by name.
+        world: The processes that train the student together; its loader deals out the batches' rows to them.
     """
 
     def __init__(
@@ -62,7 +64,9 @@ class DistillationTrainer:
         device: torch.device | str,
         *,
         label_names: Sequence[str] = (),
+        world: World = ALONE,
     ) -> None:
+        self.world = world
         self.device = torch.device(device)
         self.config = config
         self.student = student.to(self.device)
@@ -70,16 +74,17 @@ class DistillationTrainer:
         self.objective: LabelObjective | DistillationObjective = LabelObjective()
         if teacher is not None:
             shape = ModelShape.of(teacher.backbone_config) if isinstance(teacher, TextClassifier) else teacher.shape
-            objective = DistillationObjective(config, shape, ModelShape.of(student.backbone_config), label_names)
+            objective = DistillationObjective(config, shape, ModelShape.of(student.backbone_config), label_names, world)
             if isinstance(teacher, TextClassifier):
                 comparison = objective.comparison
                 teacher = LiveTeacher(teacher, self.device, None if comparison is None else comparison.teacher)
             self.teacher, self.objective = teacher, objective.to(self.device)
         if config.freeze_student_encoder:
-            cast(nn.Module, student.encoder).requires_grad_(False)
+            student.freeze_encoder()
         self.parameters = [
             parameter for module in (self.student, self.objective) for parameter in module.parameters() if parameter.requires_grad
         ]
+        self.replica = world.replicate(Trained(self.student, self.objective))
         trained = [parameter for parameter in self.student.parameters() if parameter.requires_grad]
         self.average = AveragedWeights(trained, config.ema_decay) if config.ema_decay else None
         self.autocast_dtype = choose_autocast_dtype(config, self.device)
@@ -131,8 +136,10 @@ class DistillationTrainer:
         losses = []
         with naming_lack_of_memory(step, batches):
             for batch in batches:
-                components = self.compute_losses(move_batch(batch, self.device), class_weights)
-                self.scaler.scale(components["total_loss"] * (1.0 / len(batches))).backward()
+                with self.world.accumulate(self.replica, last=batch is batches[-1]):
+                    components = self.replica(self.compute_losses, move_batch(batch, self.device), class_weights)
+                    # The processes' gradients are averaged, and their losses are summands.
+                    self.scaler.scale(components["total_loss"] * (self.world.size / len(batches))).backward()
                 losses.append({name: loss.detach() for name, loss in components.items()})
         updated = self._update(optimizer, batches, losses, step)
         if updated and self.average is not None:
@@ -162,7 +169,8 @@ class DistillationTrainer:
         norm = nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip_norm)
         for batch, components in zip(batches, losses, strict=True):
             row = torch.stack([components.get(name, norm.new_zeros(())) for name in COMPONENT_NAMES] + [norm])
-            self._unchecked.append((step, row, batch.get("row", batch.get("index", torch.empty(0)))))
+            self.world.add_up(row[:-1])  # so that every process sees the whole batch's losses, and acts on the same
+            self._unchecked.append((step, row, batch.get("whole_rows", batch.get("row", batch.get("index", torch.empty(0))))))
             # Scaled gradients may overflow: the scaler then skips the step. A loss never may.
             judged = row[:-1] if self.scaler.is_enabled() else row
             self._fault_flag = torch.maximum(self._fault_flag, 1.0 - torch.isfinite(judged).all().float())
@@ -251,6 +259,18 @@ class DistillationTrainer:
         """
         weights = None if class_weights is None else class_weights.to(self.device)
         return EpochLoop(self, loader, validate, weights, checkpoints, stop, name).run()
+
+
+class Trained(nn.Module):
+    """Everything that is trained as one module, since that is what can be replicated."""
+
+    def __init__(self, student: nn.Module, objective: nn.Module) -> None:
+        super().__init__()
+        self.student, self.objective = student, objective
+
+    def forward(self, compute: Callable[..., dict[str, Tensor]], *inputs: Any) -> dict[str, Tensor]:
+        """Compute losses with these modules; a replica sees here that a backward pass is to come."""
+        return compute(*inputs)
 
 
 def choose_autocast_dtype(config: ExperimentConfig, device: torch.device) -> torch.dtype | None:

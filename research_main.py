@@ -12,7 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from research.errors import InputError
+from research.distributed import World, check_launch, join_world, launched_rank
+from research.errors import BAD_INPUT, DONE, InputError
 from research.experiment.demo import DEMO_SETTINGS, build_demo
 from research.flags import HelpAsked
 from research.logs import print_result, quiet_libraries, report_bad_input, report_interrupt, start_logging
@@ -37,7 +38,8 @@ def main(argv: Sequence[str] | None = None, extras: Extras | None = None) -> int
     except HelpAsked as asked:
         return print_result(str(asked))
     except InputError as error:
-        return report_bad_input(error)
+        # The flags are the same in every process of a run.
+        return BAD_INPUT if launched_rank() else report_bad_input(error)
     except KeyboardInterrupt:
         return report_interrupt()
 
@@ -48,19 +50,23 @@ def run_arguments(arguments: Arguments, argv: list[str], extras: Extras | None) 
     from research.experiment.command import RunFailed, run_one
     from research.runs.run import result_line
 
+    check_launch(arguments.config)
+    world = join_world(arguments.config.device)
     try:
-        config = apply_demo(arguments) if arguments.config.demo else arguments.config
+        config = apply_demo(arguments, world) if arguments.config.demo else arguments.config
     except RunFailed as error:
         return error.status
     if config.sweep:
         from research.experiment.sweep import run_sweep  # with what compares runs, for --sweep alone
 
         return run_sweep(config, extras)
-    status, metrics = run_one(config, argv, extras)
+    status, metrics = run_one(config, argv, extras, world)
+    if status == DONE:
+        world.leave()
     return status if metrics is None else print_result(result_line(config.run_dir, metrics))
 
 
-def apply_demo(arguments: Arguments) -> ExperimentConfig:
+def apply_demo(arguments: Arguments, world: World) -> ExperimentConfig:
     """Fill the flags the user did not give with the demo's, and build its corpus and models."""
     # With torch, which a bad flag does without.
     from research.experiment.command import explaining_failures
@@ -70,7 +76,7 @@ def apply_demo(arguments: Arguments) -> ExperimentConfig:
     quiet_libraries()
     folder = Path(config.cache_dir) / "demo"
     with explaining_failures(config), raising_os_errors(folder):
-        files = build_demo(folder, config.split_seed)
+        files = world.lead(lambda: build_demo(folder, config.split_seed))
     settings = {name: value for name, value in DEMO_SETTINGS.items() if name not in arguments.explicit}
     paths = {field.name: str(getattr(files, field.name)) for field in dataclasses.fields(files)}
     return dataclasses.replace(config, **(settings | paths))  # type: ignore[arg-type]

@@ -25,12 +25,14 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 from support.builders import build_model_folder, make_texts
+from support.checkpoints import save_former
 from transformers import AutoModelForSequenceClassification
 
 from research.errors import InputError
 from research.logs import quiet_libraries, start_logging
 from research.models.classifiers import StudentModel
 from research.models.encoders import load_encoder, load_model_config, load_tokenizer
+from research.models.native import build_native
 from research.models.saved import load_classifier, save_classifier
 from research.models.trial import Demands, try_classifier, try_pretrained
 
@@ -53,7 +55,11 @@ HOSTILE_CONTENTS = (
 
 
 def build_folders(root: Path) -> dict[str, Path]:
-    """Write a sound folder of each form: encoder alone, with pickled or sharded weights, saved student, classifier, head file."""
+    """Write a sound folder of each form.
+
+    An encoder alone, with pickled or sharded weights, a student with either head, one of former versions, a foreign
+    classifier, an encoder with a head file.
+    """
     texts = make_texts(12)
     folders = {
         "encoder": build_model_folder("bert", "wordpiece", root / "encoder", texts, width=16),
@@ -72,12 +78,15 @@ def build_folders(root: Path) -> dict[str, Path]:
     tokenizer = load_tokenizer(str(folders["encoder"]))
     student = StudentModel(str(folders["encoder"]), len(LABELS), 0.1, 8)
     save_classifier(student, tokenizer, root / "student", {"labels": list(LABELS), "max_length": 32})
+    settings = {"labels": list(LABELS), "max_length": 32, "text_normalization": "nfc"}
+    save_classifier(build_native(load_encoder(str(folders["encoder"])), LABELS, 0.1), tokenizer, root / "native", settings)
+    save_former(student, tokenizer, root / "former", settings)
     shutil.copytree(folders["pickled"], root / "head" / "encoder")
     torch.save(student.classifier.state_dict(), root / "head" / "head.pt")
     shutil.copytree(folders["encoder"], root / "classifier")
     model = AutoModelForSequenceClassification.from_pretrained(root / "encoder", num_labels=3, id2label=dict(enumerate(LABELS)))
     model.save_pretrained(root / "classifier")
-    return folders | {name: root / name for name in ("student", "head", "classifier")}
+    return folders | {name: root / name for name in ("student", "native", "former", "head", "classifier")}
 
 
 class Damage:
@@ -128,7 +137,7 @@ class Damage:
             return self.flip(path)
         try:
             content = place = json.loads(path.read_text(encoding="utf-8"))
-        except ValueError:
+        except (ValueError, RecursionError):
             return self.flip(path)
         key: Any = None
         while isinstance(place, dict | list):
@@ -166,7 +175,10 @@ def load_as(kind: int, name: str) -> None:
         try_classifier(name, load_classifier(name, LABELS).model, demands)
 
 
-LOADERS = {"encoder": (0, 1, 2, 3), "pickled": (1, 2, 3), "sharded": (1, 2, 3), "student": (4,), "head": (4,), "classifier": (4,)}
+LOADERS = {
+    "encoder": (0, 1, 2, 3), "pickled": (1, 2, 3), "sharded": (1, 2, 3), "student": (1, 2, 4, 4), "native": (2, 4, 4),
+    "former": (4,), "head": (4,), "classifier": (4,),
+}  # fmt: skip
 
 
 def fuzz_models(count: int, root: Path, failing_after: Callable[[int, type[BaseException]], Any]) -> dict[str, Any]:

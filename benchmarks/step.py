@@ -8,6 +8,9 @@ position, as fine-tuning does elsewhere and as hidden states need it; distillati
 cache, and with the teacher run live. All go through `DistillationTrainer.fit`, collating included. Evaluation
 and tokenising are timed against the reference loop's way: batches of 32 in dataset order padded to 128, with
 eager attention or with the fused kernel, and one call of the tokenizer per row.
+
+`share_of_matmul_rate` is how near a step comes to the machine: the operations of its matrix products over its time,
+over the rate of one large product in the same precision (it has no embedding look-up, norm or optimizer to pay for).
 """
 
 from __future__ import annotations
@@ -29,6 +32,7 @@ from common import Side, Timing, timed
 from numpy.typing import NDArray
 from reference_loop import PaddedRows, evaluate_padded
 from torch.utils.data import DataLoader
+from torch.utils.flop_counter import FlopCounterMode
 
 from research.evaluation.predict import predict_logits
 from research.experiment.context import EVAL_BATCH, EVAL_TOKENS
@@ -37,7 +41,7 @@ from research.kd.targets import KeptTeacher, TeacherTargets
 from research.kd.teacher import Teacher, fetch_layers, fetch_logits
 from research.models.classifiers import POSITIONWISE_PARTS, ModelShape, TextClassifier
 from research.storage.cache import Cache
-from research.text.batches import BatchLoader, padding_ratio
+from research.text.batches import BatchLoader, move_batch, padding_ratio
 from research.text.tokens import Tokens, tokenize
 from research_config import KD_METHODS, ExperimentConfig
 from research_data import Comments, load_comments
@@ -47,6 +51,7 @@ LIVE_METHODS = ("logit", "multi_level")
 PLAIN = "plain"
 PLAIN_WHOLE = "plain_whole"
 BYTES_PER_PADDED_TOKEN = 16  # an int64 id and its int64 mask
+MATMUL_SIZE, MATMULS = 2048, 5
 
 
 class PlannedBatches(BatchLoader):
@@ -141,10 +146,52 @@ def build_sides(bench: Bench, layers: int) -> dict[str, Side]:
     return sides | {f"{method}_live": build_side(method, live=True) for method in LIVE_METHODS}
 
 
+def count_operations(bench: Bench, layers: int) -> dict[str, int]:
+    """Return the operations of the matrix products of the timed steps, forward and backward, of the plain sides."""
+    student = common.build_student(bench.arguments.model, len(bench.comments.label_names), layers)
+    trainer = DistillationTrainer(None, student, bench.config(), bench.device)
+    loader, counts = bench.build_training_loader(), {}
+    for side in (PLAIN, PLAIN_WHOLE):
+        with patch.dict(POSITIONWISE_PARTS, clear=side == PLAIN_WHOLE), FlopCounterMode(display=False) as counter:
+            for index in loader.plan(0)[1:]:
+                trainer.compute_losses(move_batch(loader.collate(index), bench.device), None)["total_loss"].backward()
+        counts[side] = counter.get_total_flops()
+    return counts
+
+
+def build_matmul(bench: Bench) -> Side:
+    """Return large matrix products in the precision of the steps."""
+    dtype = getattr(torch, bench.arguments.dtype)
+    left, right = torch.randn(2, MATMUL_SIZE, MATMUL_SIZE, device=bench.device).to(dtype)
+
+    def multiply() -> None:
+        for _ in range(MATMULS):
+            left @ right
+        if bench.device.type == "cuda":
+            torch.cuda.synchronize(bench.device)
+
+    multiply()
+    return lambda: timed(multiply)
+
+
+def measure_shares(bench: Bench, layers: int, timings: dict[str, list[Timing]]) -> dict[str, Any]:
+    """Return the rate of the matrix products in the plain sides' steps, and its share of one large product's."""
+    rate = MATMULS * 2 * MATMUL_SIZE**3 / common.median_of(timings["matmul"]).wall_s
+    rates = {side: count / common.median_of(timings[side]).wall_s for side, count in count_operations(bench, layers).items()}
+    return {
+        "matmul_gflop_per_s": common.significant(rate / 1e9),
+        "step_gflop_per_s": {side: common.significant(value / 1e9) for side, value in rates.items()},
+        "share_of_matmul_rate": {side: common.significant(value / rate) for side, value in rates.items()},
+    }
+
+
 def measure_steps(bench: Bench, layers: int) -> dict[str, Any]:
-    timings = common.interleave(build_sides(bench, layers), bench.arguments.repeats)
+    timings = common.interleave(build_sides(bench, layers) | {"matmul": build_matmul(bench)}, bench.arguments.repeats)
+    shares = measure_shares(bench, layers, timings)
+    del timings["matmul"]
     rows = bench.count_timed_rows()
     return {
+        **shares,
         "sides": {name: common.summarize(of_side, rows) for name, of_side in timings.items()},
         **{
             f"over_{plain}": {name: common.compare(of_side, timings[plain]) for name, of_side in timings.items() if name != plain}

@@ -94,6 +94,10 @@ class WeakTeacher(Exception):
     """The teacher's validation macro-F1 is under --min_teacher_f1."""
 
 
+class StoppedElsewhere(Exception):
+    """Another process of the same run has stopped it and says why."""
+
+
 class Interrupted(Exception):
     """A signal asked the run to stop; a checkpoint has been written."""
 
@@ -155,6 +159,25 @@ def naming_lack_of_memory(step: int, batches: Sequence[dict[str, Tensor]]) -> It
             "(--gradient_accumulation makes up for it) or --max_length, in another --output_dir; if others took the "
             "memory, the same command goes on from the last checkpoint."
         ) from error
+
+
+def is_process_lost(error: BaseException) -> bool:
+    """Whether another process of the run ended while this one was waiting for it.
+
+    gloo and nccl raise what they like for that, and name themselves in the text.
+    """
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(error, RuntimeError):
+        return False
+    return isinstance(error, torch.distributed.DistError) or any(name in str(error) for name in ("gloo", "Gloo", "NCCL"))
+
+
+def describe_lost_process() -> str:
+    """Say that the run cannot go on without its other processes, and how it will."""
+    return (
+        "another process of this run ended or does not answer, so this one stops; what that one said, if anything, stands "
+        "beside this line. The same command goes on from the last checkpoint."
+    )
 
 
 def describe_lack_of_memory(max_length: int) -> str:

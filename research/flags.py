@@ -288,6 +288,8 @@ def read_config_file(settings_class: type[Any], path: Path, other_keys: Collecti
 def convert(settings_class: type[Any], name: str, value: Any) -> Any:
     """Turn a flag's text or a JSON value into the field's type; `~` in a path is the user's home.
 
+    A field that takes one text or several holds a single one as it is.
+
     Raises:
         ValueError: what was expected and what came, without the flag's name.
     """
@@ -298,15 +300,17 @@ def convert(settings_class: type[Any], name: str, value: Any) -> Any:
         if isinstance(value, bool):
             return value
         raise ValueError(f"must be true or false, got {quote_value(value)}")
-    if takes(tuple):
-        if isinstance(value, list) and all(map(is_plain_text, value)):
-            return tuple(value)
-        raise ValueError(f"must be a list of names, got {quote_value(value)}")
+    # A shell leaves the ~ of --output_dir=~/run as it is.
+    is_path = settings_class.__dataclass_fields__[name].metadata["kind"] in PATHS
+    if takes(tuple) and isinstance(value, list) and all(map(is_plain_text, value)):
+        texts = tuple(os.path.expanduser(text) if is_path else text for text in value)
+        return texts[0] if takes(str) and len(texts) == 1 else texts
     if takes(str):
         if is_plain_text(value):
-            # A shell leaves the ~ of --output_dir=~/run as it is.
-            return os.path.expanduser(value) if settings_class.__dataclass_fields__[name].metadata["kind"] in PATHS else value
+            return os.path.expanduser(value) if is_path else value
         raise ValueError(f"must be a text that is not empty, got {quote_value(value)}")
+    if takes(tuple):
+        raise ValueError(f"must be a list of names, got {quote_value(value)}")
     return convert_number(value, int if takes(int) else float)
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
+from research.distributed import launched_rank
 from research.errors import BAD_INPUT, DONE, FAILED, INTERRUPTED, InputError, escape_controls, list_problems
 
 log = logging.getLogger(__name__)
@@ -20,18 +21,31 @@ Item = TypeVar("Item")
 SECONDS_BETWEEN_LINES = 30.0
 # Marks the lines that a terminal does not show, since a bar does.
 PROGRESS_LINE = {"is_progress": True}
+# Marks the lines that a process of a run says though it is not the first, which speaks for all.
+LINE_OF_ONE = {"is_of_one": True}
 
 
 def start_logging(level: int = logging.INFO) -> None:
-    """Send one-line messages to stderr, so stdout holds nothing but the result."""
+    """Send one-line messages to stderr, so stdout holds nothing but the result.
+
+    Of several processes of a run the first speaks; another only of what it alone knows, with its number.
+    """
     accept_any_text()
-    logging.basicConfig(format="%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
+    rank = launched_rank()
+    logging.basicConfig(format=f"{_speaker()}%(message)s", level=logging.INFO, stream=sys.stderr, force=True)
     handler = logging.getLogger().handlers[0]
     handler.setLevel(level)
+    if rank:
+        handler.addFilter(lambda record: hasattr(record, "is_of_one"))
     handler.addFilter(lambda record: not (hasattr(record, "is_progress") and sys.stderr.isatty()))
     # These libraries log what is not the user's business at info level.
-    for name in ("filelock", "httpx", "matplotlib", "fontTools", "transformers"):
+    for name in ("httpx", "matplotlib", "fontTools", "transformers"):
         logging.getLogger(name).setLevel(logging.WARNING)
+
+
+def _speaker() -> str:
+    """Return what the lines of this process begin with."""
+    return f"process {launched_rank()}: " if launched_rank() else ""
 
 
 def accept_any_text() -> None:
@@ -106,8 +120,11 @@ def log_to_file(path: Path, earlier: Iterable[logging.LogRecord] = ()) -> Iterat
 def print_result(text: str) -> int:
     """Print what a command found to stdout, and return the exit status.
 
-    A reader that has gone, as `head` does, wants no more; a full disk is an error.
+    A reader that has gone, as `head` does, wants no more; a full disk is an error. Of several processes of a run
+    the first prints.
     """
+    if launched_rank():
+        return DONE
     try:
         print(text, flush=True)
     except BrokenPipeError:
@@ -134,12 +151,13 @@ def report_bad_input(error: InputError) -> int:
 def report_problems(problems: Iterable[str]) -> None:
     """Write problems to stderr as the command's errors."""
     for problem in problems:
-        print(f"error: {escape_controls(problem)}", file=sys.stderr)
+        print(f"{_speaker()}error: {escape_controls(problem)}", file=sys.stderr)
 
 
 def report_interrupt() -> int:
     """Say how to go on after Ctrl-C, and return the exit status."""
-    print("interrupted: the same command goes on from here", file=sys.stderr)
+    if launched_rank() == 0:
+        print("interrupted: the same command goes on from here", file=sys.stderr)
     return INTERRUPTED
 
 
@@ -167,7 +185,7 @@ class PhaseProgress:
         self.done = self.done_before = done
         self.started_s = self.last_line_s = time.monotonic()
         self.bar: Any = None
-        if sys.stderr.isatty():
+        if sys.stderr.isatty() and launched_rank() == 0:
             from tqdm import tqdm  # for a terminal only, so that a log in a file costs nothing
 
             self.bar = tqdm(desc=name, total=total, unit=unit.removesuffix("s"), initial=done, leave=False)

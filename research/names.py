@@ -11,13 +11,23 @@ from dataclasses import dataclass
 from typing import Literal
 
 MODELS = ("teacher", "control", "student")  # the control is the student trained without the teacher
-EPOCH_FLAGS = {"teacher": "--teacher_epochs", "control": "--epochs", "student": "--epochs"}  # what ends a training
+TEACHER_TABLE = "teacher_probs"  # what a run calls the teacher that is a table, beside teacher, teacher_2, ...
 PARTS = ("validation", "test")
 BOTH_MODELS = ("teacher", "student")  # what one setting trains alike
 # Each is its own library, installed by those who use it: none of them is a requirement.
 TRACKERS = ("tensorboard", "mlflow", "wandb", "trackio")
 THRESHOLDS = {"at_0.5": "0.5", "tuned": "tuned"}  # what metrics.json calls them: what a table does
 MetricKind = Literal["decisions", "ranking", "probabilities"]
+
+
+def order_of_model(name: str) -> tuple[int, int, str]:
+    """Return what sorts the models of a run as MODELS does, and its teachers by their numbers."""
+    return [*MODELS, name].index(name.partition("_")[0] if name.startswith("teacher") else name), len(name), name
+
+
+def epoch_flag(model: str) -> str:
+    """Return the flag that ends a model's training; several teachers are called teacher, teacher_2, ..."""
+    return "--teacher_epochs" if model.startswith("teacher") else "--epochs"
 
 
 @dataclass(frozen=True)

@@ -8,16 +8,18 @@ import os
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
-from support.builders import ROOT, build_model_folder, make_table, make_texts
+from support.builders import QUICK_EXTRAS, ROOT, build_model_folder, make_table, make_texts
 
 import research_main
 from research_config import parse_arguments
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-common, memory, peers, quality, reference_loop, scale, step = map(
-    importlib.import_module, ("common", "memory", "peers", "quality", "reference_loop", "scale", "step")
+common, evidence, fold_coverage, memory, peers, quality, reference_loop, scale, step = map(
+    importlib.import_module,
+    ("common", "evidence", "fold_coverage", "memory", "peers", "quality", "reference_loop", "scale", "step"),
 )
 
 
@@ -266,3 +268,48 @@ def test_sides_are_measured_in_turn():
     timings = common.interleave({"a": build("a"), "b": build("b")}, repeats=3)
     assert order == ["a", "b"] * 3
     assert common.compare(timings["a"], timings["b"])["wall"] == 2.0
+
+
+def test_evidence_runs_every_recipe_over_seeds_and_folds_and_prints_them_again(inputs, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    _, table, _, model, *_ = inputs
+    flags = (
+        "--lr 1e-3 --teacher_epochs 1 --epochs 1 --max_length 32 --student_layers 2 --student_hidden_size 8 --pooling mean "
+        "--num_threads 1 --num_folds 2 --with_control --allow_weak_teacher"
+    )
+
+    monkeypatch.setattr(evidence, "run_process", lambda command: research_main.main(command[2:], QUICK_EXTRAS))
+    call = ["--dataset", table, "--text_column", "text", "--teacher", model, "--student", model, "--flags", flags]
+    call += ["--output_dir", "out", "--cache_dir", "cache", "--seeds", "1,2", "--jobs", "1", "--resamples", "200"]
+    assert evidence.main([*call, "--recipe", "hot", "--kd_temperature 8 --no-with_control"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    result = json.loads(lines[-1])
+    assert list(result["commands"]) == ["tfidf", "distilled", "hot"]
+    rows = {row["run"]: row for row in result["rows"] if row["metric"] == "f1_macro"}
+    assert len(rows) == 4  # three recipes and the control
+    assert {row["over"] for row in rows.values() if row["difference"] is not None} == {"seeds and rows"}
+    table_lines = [line for line in lines if line.startswith("|")]
+    assert sum(line.startswith("| teacher of ") for line in table_lines) == 1  # shared by both recipes
+    assert evidence.main(["--from", "out", "--resamples", "200"]) == 0
+    assert [line for line in capsys.readouterr().out.splitlines() if line.startswith("|")] == table_lines
+
+
+def test_evidence_of_nothing_finished_is_one_line(capsys, tmp_path):
+    assert evidence.main(["--from", str(tmp_path)]) == 2
+    assert "evidence.py: " in capsys.readouterr().err
+
+
+def test_folds_are_simulated_with_a_twin_that_differs_by_nothing(tmp_path):
+    rng = np.random.default_rng(0)
+    features = np.hstack([rng.standard_normal((2400, fold_coverage.COMPONENTS)), np.ones((2400, 1))]).astype(np.float32)
+    labels = (features[:, :3] + rng.standard_normal((2400, 3)) > 0).astype(float)
+    scores = fold_coverage.simulate(fold_coverage.Table(features, labels), 2, 300, 3, 100, rng)
+    for of_recipe in scores.values():
+        truth = {recipe: true for recipe, (_, true) in of_recipe.items()}
+        scored = of_recipe["distilled"][0]
+        assert abs(truth["twin"] - truth["distilled"]) < 0.05
+        assert (scored.plain.shape, scored.resampled.shape, len(scored.folds)) == ((2,), (2, 100), 3)
+        gap = scored - of_recipe["twin"][0]
+        found = fold_coverage.intervals(gap, 300, is_score=False)
+        assert set(found) == set(fold_coverage.WAYS)
+        assert all(low < gap.mean < high for low, high in found.values())

@@ -408,7 +408,7 @@ def test_added_table_and_model_are_known_as_such(tmp_path: Path) -> None:
 
 def test_tables_are_called_as_the_loaded_rows_are() -> None:
     names = {entry.metadata["rows"] for entry in dataclasses.fields(ExperimentConfig)} - {None}
-    assert names == set(SOURCES)
+    assert names == {*SOURCES, "teacher_probs"}
     assert list(table_paths(ExperimentConfig())) == ["main"]
 
 
@@ -421,7 +421,9 @@ def test_pipelines_read_the_flags_of_what_they_train() -> None:
     assert not {"class_weights", "pooling", "split_seed", "epochs", "pipeline"} & unused_fields("student_only")
     assert {"student_path", "epochs", "seed", "kd_alpha"} <= unused_fields("baseline")
     assert not {"class_weights", "pooling", "teacher_path", "lr", "pipeline"} & unused_fields("baseline")
-    assert unused_fields("kd_only") == {"with_control"}
+    assert {"max_length", "epochs", "seed", "teacher_path", "kd_alpha"} <= unused_fields("tfidf")
+    assert not {"class_weights", "select_by", "text_normalization", "split_seed", "num_folds"} & unused_fields("tfidf")
+    assert unused_fields("kd_only") == {"with_control", "control_labels"}
     assert unused_fields("of another version") == frozenset()
 
 

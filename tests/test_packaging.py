@@ -1,4 +1,4 @@
-"""What pip installs: every file of the product, both commands, and the packages that it imports; one version everywhere."""
+"""What pip installs: every file of the product, every command, and the packages that it imports; one version everywhere."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def test_the_wheel_names_the_version_and_what_it_needs(wheel: Path) -> None:
     assert requirement_names([line for line in needed if "extra ==" not in line]) == requirement_names(required)
 
 
-@pytest.mark.parametrize("command", ["research-main", "research-compare"])
+@pytest.mark.parametrize("command", ["research-main", "research-compare", "research-predict", "research-export"])
 def test_an_installed_command_answers_away_from_the_clone(wheel: Path, command: str, tmp_path: Path) -> None:
     module, function = read_project()["project"]["scripts"][command].split(":")
     code = f"import sys, {module}; assert {module}.__file__.startswith({str(wheel)!r}); sys.exit({module}.{function}(['--help']))"

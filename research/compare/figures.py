@@ -1,16 +1,14 @@
-"""Figures of a comparison: a score against a swept flag, over two of them, and against size and latency.
+"""Figures of a comparison: a score against a swept flag, over two of them, and the difference to the baseline.
 
 Drawn in the style of research.report.figures: one paper column wide, told apart by colour, line and marker.
 """
 
 from __future__ import annotations
 
-import itertools
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -18,17 +16,16 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from research.compare.frontier import collect_frontier, plot_frontier
 from research.compare.rows import MACHINE_FLAGS
 from research.compare.scores import Comparison, Result
 from research.evaluation.inference import Estimate
 from research.flags import format_value
 from research.names import METRIC_OF
 from research.report.figures import STYLES, SeriesStyle, Target, figure_style, new_figure, save_figure
-from research.runs.formats import dig
 from research.storage.files import write_atomic
 
 LOG_AXIS_RATIO = 50  # a sweep whose largest value is that many times its smallest reads better in decades
-TEACHER_STYLE = SeriesStyle("#000000", "-", "*", "")
 
 
 @dataclass(frozen=True)
@@ -38,18 +35,6 @@ class SweepPoint:
     setting: float
     estimate: Estimate
     members: tuple[float, ...]
-
-
-@dataclass(frozen=True)
-class FrontierPoint:
-    """One model's score and cost; without a name it is a small grey point, without an interval a bare one."""
-
-    name: str | None
-    value: float
-    interval: tuple[float, float] | None
-    parameters: float
-    latency_ms: float
-    is_teacher: bool = False
 
 
 def plot_comparison(comparison: Comparison, folder: Path) -> dict[Path, str]:
@@ -75,8 +60,16 @@ def plot_comparison(comparison: Comparison, folder: Path) -> dict[Path, str]:
             plot_heat_map(swept[0], swept[1], grid, metric, figures.setdefault(name, BytesIO()))
     points = collect_frontier(comparison)
     if len(points) > 1:
-        captions["frontier"] = f"{metric} against size and latency: what a smaller model costs in quality"
-        plot_frontier(points, metric, figures.setdefault("frontier", BytesIO()))
+        captions["frontier"] = (
+            f"{metric} against size and latency, each as its own run measured it: what a smaller model costs in quality; hollow: "
+            "trained on the labels alone; grey line: nothing drawn is both smaller (faster) and better"
+        )
+        plot_frontier(
+            points,
+            metric,
+            figures.setdefault("frontier", BytesIO()),
+            lower_is_better=METRIC_OF[comparison.metric].lower_is_better,
+        )
     written = {}
     for name, image in figures.items():
         path = folder / f"{re.sub(r'[^A-Za-z0-9_.=-]', '_', name)}.png"
@@ -130,63 +123,6 @@ def collect_grids(comparison: Comparison, across: str, down: str) -> dict[str, d
             name = f"heatmap_{across}_{down}" + (f"_{others}" if others else "")
             grids.setdefault(name, {})[float(settings[across]), float(settings[down])] = result.estimate.value
     return {name: grid for name, grid in grids.items() if min(map(len, map(set, zip(*grid, strict=True)))) > 1}
-
-
-def collect_frontier(comparison: Comparison) -> list[FrontierPoint]:
-    """Return a point per row whose size and latency were measured, then one per distinct teacher.
-
-    Where several rows have a size in common, as in a sweep of losses, the one that is best on validation and the
-    baseline carry names and the others become unnamed points: a frontier asks what a size can reach. Chosen by the
-    score that is drawn, the best of many would owe its place to luck with the test rows.
-    """
-    rows: dict[float, list[tuple[Result, FrontierPoint]]] = {}
-    teachers: dict[tuple[float, float], FrontierPoint] = {}
-    for result in comparison.results:
-        costs = [cost for member in result.row.members if (cost := _read_costs(member.run, member.model)) is not None]
-        if costs:
-            interval = (result.estimate.low, result.estimate.high)
-            point = FrontierPoint(result.row.name, result.estimate.value, interval, *np.mean(costs, axis=0).tolist())
-            rows.setdefault(point.parameters, []).append((result, point))
-        teacher = _teacher_point(result, comparison)
-        if teacher is not None:
-            # Runs of a sweep share a teacher but time it each anew: the first timing stands for all.
-            teachers.setdefault((teacher.value, teacher.parameters), teacher)
-    points = []
-    for group in rows.values():
-        best = max(group, key=lambda entry: _validation_score(entry[0], comparison.metric))[0]
-        for result, point in group:
-            if result is best and len(group) > 2:
-                point = replace(point, name=f"{point.name} (best of {len(group)} on validation)")
-            elif result is not best and result.difference is not None:
-                point = replace(point, name=None, interval=None)
-            points.append(point)
-    return [*points, *teachers.values()]
-
-
-def _validation_score(result: Result, metric: str) -> float:
-    """Return a row's mean score on validation, more being better; what has none is chosen last."""
-    found = [dig(member.run.metrics, member.model, "validation", *METRIC_OF[metric].path) for member in result.row.members]
-    if None in found:
-        return -math.inf
-    return float(np.mean(found)) * (-1 if METRIC_OF[metric].lower_is_better else 1)
-
-
-def _teacher_point(result: Result, comparison: Comparison) -> FrontierPoint | None:
-    """Return the point of the teacher a row learned from, by the scores in its metrics.json."""
-    first = result.row.members[0]
-    value = dig(first.run.metrics, "teacher", comparison.part, *METRIC_OF[comparison.metric].path)
-    costs = _read_costs(first.run, "teacher")
-    if first.model == "teacher" or value is None or costs is None:
-        return None
-    return FrontierPoint("teacher", value, None, *costs, is_teacher=True)
-
-
-def _read_costs(run: Any, model: str) -> tuple[float, float] | None:
-    if not run.has("efficiency.json"):
-        return None
-    measured = "student" if model == "control" else model  # the control is the same student, trained otherwise
-    costs = tuple(dig(run.efficiency, measured, name) for name in ("parameters_total", "latency_ms_batch1"))
-    return None if None in costs else (float(costs[0]), float(costs[1]))
 
 
 def plot_sweep(
@@ -318,47 +254,3 @@ def plot_heat_map(across: str, down: str, grid: Mapping[tuple[float, float], flo
         axes.set_title(metric)  # beside the bar it would be longer than a map of few rows is high
         figure.colorbar(image).outline.set_visible(False)
         save_figure(figure, target)
-
-
-def plot_frontier(points: Sequence[FrontierPoint], metric: str, target: Target) -> None:
-    """Draw the score against parameters and against latency: what a smaller model costs in quality.
-
-    Up and to the left is better. Error bars are 95 % intervals; the teacher's score has none.
-    """
-    names = [point.name for point in points if point.name is not None]
-    with figure_style(names):
-        figure = new_figure(2.2 + 0.14 * -(-len(names) // 2))
-        size_axes, latency_axes = figure.subplots(1, 2, sharey=True)
-        for axes in (size_axes, latency_axes):
-            styles = itertools.cycle(STYLES)
-            places = [point.parameters / 1e6 if axes is size_axes else point.latency_ms for point in points]
-            for place, point in zip(places, points, strict=True):
-                _draw_frontier_point(axes, place, point, styles)
-            axes.set_xlim(0, 1.12 * max(places))
-        size_axes.set_ylabel(metric)
-        size_axes.set_xlabel("parameters (million)")
-        latency_axes.set_xlabel("latency of one text (ms)")
-        handles, labels = size_axes.get_legend_handles_labels()
-        columns = 2 if max(map(len, labels)) < 24 else 1
-        figure.legend(handles, labels, loc="outside upper center", ncols=columns, columnspacing=1.0)
-        save_figure(figure, target)
-
-
-def _draw_frontier_point(axes: Any, place: float, point: FrontierPoint, styles: Iterator[SeriesStyle]) -> None:
-    if point.name is None:
-        axes.scatter([place], [point.value], s=7, color="0.6", linewidth=0, zorder=1)
-        return
-    style = TEACHER_STYLE if point.is_teacher else next(styles)
-    low, high = point.interval or (point.value, point.value)
-    axes.errorbar(
-        [place],
-        [point.value],
-        yerr=None if point.interval is None else np.clip([[point.value - low], [high - point.value]], 0, None),
-        color=style.color,
-        marker=style.marker,
-        markersize=8 if point.is_teacher else 5,
-        linestyle="none",
-        elinewidth=0.8,
-        capsize=2,
-        label=point.name,
-    )

@@ -54,6 +54,9 @@ class Member:
         return found if isinstance(found, Mapping) else {}
 
 
+Folds = tuple[Member, ...]  # those of one seed, which together answer for every row
+
+
 @dataclass(frozen=True)
 class Row:
     """What one line of the table stands for: a run, a run's folds, or runs that differ only by seed."""
@@ -66,6 +69,20 @@ class Row:
     def config(self) -> dict[str, Any]:
         """The flags of the run that the row stands for."""
         return self.members[0].run.config
+
+    @property
+    def has_one_answer(self) -> bool:
+        """Whether no seed would change the row, as of a pipeline that reads none: it goes with every seed of another row."""
+        return len(self.seeds) == 1 and "seed" in unused_fields(str(self.config.get("pipeline")))
+
+    @property
+    def seeds(self) -> dict[int | None, Folds]:
+        """The members of each seed: one of a single split, or one per fold in the folds' order."""
+        found: dict[int | None, list[Member]] = {}
+        for member in sorted(self.members, key=lambda member: member.key[1] or 0):
+            found.setdefault(member.key[0], []).append(member)
+        # Seeds keep the order in which they were given.
+        return {seed: tuple(found[seed]) for seed in dict.fromkeys(member.key[0] for member in self.members)}
 
 
 def find_runs(paths: Iterable[str | Path]) -> tuple[list[Path], list[Path]]:
@@ -147,12 +164,14 @@ def build_rows(members: Sequence[Member], group_by: str | None) -> list[Row]:
     settings: dict[str, dict[str, Any]] = {}
     for member in members:
         shared = _row_settings(member, names, group_by)
-        identity = json.dumps([shared, member.model]) if group_by == "seed" else str(member.owner.resolve())
+        model = f"{member.model}, {_control_labels(member.run.config)} labels" if member.model == "control" else member.model
+        identity = json.dumps([shared, model]) if group_by == "seed" else str(member.owner.resolve())
         groups.setdefault(identity, []).append(member)
         settings.setdefault(identity, shared)
-    for group in groups.values():
-        _check_distinct(group)
-    rows = [Row(_name_group(group), settings[identity], tuple(group)) for identity, group in groups.items()]
+    rows = [
+        Row(_name_group(members), settings[identity], members)
+        for identity, members in ((identity, _distinct(group)) for identity, group in groups.items())
+    ]
     return _disambiguate(rows)
 
 
@@ -176,15 +195,18 @@ def used_settings(config: Mapping[str, Any], names: Iterable[str]) -> dict[str, 
     return {name: config.get(name) for name in names if name not in unused}
 
 
-def _check_distinct(group: Sequence[Member]) -> None:
+def _distinct(group: Sequence[Member]) -> tuple[Member, ...]:
+    """Return the members of a row; a student beside which another run trained another control counts once."""
     seen: dict[Key, Member] = {}
     for member in group:
         earlier = seen.setdefault(member.key, member)
-        if earlier is not member:
-            raise InputError(
-                f"{earlier.run.path} and {member.run.path} have the same flags and the same seed, so they would count "
-                "as two seeds. Leave one out."
-            )
+        if earlier is member or (earlier.run.config != member.run.config and np.array_equal(earlier.probs, member.probs)):
+            continue
+        raise InputError(
+            f"{earlier.run.path} and {member.run.path} have the same flags and the same seed, so they would count "
+            "as two seeds. Leave one out."
+        )
+    return tuple(seen.values())
 
 
 def _name_group(group: Sequence[Member]) -> str:
@@ -195,8 +217,9 @@ def _name_group(group: Sequence[Member]) -> str:
         return folders[0].name
     seedless = {SEED_IN_NAME.sub("", name).strip("_-. ") for name in names}
     if len(seedless) == 1:
+        left = seedless.pop()
         # Nothing but seeds in a folder of their own: the folder's name says what they are.
-        return seedless.pop() or folders[0].parent.name
+        return f"{folders[0].parent.name} {left}".strip() if not left or left.startswith("(") else left
     shared = re.sub(r"[\W_]*(seed|s)?[\W_]*$", "", os.path.commonprefix(sorted(names)))
     return shared or f"{folders[0].name} and {len(group) - 1} more"
 
@@ -244,16 +267,22 @@ def _relative_to_here(path: Path) -> Path:
 def own_controls(members: Sequence[Member]) -> list[Member]:
     """Return the controls that --with_control trained beside the given students, one for each that differs.
 
-    A control is what a student_only run of the same flags gives, so it joins the comparison as one.
+    A control is what a student_only run of the same flags gives, so it joins the comparison as one; one that also
+    learned from the teacher's decisions on unlabelled rows is named so.
     """
-    found: dict[tuple[str, Key], Member] = {}
+    found: dict[tuple[str, str, Key], Member] = {}
     for member in members:
         if member.model == "student" and "control" in member.predictions.probs:
             run = dataclasses.replace(member.run, config={**member.run.config, "pipeline": "student_only"})
-            owner = member.owner.with_name(f"{member.owner.name} (control)")
+            labels = _control_labels(member.run.config)
+            owner = member.owner.with_name(f"{member.owner.name} (control{', pseudo-labels' if labels == 'pseudo' else ''})")
             control = dataclasses.replace(member, run=run, owner=owner, model="control")
-            found.setdefault((control_key(run.config), member.key), control)
+            found.setdefault((control_key(run.config), labels, member.key), control)
     return list(found.values())
+
+
+def _control_labels(config: Mapping[str, Any]) -> str:
+    return str(config.get("control_labels") or "gold")  # of an older version, which knew no other
 
 
 def best_control(rows: Sequence[Row]) -> Row | None:

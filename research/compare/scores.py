@@ -6,16 +6,17 @@ import dataclasses
 import hashlib
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 
-from research.compare.rows import MAX_NAMED_RUNS, Key, Member, Row, differing_flags, find_runs, gather_rows
+from research.compare.rows import MAX_NAMED_RUNS, Folds, Key, Member, Row, differing_flags, find_runs, gather_rows
 from research.errors import InputError
-from research.evaluation.bootstrap import RESAMPLES, Metric, bootstrap, build_metric, score_texts
+from research.evaluation.bootstrap import RESAMPLES, Answers, Metric, bootstrap, score_texts, take_answers
+from research.evaluation.folds import build_fold_metrics, gather_folds, stack_seeds
 from research.evaluation.inference import (
     Difference,
     Estimate,
@@ -40,8 +41,9 @@ DEFAULT_METRICS = ("average_precision_macro", "f1_macro", "f1_macro_tuned")
 class Result:
     """A row's figures in one metric; `difference` is None for the baseline.
 
-    `values` are those of its seeds or folds; `p_holm` is corrected for every difference of the comparison, and nan
-    where nothing could be tested; `keeping` is there when it was asked for and the row has a teacher.
+    `values` are those of its seeds, of a single one those of its folds; `p_holm` is corrected for every difference of
+    the comparison, and nan where nothing could be tested; `keeping` is there when it was asked for and the row has a
+    teacher.
     """
 
     row: Row
@@ -99,14 +101,19 @@ class Comparison:
     @property
     def unit(self) -> str:
         """What the runs of a row differ by: "seed" or "fold"."""
-        return "seed" if self.group_by == "seed" else "fold"
+        return "seed" if self.group_by == "seed" and any(len(result.row.seeds) > 1 for result in self.results) else "fold"
+
+    @property
+    def num_folds(self) -> int:
+        """How many folds together answer for all rows; 1 for runs of a single split."""
+        return len(next(iter(self.results[0].row.seeds.values())))
 
 
 def check_same_rows(rows: Sequence[Row], part: str) -> None:
     """Refuse a comparison of scores that were measured on different rows.
 
-    Members with the same seed and fold must have been tested on the same rows; members of other seeds or
-    folds may have other rows of the same table, which must then carry the same labels.
+    Members with the same seed must have been tested on the same rows, and every fold on its own ones whatever the seed;
+    members of other seeds may have other rows of the same table, which must then carry the same labels.
 
     Raises:
         InputError: naming the runs that differ from the first.
@@ -115,14 +122,34 @@ def check_same_rows(rows: Sequence[Row], part: str) -> None:
     first = members[0]
     expected = first.predictions.label_names
     _refuse([m for m in members if m.predictions.label_names != expected], first, "other label columns")
+    _check_folds([folds for row in rows for folds in row.seeds.values()], part)
     references: dict[Key, Member] = {}
     for member in members:
-        references.setdefault(member.key, member)
+        references.setdefault(_part_key(member), member)
     for key, reference in references.items():
-        paired = [member for member in members if member.key == key]
+        paired = [member for member in members if _part_key(member) == key]
         hint = " Runs whose seeds split the data anew need --group_by seed." if key == (None, None) else ""
         _refuse([m for m in paired if not _same_part(reference, m, part)], reference, f"another {part} part", hint)
     _refuse([m for m in references.values() if not _same_table(first, m)], first, "another table")
+
+
+def _part_key(member: Member) -> Key:
+    """Return what members that answer for the same rows have in common: the fold, or of a single split the seed."""
+    seed, fold = member.key
+    return (seed, None) if fold is None else (None, fold)
+
+
+def _check_folds(seeds: Sequence[Folds], part: str) -> None:
+    """Refuse seeds of which some lack a fold, and a test row that two folds answer for."""
+    reference, expected = seeds[0][0], [member.key[1] for member in seeds[0]]
+    _refuse([folds[0] for folds in seeds if [m.key[1] for m in folds] != expected], reference, "other folds")
+    for folds in seeds if part == "test" else ():
+        rows, counts = np.unique(np.concatenate([member.predictions.index for member in folds]), return_counts=True)
+        if (counts > 1).any():
+            raise InputError(
+                f"{folds[0].owner}: row {rows[counts > 1][0]} is in the test part of two folds, so they are not of one "
+                "cross-validation. Repeat it with --overwrite."
+            )
 
 
 def _same_part(reference: Member, member: Member, part: str) -> bool:
@@ -135,7 +162,7 @@ def _same_part(reference: Member, member: Member, part: str) -> bool:
 
 def _same_table(reference: Member, member: Member) -> bool:
     hashes = (reference.data.get("dataset_sha256"), member.data.get("dataset_sha256"))
-    if reference.key != member.key and None not in hashes and hashes[0] != hashes[1]:
+    if _part_key(reference) != _part_key(member) and None not in hashes and hashes[0] != hashes[1]:
         return False
     ours, theirs = reference.predictions, member.predictions
     _, here, there = np.intersect1d(ours.index, theirs.index, return_indices=True)
@@ -179,40 +206,45 @@ class Texts:
         return len(self.numbers)
 
 
-def _build_metric(member: Member, model: str, metric: str, texts: Texts) -> Metric:
+def _take_answers(member: Member, model: str, metric: str, texts: Texts) -> Answers:
     predictions, thresholds = member.predictions, None
     if METRIC_OF[metric].tuned:
         tuned = dig(member.run.metrics, "thresholds", model) or {}
         if any(tuned.get(label) is None for label in predictions.label_names):
             raise InputError(f"{member.run.path}/metrics.json has no tuned thresholds of the {model}.")
         thresholds = [float(tuned[label]) for label in predictions.label_names]
-    probs = predictions.probs[model]
-    return build_metric(metric, predictions.labels, probs, thresholds, texts.places(member), len(texts))
+    return take_answers(predictions.labels, predictions.probs[model], thresholds, texts.places(member), len(texts))
 
 
 class Scores:
-    """Every member's scores in every metric, all on the same resampled texts; with `teachers` those beside them too."""
+    """Every seed's scores in every metric, all on the same resampled texts; with `teachers` those beside them too."""
 
-    def __init__(self, members: Sequence[Member], metrics: Sequence[str], resamples: int, *, teachers: bool) -> None:
-        self.texts = Texts.of(members)
-        self._place: dict[tuple[str, Path, str], int] = {}
+    def __init__(self, rows: Sequence[Row], metrics: Sequence[str], resamples: int, *, teachers: bool) -> None:
+        self.texts = Texts.of([member for row in rows for member in row.members])
+        seeds = [folds for row in rows for folds in row.seeds.values()]
+        beside = [(folds, "teacher") for folds in seeds if teachers and all(map(_has_teacher, folds))]
+        self._places: dict[tuple[str, Path, str], slice] = {}
         built: list[Metric] = []
-        placed: dict[tuple[str, str], int] = {}  # a teacher that the runs of a sweep share is scored once
-        beside = [(member, "teacher") for member in members if teachers and _has_teacher(member)]
-        for member, model in [*((member, member.model) for member in members), *beside]:
-            answers = _digest_answers(member, model)
+        placed: dict[tuple[str, str], slice] = {}  # a teacher that the runs of a sweep share is scored once
+        for folds, model in [*((folds, folds[0].model) for folds in seeds), *beside]:
+            digest = "".join(_digest_answers(member, model) for member in folds)
             for metric in metrics:
-                place = placed.setdefault((metric, answers), len(built))
-                if place == len(built):
-                    built.append(_build_metric(member, model, metric, self.texts))
-                self._place[metric, member.run.path, model] = place
+                if (metric, digest) not in placed:
+                    answers = [_take_answers(member, model, metric, self.texts) for member in folds]
+                    start = len(built)
+                    built += build_fold_metrics(metric, answers)
+                    placed[metric, digest] = slice(start, len(built))
+                self._places[metric, folds[0].run.path, model] = placed[metric, digest]
         self._plain = score_texts(built, len(self.texts))
         self._resampled = bootstrap(built, len(self.texts), resamples, BOOTSTRAP_SEED)
 
-    def of(self, members: Sequence[Member], metric: str, model: str | None = None) -> Scored:
-        """Return the scores of some members, or of another model beside each, as of several seeds."""
-        places = [self._place[metric, member.run.path, model or member.model] for member in members]
-        return Scored(self._plain[places], self._resampled[places])
+    def of(self, seeds: Iterable[Folds], metric: str, model: str | None = None) -> Scored:
+        """Return the scores of some seeds, or of another model beside each."""
+        found = []
+        for folds in seeds:
+            place = self._places[metric, folds[0].run.path, model or folds[0].model]
+            found.append(gather_folds(self._plain[place], self._resampled[place], len(folds)))
+        return stack_seeds(found)
 
 
 def _digest_answers(member: Member, model: str) -> str:
@@ -229,11 +261,12 @@ def compare_rows(
 ) -> dict[str, tuple[Result, ...]]:
     """Score every row in every metric, and its difference to the first row, the baseline.
 
-    A row's score is the mean over its members. The difference is paired over the seeds and folds that the row and the
-    baseline share; where they share fewer than two, but both have several, it is that of independent seeds. Holm's
-    correction runs over every difference of every metric, since the reader looks at them all.
+    A row's score is the mean over its seeds; of a cross-validation each is over all rows, see `research.evaluation.folds`.
+    The difference is paired over the seeds that the row and the baseline share; where they share fewer than two, but both
+    have several, it is that of independent seeds; a row that no seed would change is set against each seed of the other.
+    Holm's correction runs over every difference of every metric, since the reader looks at them all.
     """
-    scores = Scores([member for row in rows for member in row.members], metrics, resamples, teachers=keeps is not None)
+    scores = Scores(rows, metrics, resamples, teachers=keeps is not None)
     results = [_score_row(row, rows[0], metric, scores, keeps) for metric in metrics for row in rows]
     corrected = holm([result.difference.p_value if result.difference else math.nan for result in results])
     results = [dataclasses.replace(result, p_holm=p_holm) for result, p_holm in zip(results, corrected, strict=True)]
@@ -241,35 +274,42 @@ def compare_rows(
 
 
 def _score_row(row: Row, baseline: Row, metric: str, scores: Scores, keeps: float | None) -> Result:
-    scored, num_texts = scores.of(row.members, metric), len(scores.texts)
+    scored, num_texts = scores.of(row.seeds.values(), metric), len(scores.texts)
     found = estimate(scored, num_texts, _training_overlap(row.members))
+    values = scored.plain.tolist()
+    if scored.folds and row.members[0].key[0] is None:  # not grouped by seed
+        values = [fold.mean for fold in scored.folds]
     return Result(
         row,
         found,
-        tuple(scored.plain.tolist()),
-        mean_and_std(scored.plain.tolist())[1],
+        tuple(values),
+        mean_and_std(values)[1],
         None if row is baseline else _compare(row, baseline, metric, scores),
         keeping=None if keeps is None else _judge_keeping(row, metric, scores, keeps),
     )
 
 
 def _compare(row: Row, baseline: Row, metric: str, scores: Scores) -> Difference:
-    theirs = {member.key: member for member in baseline.members}
-    shared = [member for member in row.members if member.key in theirs]
-    if not shared or (len(shared) == 1 and min(len(row.members), len(baseline.members)) > 1):
-        sides = [scores.of(row.members, metric), -1 * scores.of(baseline.members, metric)]
+    ours, theirs = row.seeds, baseline.seeds
+    if row.has_one_answer or baseline.has_one_answer:
+        gap = scores.of(ours.values(), metric) - scores.of(theirs.values(), metric)
+        return difference([gap], len(scores.texts), _training_overlap([*row.members, *baseline.members]))
+    shared = [seed for seed in ours if seed in theirs]
+    if not shared or (len(shared) == 1 and min(len(ours), len(theirs)) > 1):
+        sides = [scores.of(ours.values(), metric), -1 * scores.of(theirs.values(), metric)]
         return difference(sides, len(scores.texts), _training_overlap([*row.members, *baseline.members]))
-    paired = scores.of(shared, metric) - scores.of([theirs[member.key] for member in shared], metric)
-    return difference([paired], len(scores.texts), _training_overlap(shared))
+    paired = scores.of([ours[seed] for seed in shared], metric) - scores.of([theirs[seed] for seed in shared], metric)
+    overlap = _training_overlap([member for seed in shared for member in ours[seed]])
+    return difference([paired], len(scores.texts), overlap)
 
 
 def _judge_keeping(row: Row, metric: str, scores: Scores, share: float) -> Keeping | None:
     if METRIC_OF[metric].lower_is_better or not all(_has_teacher(member) for member in row.members):
         return None
+    seeds = row.seeds.values()
     rows = len(np.unique(np.concatenate([member.predictions.index for member in row.members])))
-    return judge_keeping(
-        scores.of(row.members, metric), scores.of(row.members, metric, "teacher"), share, len(scores.texts), rows
-    )
+    student, teacher = scores.of(seeds, metric), scores.of(seeds, metric, "teacher")
+    return judge_keeping(student, teacher, share, len(scores.texts), rows, _training_overlap(row.members))
 
 
 def _has_teacher(member: Member) -> bool:

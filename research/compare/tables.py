@@ -78,6 +78,8 @@ def _build_record(metric: str, result: Result, comparison: Comparison) -> dict[s
         record |= {
             "kept": keeping and keeping.kept,
             "kept_bound": keeping and keeping.bound,
+            "kept_share": keeping and keeping.kept_share,
+            "kept_share_low": keeping and keeping.kept_share_low,
             "kept_rows_needed": keeping and keeping.rows_needed,
         }
     return {name: _round(value) for name, value in record.items()}
@@ -167,15 +169,20 @@ def explain_columns(comparison: Comparison) -> list[str]:
 
 
 def _explain_intervals(comparison: Comparison) -> str:
-    start = f"Scores on the {comparison.part} part. Intervals and p: "
+    folds, unit = comparison.num_folds, comparison.unit
+    start = f"Scores on the {comparison.part} part" + (f" of {folds} folds, all rows together" if folds > 1 else "")
+    start += ". Intervals and p: "
     end = f"({comparison.resamples} bootstrap resamples of its texts, shared by all runs; differences are paired)."
     if not comparison.grouped:
         return f"{start}over its rows alone, each run being one seed {end}"
-    unit = comparison.unit
-    return (
-        f"{start}over {unit}s and rows, by two-way random effects {end} Scores are means over {unit}s ± their "
-        f"standard deviation. (rows): one {unit} only, so the interval says what other rows would give, not other {unit}s."
-    )
+    if unit == "fold":
+        spread = "over rows and the folds' trainings"
+        scores = f"Each row is decided by the model that did not learn from it; ± is the standard deviation over {unit}s."
+    else:
+        spread = f"over {unit}s and rows, by two-way random effects" + (", and the folds' trainings" if folds > 1 else "")
+        scores = f"Scores are means over {unit}s ± their standard deviation."
+    note = f" (rows): one {unit} only, so the interval says what other rows would give, not other {unit}s."
+    return f"{start}{spread} {end} {scores}{note}"
 
 
 def build_page(comparison: Comparison, figures: Mapping[Path, str]) -> Document:

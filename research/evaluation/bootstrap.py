@@ -37,9 +37,9 @@ CHUNK_CELLS = 4_000_000
 
 @dataclass(frozen=True)
 class Answers:
-    """What one model is scored on: labels and probabilities (N, C), thresholds (C,), and each row's text.
+    """What one model is scored on: labels and probabilities (N, C), thresholds, and each row's text.
 
-    `text` (N,) counts from 0 to `num_texts` - 1.
+    Thresholds are (C,), or (N, C) where rows have their own. `text` (N,) counts from 0 to `num_texts` - 1.
     """
 
     labels: FloatArray
@@ -135,13 +135,29 @@ def build_metric(
     Returns:
         A function of weights (G, R); of np.ones((G, 1)) it gives the plain score.
     """
+    text = np.arange(len(labels)) if text is None else text
+    num_texts = int(text.max(initial=-1)) + 1 if num_texts is None else num_texts
+    return metric_builder(name)(take_answers(labels, probs, thresholds, text, num_texts))
+
+
+def metric_builder(name: str) -> Callable[[Answers], Metric]:
+    """Return what prepares a metric of COMPARED_METRICS; the answers bring the thresholds it is taken at."""
+    return RESAMPLED[METRIC_OF[name].path[1]]
+
+
+def take_answers(
+    labels: FloatArray,
+    probs: FloatArray,
+    thresholds: Sequence[float] | FloatArray | None,
+    text: IntArray,
+    num_texts: int,
+) -> Answers:
+    """Return the answers of one model to (N, C) labels; thresholds are 0.5 when not given."""
     labels, probs = np.asarray(labels, dtype=np.float64), np.asarray(probs, dtype=np.float64)
     assert labels.ndim == 2, labels.shape
     assert labels.shape == probs.shape, (labels.shape, probs.shape)
     cuts = np.broadcast_to(np.asarray(0.5 if thresholds is None else thresholds, dtype=np.float64), labels.shape[1:])
-    text = np.arange(len(labels)) if text is None else text
-    num_texts = int(text.max(initial=-1)) + 1 if num_texts is None else num_texts
-    return RESAMPLED[METRIC_OF[name].path[1]](Answers(labels, probs, cuts, text, num_texts))
+    return Answers(labels, probs, cuts, text, num_texts)
 
 
 def _mean_defined(scores: FloatArray) -> FloatArray:

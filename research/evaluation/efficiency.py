@@ -27,6 +27,7 @@ def measure_efficiency(
     device: torch.device | str,
     *,
     time_budget_s: float = 1.5,
+    summed: Mapping[str, Sequence[str]] | None = None,
 ) -> dict[str, Any]:
     """Count the parameters of one or several models and time them side by side on the same rows.
 
@@ -38,6 +39,8 @@ def measure_efficiency(
         models: On the device already.
         batches: For each model the same rows in the same order, as it reads them: full batches of 32, from which
             single rows are cut too; padding that no row of a batch needs is left out.
+        summed: {name: models that answer one after the other as one}, as the teachers of an ensemble; the sums of their
+            parameters, sizes and seconds stand under that name, and in `members` how many they are.
 
     Returns:
         For each model its parameters, `size_mb` (MB of 10**6 bytes), and medians over the rounds of
@@ -58,8 +61,21 @@ def measure_efficiency(
         rounds = {"batch1": time_rounds(1), "batch32": time_rounds(LATENCY_BATCH)}
         # Calls that do not wait for each other keep a GPU's queue full; a CPU has none.
         stream = rounds["batch32"] if device.type == "cpu" else time_rounds(LATENCY_BATCH, waiting=False)
-    result = {name: count_parameters(model) | {"size_mb": _measure_size_mb(model)} for name, model in models.items()}
-    return result | _summarize_rounds(result, rounds, stream)
+    sizes: dict[str, dict[str, float]] = {
+        name: count_parameters(model) | {"size_mb": _measure_size_mb(model)} for name, model in models.items()
+    }
+    for name, members in (summed or {}).items():
+        _sum_members(name, members, sizes, [*rounds.values(), *([] if device.type == "cpu" else [stream])])
+    return _summarize_rounds(sizes, rounds, stream)
+
+
+def _sum_members(name: str, members: Sequence[str], sizes: dict[str, dict[str, float]], timings: Sequence[Rounds]) -> None:
+    """Put the sums of several models' sizes, and of their seconds in each round, in the place of theirs."""
+    of_members = [sizes.pop(member) for member in members]
+    sizes[name] = {entry: sum(size[entry] for size in of_members) for entry in of_members[0]} | {"members": len(members)}
+    for rounds in timings:
+        seconds = [rounds.pop(member) for member in members]
+        rounds[name] = [sum(of_round) for of_round in zip(*seconds, strict=True)]
 
 
 def _summarize_rounds(sizes: Mapping[str, Mapping[str, float]], rounds: Mapping[str, Rounds], stream: Rounds) -> dict[str, Any]:
@@ -92,9 +108,9 @@ def _paired_range(above: Sequence[float], below: Sequence[float]) -> list[float]
 def count_parameters(model: nn.Module) -> dict[str, int]:
     """Count parameters, embeddings apart; a tensor shared by two places counts once.
 
-    Embeddings are `model.encoder`'s token embeddings and all in its module named `embeddings`, the head
-    is `model.classifier`, the encoder is the rest, so the three add up. A model without an encoder of
-    that name is all encoder.
+    Embeddings are `model.encoder`'s token embeddings and all in its module named `embeddings`, the encoder
+    is the rest of it, the head what lies outside, so the three add up. A model without an encoder of that
+    name is all encoder.
     """
     total = sum(parameter.numel() for parameter in model.parameters())
     embedding_sizes: dict[int, int] = {}
@@ -103,8 +119,7 @@ def count_parameters(model: nn.Module) -> dict[str, int]:
     if encoder is not None:
         modules = [getattr(encoder, "embeddings", None), encoder.get_input_embeddings()]
         embedding_sizes = {id(p): p.numel() for module in modules if module is not None for p in module.parameters()}
-        classifier: Any = getattr(model, "classifier", None)
-        head = sum(parameter.numel() for parameter in classifier.parameters()) if classifier is not None else 0
+        head = total - sum(parameter.numel() for parameter in encoder.parameters())
     embeddings = sum(embedding_sizes.values())
     return {
         "parameters_total": total,

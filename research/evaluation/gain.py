@@ -4,20 +4,24 @@ Three measures, because they can disagree: class weights move a control's probab
 teacher moves them back, which lifts macro-F1 at 0.5 while the student ranks no better than before. A gain at
 0.5 that is absent from mean average precision is a matter of thresholds, and `describe_gain` says so.
 
-All of it is of one run, so of one seed: it says what other test rows would, never what other seeds would.
+All of it is of one run, so of one seed: it says what other test rows would, never what other seeds would. Of a
+cross-validation it is over all rows, and speaks for other trainings as far as K folds tell.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from research.evaluation.bootstrap import RESAMPLES, bootstrap, build_metric, score_texts
-from research.evaluation.inference import Scored, difference, holm, judge_keeping
+from research.evaluation.bootstrap import RESAMPLES, Metric, bootstrap, score_texts, take_answers
+from research.evaluation.folds import build_fold_metrics, gather_folds
+from research.evaluation.inference import Scored, difference, estimate, holm, judge_keeping
 from research.names import METRIC_OF
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -27,50 +31,79 @@ KEPT_SHARE = 0.99  # what a report asks for; research_compare.py --keeps asks fo
 SIGNIFICANT = 0.05
 
 
-def resample_models(
-    labels: FloatArray,
-    probs: Mapping[str, FloatArray],
-    thresholds: Mapping[str, Sequence[float]],
-    text_cluster: npt.NDArray[np.int64],
-    resamples: int = RESAMPLES,
-) -> dict[str, dict[str, Scored]]:
-    """Score models on the same resampled texts, for each of GAIN_METRICS.
+@dataclass(frozen=True)
+class AnsweredPart:
+    """What the models of a single split, or of one fold, answered on its test part.
 
-    Args:
-        labels: (N, C) with nan where unknown, of the test part.
+    Attributes:
+        labels: (N, C) with nan where unknown.
         probs: {model: (N, C)}.
         thresholds: {model: (C,)} tuned on validation.
-        text_cluster: (N,) one number for all rows of one text.
+        text_cluster: (N,) one number for all rows of one text, the same in every fold.
     """
-    distinct, text = np.unique(text_cluster, return_inverse=True)
-    keys = [(metric, model) for metric in GAIN_METRICS for model in probs]
-    metrics = [
-        build_metric(metric, labels, probs[model], thresholds[model] if METRIC_OF[metric].tuned else None, text)
-        for metric, model in keys
-    ]
-    plain = score_texts(metrics, len(distinct))
-    replicates = bootstrap(metrics, len(distinct), resamples)
+
+    labels: FloatArray
+    probs: Mapping[str, FloatArray]
+    thresholds: Mapping[str, Sequence[float]]
+    text_cluster: npt.NDArray[np.int64]
+
+
+def resample_models(folds: Sequence[AnsweredPart], resamples: int = RESAMPLES) -> dict[str, dict[str, Scored]]:
+    """Score models on the same resampled texts, for each of GAIN_METRICS; a single split is one fold."""
+    distinct, text = np.unique(np.concatenate([fold.text_cluster for fold in folds]), return_inverse=True)
+    of_folds = np.split(text, np.cumsum([len(fold.labels) for fold in folds])[:-1])
+    keys = [(metric, model) for metric in GAIN_METRICS for model in folds[0].probs]
+    built: list[Metric] = []
+    places: list[slice] = []
+    for metric, model in keys:
+        answers = [
+            take_answers(
+                fold.labels, fold.probs[model], fold.thresholds[model] if METRIC_OF[metric].tuned else None, rows, len(distinct)
+            )
+            for fold, rows in zip(folds, of_folds, strict=True)
+        ]
+        metrics = build_fold_metrics(metric, answers)
+        places.append(slice(len(built), len(built) + len(metrics)))
+        built += metrics
+    plain, replicates = score_texts(built, len(distinct)), bootstrap(built, len(distinct), resamples)
     scores: dict[str, dict[str, Scored]] = {metric: {} for metric in GAIN_METRICS}
-    for place, (metric, model) in enumerate(keys):
-        scores[metric][model] = Scored(plain[place : place + 1], replicates[place : place + 1])
+    for (metric, model), place in zip(keys, places, strict=True):
+        scores[metric][model] = gather_folds(plain[place], replicates[place], len(folds))
     return scores
 
 
-def measure_gain(scores: ModelScores, num_texts: int) -> dict[str, dict[str, float | None]]:
+def measure_scores(scores: ModelScores, num_texts: int, overlap: float = 0.0) -> dict[str, dict[str, dict[str, float]]]:
+    """Return {metric: {model: {"value", "low" and "high": its 95 % interval}}}."""
+    return {
+        metric: {model: dataclasses.asdict(estimate(scored, num_texts, overlap)) for model, scored in models.items()}
+        for metric, models in scores.items()
+    }
+
+
+def measure_gap(scores: ModelScores, num_texts: int, overlap: float = 0.0) -> dict[str, dict[str, float]]:
+    """Return {metric: {"value": student - teacher, "low" and "high": its 95 % paired interval}}."""
+    found = {metric: difference([of["student"] - of["teacher"]], num_texts, overlap) for metric, of in scores.items()}
+    return {metric: {"value": gap.value, "low": gap.low, "high": gap.high} for metric, gap in found.items()}
+
+
+def measure_gain(scores: ModelScores, num_texts: int, overlap: float = 0.0) -> dict[str, dict[str, float | None]]:
     """Compare the distilled student with its control on the same rows, for each of GAIN_METRICS.
 
     Returns:
         {metric: {"teacher", "control", "student": scores, "gain": student - control, "low" and "high": its 95 %
         paired bootstrap interval over texts, "p_value", "p_holm": corrected for the three measures, "gap_closed":
-        the gain's share of teacher - control, None where the teacher is not above the control}}.
+        the gain's share of teacher - control, None where the teacher is not above the control}}. The teacher's score
+        is None where it was not scored.
     """
-    found = {metric: difference([models["student"], -1 * models["control"]], num_texts) for metric, models in scores.items()}
+    found = {metric: difference([of["student"] - of["control"]], num_texts, overlap) for metric, of in scores.items()}
     corrected = holm([gain.p_value for gain in found.values()])
     gains: dict[str, dict[str, float | None]] = {}
     for (metric, gain), p_holm in zip(found.items(), corrected, strict=True):
-        values = {model: scores[metric][model].mean for model in ("teacher", "control", "student")}
-        gap = values["teacher"] - values["control"]
+        values = {model: scores[metric][model].mean for model in ("control", "student")}
+        teacher = scores[metric]["teacher"].mean if "teacher" in scores[metric] else None
+        gap = 0.0 if teacher is None else teacher - values["control"]
         gains[metric] = {
+            "teacher": teacher,
             **values,
             "gain": gain.value,
             "low": gain.low,
@@ -82,7 +115,7 @@ def measure_gain(scores: ModelScores, num_texts: int) -> dict[str, dict[str, flo
     return gains
 
 
-def measure_keeping(scores: ModelScores, num_texts: int, num_rows: int) -> dict[str, Any]:
+def measure_keeping(scores: ModelScores, num_texts: int, num_rows: int, overlap: float = 0.0) -> dict[str, Any]:
     """Test whether the student keeps KEPT_SHARE of its teacher's score, for each of GAIN_METRICS.
 
     Returns:
@@ -91,7 +124,7 @@ def measure_keeping(scores: ModelScores, num_texts: int, num_rows: int) -> dict[
     """
     kept: dict[str, Any] = {"share": KEPT_SHARE}
     for metric, models in scores.items():
-        found = judge_keeping(models["student"], models["teacher"], KEPT_SHARE, num_texts, num_rows)
+        found = judge_keeping(models["student"], models["teacher"], KEPT_SHARE, num_texts, num_rows, overlap)
         rows_needed = found.rows_needed if math.isfinite(found.rows_needed) else None
         kept[metric] = {"bound": found.bound, "kept": found.kept, "rows_needed": rows_needed}
     return kept
@@ -131,12 +164,15 @@ def describe_keeping(kept: Mapping[str, Any]) -> str:
     found = {METRIC_OF[metric].full_label: kept[metric] for metric in GAIN_METRICS if metric in kept}
     shown = [name for name, test in found.items() if test["kept"]]
     bounds = [f"{name} {'unknown' if test['bound'] is None else format(test['bound'], '+.4f')}" for name, test in found.items()]
-    needed = ["no number of" if test["rows_needed"] is None else f"{test['rows_needed']:,}" for test in found.values()]
+    needed = [
+        f"{'no number' if test['rows_needed'] is None else format(test['rows_needed'], ',')} ({name})"
+        for name, test in found.items()
+    ]
     return (
         f"That at least {100 * kept['share']:g} % of the teacher's score is kept on other rows too is shown, for this one "
         f"seed, {f'for {_join(shown)}' if shown else 'for none of the measures'} (lower one-sided 95 % bounds of student - "
-        f"{kept['share']:g} teacher: {', '.join(bounds)}). To show it with 80 % power for a student as good as its teacher "
-        f"takes {_join(needed)} test rows, in the same order."
+        f"{kept['share']:g} teacher: {', '.join(bounds)}). Test rows that show it with 80 % power for a student as good as its "
+        f"teacher: {', '.join(needed)}."
     )
 
 

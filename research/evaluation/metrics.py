@@ -243,6 +243,34 @@ def evaluate_model(
     return scores, dict(zip(label_names, thresholds.tolist(), strict=True))
 
 
+def keep_spoken(labels: FloatArray, probs: FloatArray) -> LabelledProbs:
+    """Return labels and probabilities, (N, C) each, where a cell without a probability (nan) counts as of unknown label."""
+    silent = np.isnan(probs)
+    return np.where(silent, np.nan, labels), np.where(silent, DEFAULT_THRESHOLD, probs)
+
+
+def score_teachers(
+    label_names: Sequence[str],
+    labels: Mapping[str, FloatArray],
+    probs: Mapping[str, Mapping[str, FloatArray]],
+    threshold_rule: str = "best_f1",
+) -> dict[str, Any]:
+    """Score each of several teachers by itself, as `evaluate_model` does.
+
+    Args:
+        labels: (N, C) by part.
+        probs: {teacher: {part: (N, C)}}, nan where it says nothing: those cells are left out, and `rows` says how
+            many rows of each part are left.
+    """
+    scores = {}
+    for name, parts in probs.items():
+        known = {part: keep_spoken(labels[part], parts[part]) for part in PARTS}
+        validation, test = (known[part] for part in PARTS)
+        scores[name], _ = evaluate_model(label_names, validation=validation, test=test, threshold_rule=threshold_rule)
+        scores[name]["rows"] = {part: int((~np.isnan(parts[part])).any(axis=1).sum()) for part in PARTS}
+    return scores
+
+
 def build_metrics(
     label_names: Sequence[str],
     labels: Mapping[str, FloatArray],
@@ -253,6 +281,7 @@ def build_metrics(
     t_squared: bool = True,
     teacher_shift: FloatArray | float = 0.0,
     threshold_rule: str = "best_f1",
+    softened: Mapping[str, FloatArray] | None = None,
 ) -> dict[str, Any]:
     """Assemble the content of metrics.json, unrounded.
 
@@ -264,6 +293,7 @@ def build_metrics(
         kd_temperature: softening for the soft loss, which says how far a student is from its teacher.
         teacher_shift: (C,) what training took off the teacher's logits for the soft loss; its own scores keep it.
         threshold_rule: how the tuned thresholds of every model are chosen on validation.
+        softened: {part: (N, C)} what the teacher's softened probabilities are made from, where several were averaged.
 
     The headline is macro-F1 on the test part at 0.5, which needs no tuned number to be repeated: the
     student's, or the teacher's in a run without a student.
@@ -283,12 +313,13 @@ def build_metrics(
             threshold_rule=threshold_rule,
         )
     for model, name in (("student", "agreement"), ("control", "control_agreement")):
-        if "teacher" not in probs or model not in probs:
+        if not {"teacher", model} <= probs.keys():
             continue
-        pairs = {part: (probs["teacher"][part], probs[model][part]) for part in PARTS}
-        metrics[name] = {part: compute_agreement(*pair, label_names) for part, pair in pairs.items()}
-        for part, pair in pairs.items():
-            metrics[model][part] |= compute_soft_loss(*pair, kd_temperature, t_squared=t_squared, teacher_shift=teacher_shift)
+        metrics[name] = {part: compute_agreement(probs["teacher"][part], probs[model][part], label_names) for part in PARTS}
+        for part, student in probs[model].items():
+            target = (softened or probs["teacher"])[part]
+            soft = compute_soft_loss(target, student, kd_temperature, t_squared=t_squared, teacher_shift=teacher_shift)
+            metrics[model][part] |= soft
     return metrics | {"headline": _pick_headline(metrics)}
 
 

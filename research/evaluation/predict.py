@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from research.distributed import ALONE, World
+
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
@@ -35,12 +37,14 @@ def predict_logits(
     device: torch.device | str,
     *,
     num_rows: int | None = None,
+    world: World = ALONE,
 ) -> npt.NDArray[np.float32]:
     """Run a model over a loader and return its logits, (N, C), in dataset order.
 
     Batches are dicts of CPU tensors: `index` (B,), the rows' places in the result, and
     `input_ids` and `attention_mask`, (B, L). Any batch order will do, so length-sorted
-    batches are fine. N is `num_rows`, or else `loader.num_rows`. Logits stay on the device until the
+    batches are fine. N is `num_rows`, or else `loader.num_rows`. In a world of several processes each
+    has its own batches, and all return the logits of all. Logits stay on the device until the
     end, since reading each batch would stall a GPU once a batch.
 
     Raises:
@@ -63,10 +67,11 @@ def predict_logits(
                 logits = torch.empty(num_rows, computed.shape[1], device=device)
             logits[batch["index"].to(device, non_blocking=True)] = computed
             given[batch["index"].numpy()] = True
-    assert logits is not None and given.all(), f"loader gave {given.sum()} of {num_rows} rows"
-    num_broken = num_rows - int(torch.isfinite(logits).all(dim=1).sum())
+    merged, given = world.merge_rows(None if logits is None else logits.cpu().numpy(), given)
+    assert merged is not None and given.all(), f"loader gave {given.sum()} of {num_rows} rows"
+    num_broken = num_rows - int(np.isfinite(merged).all(axis=1).sum())
     if num_broken:
         raise FloatingPointError(
             f"evaluation: logits of {num_broken} of {num_rows} rows are not finite. Try --no-amp or a lower --lr."
         )
-    return logits.cpu().numpy()
+    return merged

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from research.errors import escape_controls
@@ -33,7 +35,7 @@ def _describe_labels(comments: Comments) -> str:
         share = f"{name} {_percent(positives, of_label.sum())}"
         unknown = len(of_label) - of_label.sum()
         shares.append(share + (f" ({_percent(unknown, len(of_label))} unknown)" if unknown else ""))
-    return f"labels, with their share of positives: {_join(shares)}"
+    return f"labels, with their share of positives: {join_names(shares)}"
 
 
 def _describe_columns(comments: Comments) -> str | None:
@@ -42,7 +44,7 @@ def _describe_columns(comments: Comments) -> str | None:
         return None
     known = comments.label_names == DEFAULT_LABELS
     chosen = "the five known ones" if known else "every column that holds only 0, 1 and empty cells"
-    left = _join([f"{name} ({reason or 'holds only 0 and 1'})" for name, reason in others.items()])
+    left = join_names([f"{name} ({reason or 'holds only 0 and 1'})" for name, reason in others.items()])
     return f"label columns: {chosen}; left: {left}. --label_columns names others."
 
 
@@ -52,7 +54,7 @@ def warn_of_columns(comments: Comments) -> str | None:
     if not unused:
         return None
     return escape_controls(
-        f"{_join(unused)} also hold{'s' if len(unused) == 1 else ''} only 0 and 1, but no label is made of it, since "
+        f"{join_names(unused)} also hold{'s' if len(unused) == 1 else ''} only 0 and 1, but no label is made of it, since "
         f"{', '.join(comments.label_names)} are there; name every label in --label_columns to have it"
     )
 
@@ -77,6 +79,7 @@ def _percent(count: int, total: int) -> str:
     return f"{100 * count / total:.1f} %" if total else "no known cell"
 
 
-def _join(names: list[str]) -> str:
+def join_names(names: Sequence[str]) -> str:
+    """Return names with commas between, of many the first ones and how many more there are."""
     more = f" and {len(names) - MOST_NAMED:,} more" if len(names) > MOST_NAMED else ""
     return ", ".join(names[:MOST_NAMED]) + more

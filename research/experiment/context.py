@@ -35,9 +35,17 @@ class RunContext:
         Args:
             carried: What `BatchLoader` can add to its batches for a teacher with another tokenizer.
         """
-        budget = EVAL_TOKENS[self.runtime.device.type]
-        return BatchLoader(rows, tokens, self.inputs.comments.labels, EVAL_BATCH, token_budget=budget, **carried)
+        budget, world = EVAL_TOKENS[self.runtime.device.type], self.runtime.world
+        return BatchLoader(rows, tokens, self.inputs.comments.labels, EVAL_BATCH, token_budget=budget, world=world, **carried)
 
-    def training_batches(self, rows: NDArray[np.int64], tokens: Tokens, seed: int, **carried: Any) -> BatchLoader:
-        """Return batches of --batch rows of similar length, shuffled by a seed anew each epoch."""
-        return BatchLoader(rows, tokens, self.inputs.comments.labels, self.inputs.config.batch, seed=seed, **carried)
+    def training_batches(
+        self, rows: NDArray[np.int64], tokens: Tokens, seed: int, labels: NDArray[np.float32] | None = None, **carried: Any
+    ) -> BatchLoader:
+        """Return batches of --batch rows of similar length, shuffled by a seed anew each epoch; processes share each.
+
+        Args:
+            labels: (N, C) of all rows, where they are not those of the tables.
+        """
+        labels = self.inputs.comments.labels if labels is None else labels
+        batch, world = self.inputs.config.batch, self.runtime.world
+        return BatchLoader(rows, tokens, labels, batch, seed=seed, world=world, **carried)

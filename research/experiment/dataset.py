@@ -8,11 +8,15 @@ import logging
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from research.errors import InputError
 from research.experiment.announce import describe_comments, describe_parts, warn_of_columns
+from research.experiment.teacher_table import TeacherTable, read_teacher_table
 from research.flags import fields_of_kind
+from research.names import PARTS
 from research.storage.arrays import return_free_memory
-from research_config import ExperimentConfig, settings_that_decide, table_paths
+from research_config import PIPELINES, ExperimentConfig, has_layers, settings_that_decide, table_paths
 from research_data import Comments, Split, load_comments, split_comments
 
 log = logging.getLogger(__name__)
@@ -25,6 +29,7 @@ class Dataset:
     config: ExperimentConfig
     comments: Comments
     split: Split
+    teacher_table: TeacherTable | None = None
 
 
 def load_dataset(config: ExperimentConfig, fold: int | None = None) -> Dataset:
@@ -49,7 +54,40 @@ def load_dataset(config: ExperimentConfig, fold: int | None = None) -> Dataset:
     split = _split_tables(settings, fold, stamps)
     for line in describe_parts(comments, split):
         log.info("%s", line)
-    return Dataset(config, comments, split)
+    if config.teacher_probs_path is None or not PIPELINES[config.pipeline].teacher:
+        return Dataset(config, comments, split)
+    table = _match_table(settings, stamps)
+    for line in table.describe(split):
+        log.info("%s", line)
+    if not fold and (warning := table.warn()):
+        log.warning("warning: %s", warning)
+    check_table_speaks(table, config, split)
+    return Dataset(config, comments, split, table)
+
+
+def check_table_speaks(table: TeacherTable, config: ExperimentConfig, split: Split) -> None:
+    """Refuse a table that is the only teacher and says nothing of the rows that it would be needed for.
+
+    Raises:
+        InputError: it speaks of no row to learn from, or of too few to be scored by itself.
+    """
+    if has_layers(config):
+        return
+    beside = "Give a table of more texts, or a teacher beside it (--teacher_checkpoint or --teacher_seeds)."
+    if PIPELINES[config.pipeline].student:
+        learned = np.concatenate([split.train, split.unlabelled])
+        if not table.count_covered(learned):
+            raise InputError(
+                f"--teacher_probs_path: {table.path} has no probabilities of any of the {len(learned):,} rows to learn from. "
+                f"{beside}"
+            )
+        return
+    for part in PARTS:
+        if not table.is_complete(rows := getattr(split, part)):
+            raise InputError(
+                f"--teacher_probs_path: --pipeline {config.pipeline} scores the teacher, and {table.path} lacks probabilities of "
+                f"some of the {len(rows):,} {part} rows. {beside}"
+            )
 
 
 def keep_data_settings(config: ExperimentConfig) -> ExperimentConfig:
@@ -75,6 +113,12 @@ def _read_tables(config: ExperimentConfig, _stamps: tuple[Any, ...]) -> Comments
         unlabelled_path=config.unlabelled_path,
         text_normalization=config.text_normalization,
     )
+
+
+@functools.lru_cache(maxsize=1)
+def _match_table(config: ExperimentConfig, stamps: tuple[Any, ...]) -> TeacherTable:
+    assert config.teacher_probs_path is not None
+    return read_teacher_table(config.teacher_probs_path, _read_tables(config, stamps))
 
 
 @functools.lru_cache(maxsize=1)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import re
+import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from research.errors import FlagErrors, quote_value
-from research.flags import fields_of_kind, fields_that_decide, format_value, parse_value, write_flags
-from research_config import ExperimentConfig, check_config, saved_settings
+import research_config
+from research.errors import FlagErrors, InputError, quote_value
+from research.flags import fields_that_decide, format_value, parse_value, write_flags
+from research.settings.sweep import without_sweep
+from research_config import ExperimentConfig, check_config
 
 # Runs that differ only by these would be one run, or were settled before there was a grid.
 NOT_SWEPT = fields_that_decide(ExperimentConfig, "place", "flags")
@@ -53,7 +57,7 @@ def expand_sweep(config: ExperimentConfig) -> list[ExperimentConfig]:
         FlagErrors: the problems of --sweep and of all runs, together.
     """
     swept = parse_sweep(config.sweep)
-    single = dataclasses.replace(config, sweep=())
+    single = dataclasses.replace(config, **without_sweep())
     folder = config.run_dir
     runs: dict[Path, ExperimentConfig] = {}
     problems: list[str] = []
@@ -76,8 +80,39 @@ def name_run(values: dict[str, Any]) -> str:
 
 
 def command_line(config: ExperimentConfig) -> list[str]:
-    """Return the flags that make this run by itself: those that differ from their defaults."""
-    defaults = ExperimentConfig()
-    names = sorted({*saved_settings(config), *fields_of_kind(config, "folder")})
+    """Return the flags that make this run by itself: those that differ from their defaults.
+
+    Without --overwrite, --dry_run and --prepare_only, which are said of a command, not of a run.
+    """
+    of_the_command = {"overwrite", "dry_run", "prepare_only", *without_sweep()}
+    names = sorted(entry.name for entry in dataclasses.fields(config) if entry.name not in of_the_command)
     values = {name: getattr(config, name) for name in names}
+    defaults = ExperimentConfig()
     return write_flags({name: value for name, value in values.items() if value != getattr(defaults, name)})
+
+
+def shell_lines(runs: Sequence[ExperimentConfig], threads: int | None) -> list[str]:
+    """Return a line for a shell for each run, which does what a worker of the sweep would.
+
+    Args:
+        threads: How many a worker has where --num_threads does not say; None leaves it to torch.
+
+    Raises:
+        InputError: a value cannot stand in one line.
+    """
+    lines = []
+    for run in runs:
+        share = [f"OMP_NUM_THREADS={threads}"] if threads is not None and run.num_threads is None else []
+        overwrite = ["--overwrite"] if run.overwrite else []
+        line = " ".join([*share, shlex.join([*program_words(), *command_line(run), *overwrite])])
+        if len(line.splitlines()) > 1:
+            raise InputError(f"--print_commands: {quote_value(line)} does not fit into one line; rename what has a line break")
+        lines.append(line)
+    return lines
+
+
+def program_words() -> list[str]:
+    """Return what starts this program: `python research_main.py` where that is in the working folder."""
+    script = Path(research_config.__file__).with_name("research_main.py")
+    here = Path(script.name)
+    return ["python", script.name] if here.exists() and here.samefile(script) else [sys.executable, str(script)]

@@ -3,20 +3,33 @@
 from __future__ import annotations
 
 import json
+from importlib.metadata import version
 
 import numpy as np
 import torch
 
 from research.experiment.announce import count
-from research.experiment.inputs import Inputs
+from research.experiment.inputs import Inputs, TeacherSource
 from research.experiment.runtime import Runtime, machine_name
-from research.experiment.teacher_stage import identify_checkpoint, identify_entry, teacher_key
+from research.experiment.teacher_stage import find_num_processes, identify_checkpoint, identify_entry, teacher_key
 from research.experiment.tokenised import token_keys
 from research.kd.teacher import output_key
 from research.names import PARTS
+from research.runs.directory import RunDirectory
 from research.storage.cache import digest_key
-from research_config import PIPELINES
+from research_config import PIPELINES, saved_settings
 from research_distillation import choose_autocast_dtype
+
+
+def describe_process(inputs: Inputs, runtime: Runtime) -> dict[str, str]:
+    """Return what must be the same in every process of a run, by what it is called."""
+    return {
+        "--dataset_path": digest_key(inputs.comments.file_sha256)[:12],
+        "models": digest_key({side: files.sha256 for side, files in inputs.model_files.items()})[:12],
+        "flags": digest_key(saved_settings(inputs.config))[:12],
+        "device": f"{runtime.device.type}, {count(torch.get_num_threads(), 'thread')}",
+        "libraries": ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "numpy")),
+    }
 
 
 def describe_plan(inputs: Inputs, runtime: Runtime) -> list[str]:
@@ -26,6 +39,8 @@ def describe_plan(inputs: Inputs, runtime: Runtime) -> list[str]:
     precision = "float32" if dtype is None else f"{str(dtype).removeprefix('torch.')} mixed precision"
     threads = count(torch.get_num_threads(), "thread")
     machine = f"{runtime.device} ({machine_name(runtime.device)}), {precision}, {threads}"
+    if runtime.world.size > 1:
+        machine += f" in each of {runtime.world.size} processes"
     steps = list_steps(inputs, runtime)
     there = ", ".join(name for name, is_there in steps if is_there)
     return [
@@ -49,32 +64,41 @@ def list_steps(inputs: Inputs, runtime: Runtime) -> list[tuple[str, bool]]:
         for side, key in reversed(distinct.values())
     ]
     train = count(len(split.train), "row")
-    if pipeline.teacher:
-        identity = find_teacher(inputs, runtime)
-        name = "teacher of --teacher_checkpoint" if inputs.checkpoint is not None else "teacher"
-        steps.append(
-            (name if identity else f"teacher (at most {count(config.teacher_epochs, 'epoch')} of {train})", identity is not None)
-        )
+    if inputs.teachers:
+        identities = {source.name: find_teacher(source, inputs, runtime) for source in inputs.teachers}
+        for source in inputs.teachers:
+            name, is_there = source.name.replace("_", " "), identities[source.name] is not None
+            told = f"{name} of --teacher_checkpoint" if source.checkpoint is not None else name
+            steps.append((told if is_there else f"{name} (at most {count(config.teacher_epochs, 'epoch')} of {train})", is_there))
         rows = [getattr(split, part) for part in PARTS]
         if pipeline.student:
             rows.append(np.concatenate([split.train, split.unlabelled]))
-        of_rows = [output_key(identity or {}, digest_key(keys["teacher"]), part, runtime.device) for part in rows]
-        missing = sum(len(part) for part, key in zip(rows, of_rows, strict=True) if cache.find("logits", key) is None)
+        missing = sum(
+            len(part)
+            for name, identity in identities.items()
+            for part in rows
+            if cache.find("logits", output_key(identity or {}, digest_key(keys.get(name, keys["teacher"])), part, runtime.device))
+            is None
+        )
         steps.append((f"teacher outputs of {count(missing, 'row')}" if missing else "teacher outputs", not missing))
     epochs = count(config.epochs, "epoch")
     if pipeline.student:
         learned = len(split.train) + (len(split.unlabelled) if pipeline.teacher else 0)
         steps.append((f"student (at most {epochs} of {count(learned, 'row')})", False))
+    if pipeline.tfidf:
+        steps.append((f"logistic regression on character n-grams of {train}", False))
     if config.with_control:
-        steps.append((f"control (at most {epochs} of {train})", False))
+        learned = len(split.train) + (len(split.unlabelled) if config.control_labels == "pseudo" else 0)
+        steps.append((f"control (at most {epochs} of {count(learned, 'row')})", False))
     return steps
 
 
-def find_teacher(inputs: Inputs, runtime: Runtime) -> dict[str, object] | None:
-    """Return what identifies the run's teacher, None while it has to be fine-tuned."""
-    if inputs.checkpoint is not None:
-        return identify_checkpoint(inputs)
-    entry = runtime.cache.find("teachers", teacher_key(inputs, runtime))
+def find_teacher(source: TeacherSource, inputs: Inputs, runtime: Runtime) -> dict[str, object] | None:
+    """Return what identifies a teacher of the run, None while it has to be fine-tuned."""
+    if source.checkpoint is not None:
+        return identify_checkpoint(source, inputs)
+    num_processes = find_num_processes(source, inputs, runtime, RunDirectory(inputs.config.run_dir))
+    entry = runtime.cache.find("teachers", teacher_key(source, inputs, runtime, num_processes))
     try:
         return None if entry is None else identify_entry(entry)
     except (OSError, json.JSONDecodeError, KeyError):  # a damaged entry, which is made again

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from research.evaluation.calibration import sigmoid
-from research.evaluation.gain import measure_gain, measure_keeping, resample_models
-from research.evaluation.metrics import build_metrics
+from research.evaluation.gain import AnsweredPart, measure_gain, measure_keeping, resample_models
+from research.evaluation.metrics import build_metrics, score_teachers
 from research.experiment.context import RunContext
 from research.experiment.dataset import load_dataset
 from research.experiment.inputs import Inputs, load_inputs
@@ -19,16 +20,18 @@ from research.experiment.runtime import Runtime
 from research.experiment.saving import first_of_texts, save_run
 from research.experiment.sources import check_models
 from research.experiment.student_stage import train_control, train_student
-from research.experiment.teacher_stage import get_teacher, judge_teacher
+from research.experiment.teacher_stage import TeacherAnswers, get_teachers, judge_teachers, prepare_targets, training_rows
+from research.experiment.tfidf_stage import train_tfidf
 from research.experiment.tokenised import tokenise_comments
 from research.experiment.training import summarize
-from research.names import PARTS
+from research.names import PARTS, TEACHER_TABLE
 from research.report.run_page import write_report
-from research.runs.directory import RunDirectory
-from research.runs.folds import aggregate_folds
-from research.runs.formats import read_json
+from research.runs.directory import RunDirectory, Status
+from research.runs.folds import aggregate_folds, pool_folds
+from research.runs.run import load_run
 from research.storage.arrays import return_free_memory
 from research_config import PIPELINES, ExperimentConfig, table_paths
+from research_data import PARTS as ALL_PARTS
 from research_data import compute_class_weights
 
 log = logging.getLogger(__name__)
@@ -45,35 +48,70 @@ def run_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> d
     """
     with runtime.timed("tokenize"):
         context = RunContext(inputs, tokenise_comments(inputs, runtime.cache), runtime, run_dir)
-    pipeline = PIPELINES[inputs.config.pipeline]
+    pipeline, lead = PIPELINES[inputs.config.pipeline], runtime.world.lead
     logits: Logits = {}
     training: dict[str, Any] = {}
-    teacher = student = None
+    teachers = answers = student = None
     if pipeline.teacher:
         with runtime.timed("teacher"):
-            teacher = get_teacher(context)
-        logits["teacher"] = judge_teacher(teacher, context)
-        training["teacher"] = teacher.training
+            teachers = get_teachers(context)
+        answers = judge_teachers(teachers, context)
+        if answers.complete:
+            logits["teacher"] = dict(answers.together)
+        training |= teachers.training
     if pipeline.student:
         with runtime.timed("student"):
-            student = train_student(teacher, context)
-        run_dir.write_history(student.training.history)
+            student = train_student(teachers, context)
+        lead(partial(run_dir.write_history, student.training.history))
         logits["student"], training["student"] = student.logits, summarize(student.training)
+    tfidf = None
+    if pipeline.tfidf:
+        with runtime.timed("tfidf"):
+            tfidf = train_tfidf(context)
+        # As in student_only, what is trained on the labels alone is called the student.
+        logits["student"], training["student"] = tfidf.logits, tfidf.training
     if inputs.config.with_control:
         with runtime.timed("control"):
-            control = train_control(teacher, context)
-        run_dir.write_history(control.training.history, "history_control.csv")
+            control = train_control(teachers, context)
+        lead(partial(run_dir.write_history, control.training.history, "history_control.csv"))
         logits["control"], training["control"] = control.logits, summarize(control.training)
-    labels = {part: inputs.comments.labels[getattr(inputs.split, part)] for part in ("train", *PARTS)}
-    metrics = score(labels, logits, training, inputs)
-    return_free_memory()  # of training, before the report reads every prediction
-    with runtime.timed("save"):
-        save_run(metrics, labels, logits, teacher, None if student is None else student.model, context)
-    return metrics
+
+    def finish() -> dict[str, Any]:
+        labels = {part: inputs.comments.labels[getattr(inputs.split, part)] for part in ("train", *PARTS)}
+        metrics = score(labels, logits, training, inputs, answers)
+        return_free_memory()  # of training, before the report reads every prediction
+        with runtime.timed("save"):
+            save_run(metrics, labels, logits, teachers, tfidf if student is None else student.model, context)
+        return metrics
+
+    return lead(finish)
+
+
+def prepare_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> None:
+    """Put everything into the cache that the run, or each of its folds, will look for there; write nothing else.
+
+    Raises:
+        WeakTeacher, TrainingFault, Interrupted: as `run_experiment`.
+    """
+    config, pipeline = inputs.config, PIPELINES[inputs.config.pipeline]
+    for fold in range(config.num_folds):
+        if fold > 0:
+            inputs = runtime.world.together(partial(load_fold, config, fold))
+        context = RunContext(inputs, tokenise_comments(inputs, runtime.cache), runtime, run_dir)
+        if not pipeline.teacher:
+            continue
+        teachers = get_teachers(context)
+        judge_teachers(teachers, context)
+        if pipeline.student:
+            prepare_targets(teachers, training_rows(context), context)
 
 
 def score(
-    labels: Mapping[str, NDArray[np.float32]], logits: Logits, training: Mapping[str, Any], inputs: Inputs
+    labels: Mapping[str, NDArray[np.float32]],
+    logits: Logits,
+    training: Mapping[str, Any],
+    inputs: Inputs,
+    answers: TeacherAnswers | None,
 ) -> dict[str, Any]:
     """Return the content of metrics.json, with what the student kept of its teacher and gained over its control."""
     config = inputs.config
@@ -88,42 +126,74 @@ def score(
         t_squared=config.t_squared,
         teacher_shift=np.log(compute_class_weights(labels["train"], names)[0]) if config.undo_class_weights else 0.0,
         threshold_rule=config.threshold_rule,
+        softened=None if answers is None else {part: sigmoid(values) for part, values in answers.softened.items()},
     )
-    if {"teacher", "student"} <= probs.keys():
+    if answers is not None and (len(answers.single) > 1 or TEACHER_TABLE in answers.single):
+        metrics["teachers"] = score_single_teachers(labels, answers, inputs)
+    others = {"teacher", "control"} & probs.keys()
+    if "student" in probs and others:
         thresholds = {model: list(cuts.values()) for model, cuts in metrics["thresholds"].items()}
         of_test = {model: parts["test"] for model, parts in probs.items()}
         clusters = first_of_texts(inputs.comments, inputs.split.test)
-        resampled = resample_models(labels["test"], of_test, thresholds, clusters)
+        resampled = resample_models([AnsweredPart(labels["test"], of_test, thresholds, clusters)])
         num_texts = len(np.unique(clusters))
-        metrics["kept"] = measure_keeping(resampled, num_texts, len(clusters))
-        if "control" in probs:
+        if "teacher" in others:
+            metrics["kept"] = measure_keeping(resampled, num_texts, len(clusters))
+        if "control" in others:
             metrics["kd_gain"] = measure_gain(resampled, num_texts)
     return metrics
+
+
+def score_single_teachers(labels: Mapping[str, NDArray[np.float32]], answers: TeacherAnswers, inputs: Inputs) -> dict[str, Any]:
+    """Return the scores of each teacher by itself and, of a table, the share of each part's rows that it speaks of."""
+    probs = {name: {part: sigmoid(values) for part, values in parts.items()} for name, parts in answers.single.items()}
+    scores = score_teachers(inputs.comments.label_names, labels, probs, inputs.config.threshold_rule)
+    if (table := inputs.teacher_table) is not None:
+        rows = {part: getattr(inputs.split, part) for part in ALL_PARTS}
+        scores[TEACHER_TABLE]["coverage"] = {
+            part: table.count_covered(of_part) / len(of_part) for part, of_part in rows.items() if len(of_part)
+        }
+    return scores
 
 
 def run_folds(
     config: ExperimentConfig, settings: Mapping[str, Any], runtime: Runtime, run_dir: RunDirectory, first: Inputs
 ) -> dict[str, Any]:
-    """Run every fold in a directory of its own and write their mean and standard deviation beside them.
+    """Run every fold in a directory of its own and write beside them their mean and deviation, and the scores of all rows.
 
     Args:
         settings: What config.json holds of the whole cross-validation.
         first: The inputs of the first fold, which are loaded already.
     """
-    metrics = []
+    world = runtime.world
     for fold in range(config.num_folds):
-        inputs = first if fold == 0 else load_inputs(load_dataset(config, fold))
+        inputs = first if fold == 0 else world.together(partial(load_fold, config, fold))
         with RunDirectory(run_dir.path / f"fold_{fold + 1}") as fold_dir:
-            status = fold_dir.claim({**settings, "fold": fold + 1})
-            if status == "finished":
-                fold_dir.check_tables(inputs.comments.file_sha256, table_paths(inputs.config))
-                check_models(fold_dir, inputs.config)
-            else:
+            if world.lead(partial(claim_fold, fold_dir, {**settings, "fold": fold + 1}, inputs)) != "finished":
                 log.info("fold %d of %d", fold + 1, config.num_folds)
                 runtime.timing_s.clear()
                 run_experiment(inputs, runtime, fold_dir)
-        metrics.append(read_json(fold_dir.path / "metrics.json"))
-    total = aggregate_folds(metrics)
-    write_report(run_dir.path, total, plots=runtime.extras.plots)
-    run_dir.write_metrics(total)
-    return total
+    return_free_memory()  # of training, before every fold's predictions are scored together
+
+    def finish() -> dict[str, Any]:
+        folds = [load_run(run_dir.path / f"fold_{fold + 1}") for fold in range(config.num_folds)]
+        total = aggregate_folds([fold.metrics for fold in folds]) | {"pooled": pool_folds(folds)}
+        write_report(run_dir.path, total, plots=runtime.extras.plots)
+        run_dir.write_metrics(total)
+        return total
+
+    return world.lead(finish)
+
+
+def load_fold(config: ExperimentConfig, fold: int) -> Inputs:
+    """Load the inputs of a fold."""
+    return load_inputs(load_dataset(config, fold))
+
+
+def claim_fold(fold_dir: RunDirectory, settings: Mapping[str, Any], inputs: Inputs) -> Status:
+    """Claim a fold's directory; what is finished there must be of the tables and models as they are now."""
+    status = fold_dir.claim(settings)
+    if status == "finished":
+        fold_dir.check_tables(inputs.file_sha256, table_paths(inputs.config))
+        check_models(fold_dir, inputs.config)
+    return status

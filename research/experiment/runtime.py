@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 
+from research.distributed import ALONE, World
 from research.errors import InputError, StopRequest
 from research.storage.cache import Cache
 from research_config import ExperimentConfig
@@ -39,6 +40,7 @@ class Runtime:
     stop: StopRequest
     command_line: list[str]
     extras: Extras = Extras()
+    world: World = ALONE
     timing_s: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
@@ -49,7 +51,9 @@ class Runtime:
         self.timing_s[phase] = self.timing_s.get(phase, 0.0) + time.monotonic() - started
 
 
-def start_runtime(config: ExperimentConfig, command_line: list[str], stop: StopRequest, extras: Extras) -> Runtime:
+def start_runtime(
+    config: ExperimentConfig, command_line: list[str], stop: StopRequest, extras: Extras, world: World = ALONE
+) -> Runtime:
     """Choose device and threads.
 
     Raises:
@@ -57,15 +61,24 @@ def start_runtime(config: ExperimentConfig, command_line: list[str], stop: StopR
     """
     if config.num_threads is not None:
         torch.set_num_threads(config.num_threads)
-    return Runtime(choose_device(config), open_cache(config.cache_dir), stop, command_line, extras)
+    return Runtime(choose_device(config, world), open_cache(config.cache_dir, world), stop, command_line, extras, world)
 
 
-def choose_device(config: ExperimentConfig) -> torch.device:
-    """Return the device of --device.
+def choose_device(config: ExperimentConfig, world: World = ALONE) -> torch.device:
+    """Return the device of --device; each of several processes has a card of its own.
 
     Raises:
         InputError: a CUDA device is asked for and there is none of that number.
     """
+    if world.size > 1 and config.device != "cpu" and torch.cuda.is_available():
+        cards = torch.cuda.device_count()
+        if world.local_rank >= cards:
+            raise InputError(
+                f"--device: {cards} CUDA devices were found, which is fewer than processes. Let torchrun start "
+                f"--nproc_per_node {cards}, or give --device cpu"
+            )
+        torch.cuda.set_device(world.local_rank)
+        return torch.device("cuda", world.local_rank)
     if config.device == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     device = torch.device(config.device)
@@ -75,9 +88,9 @@ def choose_device(config: ExperimentConfig) -> torch.device:
 
 
 @functools.cache
-def open_cache(folder: str) -> Cache:
+def open_cache(folder: str, world: World = ALONE) -> Cache:
     """Return one Cache a folder and process, so what a sweep's worker has verified it need not verify again."""
-    return Cache(Path(folder))
+    return Cache(Path(folder), world)
 
 
 def machine_name(device: torch.device) -> str:

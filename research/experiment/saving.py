@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import platform
 from collections.abc import Callable, Mapping, Sequence
@@ -19,8 +20,11 @@ from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
 from research.experiment.runtime import machine_name
 from research.experiment.seen_texts import read_seen, storing_seen
+from research.experiment.tfidf_stage import TrainedTfidf
+from research.kd.ensemble import Ensemble
 from research.kd.teacher import Teacher
-from research.models.classifiers import StudentModel, TextClassifier
+from research.models.classifiers import TextClassifier
+from research.models.folders import add_settings
 from research.models.saved import save_classifier
 from research.names import PARTS
 from research.report.run_page import write_report
@@ -29,6 +33,7 @@ from research.runs.run import load_run
 from research.storage.files import publish_folder, remove
 from research.text.batches import Batch, BatchLoader
 from research.text.tokens import Tokens
+from research_config import unused_fields
 from research_data import Comments, summarize_data
 
 log = logging.getLogger(__name__)
@@ -40,8 +45,8 @@ def save_run(
     metrics: Mapping[str, Any],
     labels: Mapping[str, NDArray[np.float32]],
     logits: Mapping[str, Mapping[str, NDArray[np.float32]]],
-    teacher: Teacher | None,
-    student: StudentModel | None,
+    teachers: Ensemble | None,
+    student: TextClassifier | TrainedTfidf | None,
     context: RunContext,
 ) -> None:
     """Write the run directory; metrics.json comes last and means finished.
@@ -56,24 +61,38 @@ def save_run(
         index, clusters = inputs.comments.source_row[rows], first_of_texts(inputs.comments, rows)
         of_part = {model: parts[part] for model, parts in logits.items()}
         run_dir.write_predictions(part, index, clusters, inputs.comments.label_names, labels[part], of_part)
-    run_dir.write_efficiency(measure_costs(teacher, student, context))
-    if teacher is not None:
-        publish_model(teacher.store, run_dir.path / "teacher")
+    members = {} if teachers is None else teachers.members
+    run_dir.write_efficiency(measure_costs(members, student, context))
+    # Those of one teacher; several have thresholds together only.
+    cuts = metrics["thresholds"].get("teacher") if len(members) == 1 else None
+    for name, teacher in members.items():
+        publish_model(functools.partial(store_teacher, teacher, thresholds=cuts), run_dir.path / name)
     if student is not None:
         settings = inputs.model_settings | {"thresholds": metrics["thresholds"]["student"]}
         store = storing_seen(
-            lambda folder: save_classifier(student.cpu(), inputs.student_tokenizer, folder, settings),
+            store_student(student, settings, inputs),
             inputs.comments.text_hash[np.concatenate([inputs.split.train, inputs.split.unlabelled])],
-            *([] if teacher is None else [read_seen(run_dir.path / "teacher")]),
+            *(read_seen(run_dir.path / name) for name in members),
+            *([] if (start := inputs.start_seen.get("student")) is None else [start.hashes]),
+            *([] if inputs.teacher_table is None else [None]),  # of which nobody knows what its maker has seen
         )
         publish_model(store, run_dir.path / "student")
     run_dir.write_environment(describe_environment(context))
     write_report(run_dir.path, metrics, lambda index: fetch_texts(index, inputs), plots=context.runtime.extras.plots)
     run_dir.write_metrics(metrics)
     # Only now: a run killed before this line resumes from its last checkpoint.
-    run_dir.drop_checkpoints()
+    run_dir.drop_leavings()
     if inputs.config.track != "none":
         track_run(inputs.config.track, load_run(run_dir.path))
+
+
+def store_student(student: TextClassifier | TrainedTfidf, settings: dict[str, Any], inputs: Inputs) -> Callable[[Path], None]:
+    """Return what writes the student into a folder, with the settings that its texts were read with."""
+    if isinstance(student, TrainedTfidf):
+        unread = unused_fields(inputs.config.pipeline)
+        known = {name: value for name, value in settings.items() if name not in unread}
+        return lambda folder: student.save(folder, known)
+    return lambda folder: save_classifier(student.cpu(), inputs.student_tokenizer, folder, settings)
 
 
 def first_of_texts(comments: Comments, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -81,6 +100,13 @@ def first_of_texts(comments: Comments, rows: NDArray[np.int64]) -> NDArray[np.in
     table = np.flatnonzero(np.isin(comments.source, comments.source[rows]))
     hashes, first = np.unique(comments.text_hash[table], return_index=True)
     return comments.source_row[table[first[np.searchsorted(hashes, comments.text_hash[rows])]]]
+
+
+def store_teacher(teacher: Teacher, folder: Path, *, thresholds: Mapping[str, float] | None) -> None:
+    """Write a teacher, with the thresholds of this run's validation part where it has any of its own."""
+    teacher.store(folder)
+    if thresholds is not None:
+        add_settings(folder, thresholds=thresholds)
 
 
 def publish_model(store: Callable[[Path], None], folder: Path) -> None:
@@ -91,12 +117,16 @@ def publish_model(store: Callable[[Path], None], folder: Path) -> None:
     publish_folder(temporary, folder)
 
 
-def measure_costs(teacher: Teacher | None, student: StudentModel | None, context: RunContext) -> dict[str, Any]:
-    """Measure each model's size and speed, on the same test rows in the same minutes."""
+def measure_costs(
+    members: Mapping[str, Teacher], student: TextClassifier | TrainedTfidf | None, context: RunContext
+) -> dict[str, Any]:
+    """Measure each model's size and speed, on the same test rows in the same minutes; several teachers are one, their sum."""
+    if isinstance(student, TrainedTfidf):
+        return student.costs
     device, tokens = context.runtime.device, context.tokens
-    sides: dict[str, tuple[TextClassifier, Tokens | None]] = {}
-    if teacher is not None:
-        sides["teacher"] = teacher.model, tokens.teacher
+    sides: dict[str, tuple[TextClassifier, Tokens | None]] = {
+        name: (teacher.model, tokens.of_teacher(name)) for name, teacher in members.items()
+    }
     if student is not None:
         sides["student"] = student, tokens.student
     return measure_efficiency(
@@ -104,6 +134,7 @@ def measure_costs(teacher: Teacher | None, student: StudentModel | None, context
         {name: pick_timed_batches(of_model, context) for name, (_, of_model) in sides.items()},
         device,
         time_budget_s=context.runtime.extras.measure_s,
+        summed={"teacher": tuple(members)} if len(members) > 1 else {},
     )
 
 
@@ -135,11 +166,12 @@ def describe_environment(context: RunContext) -> dict[str, Any]:
         "versions": {name: version(name) for name in LIBRARIES} | {"python": platform.python_version()},
         "device": machine_name(runtime.device),
         "num_threads": torch.get_num_threads(),
+        "num_processes": runtime.world.size,
         "command_line": runtime.command_line,
         "dataset": summarize_data(inputs.comments, inputs.split),
         "data": {
             "dataset_sha256": inputs.comments.file_sha256["main"],
-            "file_sha256": inputs.comments.file_sha256,
+            "file_sha256": inputs.file_sha256,
             "test_sha256": hash_rows(inputs.comments, inputs.split.test),
         },
         "models": {side: files.describe() for side, files in inputs.model_files.items()},

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -12,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from research.errors import InputError
+from research.models.saved import find_settings
 from research.storage.arrays import write_npy
 from research_config import ExperimentConfig
 from research_data import Comments, Split
@@ -46,31 +48,55 @@ def read_seen(folder: str | Path) -> TextHashes | None:
     return seen
 
 
-def part_from_seen(
-    config: ExperimentConfig, settings: dict[str, object], comments: Comments, split: Split
-) -> tuple[Split, Known]:
-    """Return a split whose validation and test part hold no text that --teacher_checkpoint was trained on.
+@dataclass(frozen=True, eq=False)
+class SeenTexts:
+    """The texts that a model which a flag names learned labels from.
+
+    `hashes` is None where it does not say, or says it of texts that were normalised in another way.
+    """
+
+    flag: str
+    name: str
+    hashes: TextHashes | None
+
+
+def seen_by_checkpoint(name: str, settings: dict[str, object], config: ExperimentConfig) -> SeenTexts:
+    """Return the texts of a --teacher_checkpoint.
 
     Args:
         settings: What the checkpoint says of itself.
+    """
+    # Hashes are of normalised texts, so those of another normalisation cannot be compared.
+    comparable = settings.get("text_normalization") == config.text_normalization
+    return SeenTexts("teacher_checkpoint", name, read_seen(name) if comparable else None)
+
+
+def seen_by_start(flag: str, config: ExperimentConfig) -> SeenTexts | None:
+    """Return the texts of a model that training starts from, when it is a run's; a pretrained encoder knows no labels."""
+    name = getattr(config, flag)
+    settings = find_settings(Path(name).expanduser(), name)
+    return None if settings is None else dataclasses.replace(seen_by_checkpoint(name, settings, config), flag=flag)
+
+
+def part_from_seen(seen: SeenTexts, config: ExperimentConfig, comments: Comments, split: Split) -> tuple[Split, Known]:
+    """Return a split whose validation and test part hold no text that a model was trained on.
 
     Raises:
         InputError: there are such texts and --drop_seen_rows was not given, or leaving them out empties a part.
     """
-    name = str(config.teacher_checkpoint)
-    seen = read_seen(name)
-    # Hashes are of normalised texts, so those of another normalisation cannot be compared.
-    if seen is None or settings.get("text_normalization") != config.text_normalization:
+    flag, name = seen.flag, seen.name
+    if seen.hashes is None:
         log.warning(
-            "warning: --teacher_checkpoint %s does not say which texts it was trained on; if texts of the test part were "
+            "warning: --%s %s does not say which texts it was trained on; if texts of the test part were "
             "among them, its scores are too high, and so are the student's",
+            flag,
             name,
         )
         return split, "unknown"
     kept: dict[str, NDArray[np.int64]] = {}
     for part in ("validation", "test"):
         rows = getattr(split, part)
-        kept[part] = rows[~np.isin(comments.text_hash[rows], seen)]
+        kept[part] = rows[~np.isin(comments.text_hash[rows], seen.hashes)]
     known = {part: len(getattr(split, part)) - len(rows) for part, rows in kept.items()}
     if not any(known.values()):
         return split, "known"
@@ -78,12 +104,12 @@ def part_from_seen(
     found += f"{len(split.validation)} validation rows"
     if not config.drop_seen_rows:
         raise InputError(
-            f"--teacher_checkpoint: {name} {found}. Split as its own run did (--split_seed, --val_fraction, --test_fraction), "
+            f"--{flag}: {name} {found}. Split as its own run did (--split_seed, --val_fraction, --test_fraction), "
             "leave those rows out with --drop_seen_rows, or let --teacher_path fine-tune a teacher for this split."
         )
     if empty := [part for part, rows in kept.items() if not len(rows)]:
         raise InputError(f"--drop_seen_rows: leaves no {empty[0]} rows: {name} {found}. Use another teacher or split.")
-    log.warning("warning: --teacher_checkpoint %s %s; they are left out", name, found)
+    log.warning("warning: --%s %s %s; they are left out", flag, name, found)
     return dataclasses.replace(split, validation=kept["validation"], test=kept["test"]), "known"
 
 

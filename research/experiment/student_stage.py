@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import logging
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -15,17 +16,22 @@ from numpy.typing import NDArray
 from torch import nn
 
 from research.errors import naming_flag
+from research.evaluation.calibration import sigmoid
+from research.evaluation.metrics import keep_spoken
+from research.evaluation.thresholds import choose_thresholds
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
-from research.experiment.teacher_stage import prepare_targets
+from research.experiment.teacher_stage import ask_teachers, prepare_targets, training_rows
 from research.experiment.training import predict_parts, train
+from research.kd.ensemble import Ensemble, average_logits
 from research.kd.loop import TrainingResult
 from research.kd.targets import TeacherTargets
-from research.kd.teacher import Teacher
-from research.models.classifiers import StudentModel
-from research.models.cutting import cut_layers
+from research.models.classifiers import StudentModel, TextClassifier
+from research.models.cutting import cut_layers, factorise_embeddings, keep_pieces
 from research.models.encoders import load_encoder
 from research.models.fingerprint import check_unchanged
+from research.models.native import build_native
+from research.models.static import build_static
 from research.storage.cache import digest_key
 from research.storage.checkpoints import CheckpointFolder
 from research.text.diagnostics import report_sizes
@@ -38,85 +44,133 @@ log = logging.getLogger(__name__)
 class TrainedStudent:
     """A student with its best epoch's weights, how it got them, and its logits {part: (N, C)}."""
 
-    model: StudentModel
+    model: TextClassifier
     training: TrainingResult
     logits: dict[str, NDArray[np.float32]]
 
 
-def train_student(teacher: Teacher | None, context: RunContext) -> TrainedStudent:
-    """Build the student and train it, from the teacher or from the labels alone."""
+def train_student(teachers: Ensemble | None, context: RunContext) -> TrainedStudent:
+    """Build the student and train it, from its teachers or from the labels alone."""
     split, folder = context.inputs.split, context.run_dir.path / "checkpoint"
-    if teacher is None:
-        return _train("student", None, teacher, split.train, folder, context)
-    rows = np.concatenate([split.train, split.unlabelled])
+    if teachers is None:
+        return _train("student", None, teachers, split.train, folder, context)
+    rows = training_rows(context)
     with context.runtime.timed("teacher_outputs"):
-        targets, carried = prepare_targets(teacher, rows, context)
-    return _train("student", targets, teacher, rows, folder, context, **carried)
+        targets, carried = prepare_targets(teachers, rows, context)
+    return _train("student", targets, teachers, rows, folder, context, **carried)
 
 
-def train_control(teacher: Teacher | None, context: RunContext) -> TrainedStudent:
+def train_control(teachers: Ensemble | None, context: RunContext) -> TrainedStudent:
     """Train the same student without the teacher.
 
     It starts from the same weights with the same seed and sees the same batches, as a student_only run
-    of the same flags does; unlabelled rows, which have nothing to teach it, are left out.
+    of the same flags does; unlabelled rows, which have nothing to teach it, are left out. With --control_labels pseudo
+    they come with the teacher's decisions, so that the batches are those of the student in every case.
     """
-    log.info("training the control: the same student on the labels alone")
-    return _train("control", None, teacher, context.inputs.split.train, context.run_dir.path / "checkpoint_control", context)
+    folder, split = context.run_dir.path / "checkpoint_control", context.inputs.split
+    if context.inputs.config.control_labels == "gold":
+        log.info("training the control: the same student on the labels alone")
+        return _train("control", None, teachers, split.train, folder, context)
+    assert teachers is not None
+    log.info("training the control: the same student on the labels and, of unlabelled rows, the teacher's decisions")
+    rows = training_rows(context)
+    return _train("control", None, teachers, rows, folder, context, labels=pseudo_label(teachers, rows, context))
+
+
+def pseudo_label(teachers: Ensemble, rows: NDArray[np.int64], context: RunContext) -> NDArray[np.float32]:
+    """Return the labels of all rows (N, C), those of `split.unlabelled` as the teacher decides, nan where it says nothing.
+
+    It decides at the thresholds that are best for its F1 on validation; --threshold_rule scores models and makes none.
+
+    Args:
+        rows: Of the student's training, for which the teachers' logits are in the cache.
+    """
+    comments, split = context.inputs.comments, context.inputs.split
+
+    def answer(asked: NDArray[np.int64]) -> NDArray[np.float64]:
+        return sigmoid(average_logits(list(ask_teachers(teachers, asked, context).values()), 1.0))
+
+    known, spoken = keep_spoken(comments.labels[split.validation], answer(split.validation))
+    probs = answer(rows)[len(split.train) :]
+    labels = comments.labels.copy()
+    labels[split.unlabelled] = np.where(np.isnan(probs), np.nan, probs >= choose_thresholds(known, spoken))
+    return labels
 
 
 def _train(
     name: str,
     targets: TeacherTargets | None,
-    teacher: Teacher | None,
+    teachers: Ensemble | None,
     rows: NDArray[np.int64],
     checkpoints: Path,
     context: RunContext,
+    labels: NDArray[np.float32] | None = None,
     **carried: Any,
 ) -> TrainedStudent:
     config, tokens = context.inputs.config, context.tokens.student
     assert tokens is not None
-    student = build_student(teacher, context.inputs)
-    if targets is not None and teacher is not None:
-        report_sizes(teacher.num_parameters, student)
+    if config.student_kind == "static":
+        config = dataclasses.replace(config, lr=config.static_lr)
+    student = build_student(teachers, context.inputs, context.runtime.device)
+    if targets is not None and teachers is not None and teachers.members:
+        report_sizes(teachers.num_parameters, student)
     label_names = context.inputs.comments.label_names
-    trainer = DistillationTrainer(targets, student, config, context.runtime.device, label_names=label_names)
-    loader = context.training_batches(rows, tokens, config.seed, **carried)
-    identity = digest_key(training_identity(teacher, rows, context))
-    training = train(name, trainer, loader, CheckpointFolder(checkpoints, identity), context)
+    device, world = context.runtime.device, context.runtime.world
+    trainer = DistillationTrainer(targets, student, config, device, label_names=label_names, world=world)
+    loader = context.training_batches(rows, tokens, config.seed, labels, **carried)
+    identity = digest_key(training_identity(teachers, rows, context))
+    training = train(name, trainer, loader, CheckpointFolder(checkpoints, identity, world), context)
     return TrainedStudent(student, training, predict_parts(name, student, tokens, context))
 
 
-def build_student(teacher: Teacher | None, inputs: Inputs) -> StudentModel:
-    """Build the student as --student_init and --student_layers say; one seed gives the same weights."""
-    config = inputs.config
+def build_student(teachers: Ensemble | None, inputs: Inputs, device: torch.device | str = "cpu") -> TextClassifier:
+    """Build the student as the flags of its size, start and head say; one seed gives the same weights.
+
+    Args:
+        device: Where the encoder of a static student reads its pieces.
+    """
+    config, pieces = inputs.config, inputs.student_pieces
+    native = config.student_head == "native"
     torch.manual_seed(config.seed)
     if config.student_init == "teacher":
-        assert teacher is not None
-        encoder = copy.deepcopy(cast(nn.Module, teacher.model.encoder)).requires_grad_(True)
+        assert teachers is not None and teachers.first is not None
+        encoder = copy.deepcopy(cast(nn.Module, teachers.first.model.encoder)).requires_grad_(True)
     else:
-        encoder = load_encoder(config.student_path, random_init=config.student_init == "random")
+        encoder = load_encoder(config.student_path, random_init=config.student_init == "random", pooler=native)
         check_unchanged(inputs.model_files["student"])
     if config.student_layers is not None:
         with naming_flag("student_layers"):
-            encoder = cut_layers(encoder, config.student_layers)
+            encoder = cut_layers(encoder, config.student_layers, config.student_layer_choice)
+    if pieces is not None and pieces.kept is not None:
+        with naming_flag("trim_student_vocab"):
+            encoder = keep_pieces(encoder, pieces.kept)
+    if config.embedding_rank is not None:
+        encoder = factorise_embeddings(encoder, config.embedding_rank)
+    if config.student_kind == "static":
+        counts = None if pieces is None else pieces.counts
+        encoder = build_static(encoder, inputs.student_tokenizer, inputs.shapes["student"].hidden_size, counts, device)
     # Seeded again here, so the head does not depend on how many numbers loading the encoder drew.
     torch.manual_seed(config.seed)
+    if native:
+        with naming_flag("student_head"):
+            return build_native(encoder, inputs.comments.label_names, config.dropout)
     return StudentModel(
         num_labels=len(inputs.comments.label_names),
         dropout=config.dropout,
         classifier_hidden_size=config.student_hidden_size,
-        pooling=config.pooling,
+        pooling="mean" if config.student_kind == "static" else config.pooling,
         encoder=encoder,
     )
 
 
-def training_identity(teacher: Teacher | None, rows: NDArray[np.int64], context: RunContext) -> dict[str, Any]:
+def training_identity(teachers: Ensemble | None, rows: NDArray[np.int64], context: RunContext) -> dict[str, Any]:
     """Return what a checkpoint must share, beside the config, with the run that goes on from it."""
     comments, student = context.inputs.comments, context.inputs.model_files.get("student")
+    read = (context.tokens.student, context.tokens.teacher, *context.tokens.others.values())
     return {
-        "teacher": None if teacher is None else teacher.identity,
+        "teacher": None if teachers is None else teachers.identity,
         "student": None if student is None else student.sha256,  # none of its own when it starts as the teacher
-        "tokens": [tokens.key for tokens in (context.tokens.student, context.tokens.teacher) if tokens is not None],
+        "tokens": [tokens.key for tokens in read if tokens is not None],
         "rows": [hash_rows(comments, part) for part in (rows, context.inputs.split.validation)],
         "versions": {name: version(name) for name in ("torch", "transformers")},
     }

@@ -65,6 +65,18 @@ class SweepProgress:
         line = result_line(self.runs[run].run_dir, outcome.metrics)
         log.info("[%d/%d] %s after %s%s", run + 1, len(self.runs), line, format_duration(seconds), rest)
 
+    def leave(self, run: int) -> None:
+        """Say that another process is at a run that this one began with."""
+        del self.began_s[run]
+        self.waiting.add(run)
+        log.info("%s: another process is at it", self._name(run))
+
+    def end_elsewhere(self, run: int, outcome: Outcome) -> None:
+        """Say how a run ended that another process did."""
+        self.waiting.discard(run)
+        how = outcome.problem if outcome.metrics is None else result_line(self.runs[run].run_dir, outcome.metrics)
+        log.info("[%d/%d] %s, done by another process", run + 1, len(self.runs), how)
+
     def seconds_left(self) -> float:
         """Return how long the runs that wait and those at work will take, if they cost what the finished ones did."""
         mean = sum(self.costs_s) / len(self.costs_s)

@@ -1,10 +1,13 @@
-"""The teacher of a run: taken from a checkpoint or fine-tuned once, judged, and asked about every row."""
+"""The teachers of a run: taken from checkpoints or fine-tuned once, judged, and asked about every row."""
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -16,25 +19,30 @@ from numpy.typing import NDArray
 from research.errors import WeakTeacher
 from research.evaluation.calibration import sigmoid
 from research.evaluation.efficiency import count_parameters
+from research.evaluation.metrics import keep_spoken
 from research.experiment.context import RunContext
-from research.experiment.inputs import Inputs, hash_rows
+from research.experiment.inputs import Inputs, TeacherSource, hash_rows
 from research.experiment.runtime import Runtime
-from research.experiment.seen_texts import read_seen, storing_seen, write_seen
+from research.experiment.seen_texts import read_seen, storing_seen
 from research.experiment.training import summarize, train
+from research.kd.ensemble import Ensemble, average_logits, logits_of_probs
 from research.kd.layers import compare_layers
+from research.kd.loop import TrainingResult
 from research.kd.targets import KeptTeacher, LiveTeacher, TeacherTargets
 from research.kd.teacher import Teacher, estimate_bytes, fetch_layers, fetch_logits
 from research.models.classifiers import TeacherModel, TextClassifier
 from research.models.encoders import load_encoder
 from research.models.fingerprint import check_unchanged
-from research.models.saved import load_classifier, save_classifier
-from research.names import PARTS
+from research.models.saved import is_former, load_classifier, save_classifier
+from research.names import PARTS, TEACHER_TABLE
+from research.runs.directory import RunDirectory
 from research.storage.arrays import release_pages
 from research.storage.cache import MANIFEST
 from research.storage.checkpoints import CheckpointFolder
 from research.storage.files import copy_folder
-from research.text.tokens import fingerprint_tokenizer
-from research_config import settings_that_decide
+from research.text.tokens import Tokens, fingerprint_tokenizer
+from research_config import ExperimentConfig, settings_that_decide
+from research_data import compute_class_weights
 from research_distillation import DistillationTrainer, score_teacher
 
 log = logging.getLogger(__name__)
@@ -42,52 +50,72 @@ log = logging.getLogger(__name__)
 TEACHERS_FORMAT = 3
 
 
-def get_teacher(context: RunContext) -> Teacher:
-    """Return the teacher of --teacher_checkpoint, or the fine-tuned one, from the cache when it is there."""
-    inputs = context.inputs
-    checkpoint, shape = inputs.checkpoint, inputs.shapes["teacher"]
+def get_teachers(context: RunContext) -> Ensemble:
+    """Return the teachers of --teacher_checkpoint or the fine-tuned ones, and with them the table of probabilities."""
+    members = {source.name: get_teacher(source, context) for source in context.inputs.teachers}
+    table = context.inputs.teacher_table
+    return Ensemble(members, None if table is None else table.probs)
+
+
+def get_teacher(source: TeacherSource, context: RunContext) -> Teacher:
+    """Return one teacher; the fine-tuned one comes from the cache when it is there."""
+    inputs, checkpoint = context.inputs, source.checkpoint
     if checkpoint is not None:
         return Teacher(
-            identify_checkpoint(inputs),
-            shape,
+            identify_checkpoint(source, inputs),
+            source.shape,
             lambda: checkpoint.model,
             storing_seen(
                 lambda folder: save_classifier(checkpoint.model.cpu(), checkpoint.tokenizer, folder, inputs.model_settings),
-                read_seen(str(inputs.config.teacher_checkpoint)),
+                read_seen(source.files.name),
             ),
-            {"source": "checkpoint", "training_texts": inputs.teacher_texts},
+            {"source": "checkpoint", "training_texts": source.seen},
             count_parameters(checkpoint.model)["parameters_total"],
         )
 
     def build(folder: Path, scratch: Path) -> None:
-        fine_tune(context, folder, scratch)
+        store_teacher(*fine_tune(source, context, scratch), source, context, folder)
 
-    folder = context.runtime.cache.fetch("teachers", teacher_key(inputs, context.runtime), build)
+    runtime = context.runtime
+    num_processes = find_num_processes(source, inputs, runtime, context.run_dir)
+    key = teacher_key(source, inputs, runtime, num_processes)
+    folder = runtime.cache.fetch("teachers", key, build, join=lambda scratch: fine_tune(source, context, scratch))
+    if not inputs.config.prepare_only:
+        runtime.world.lead(lambda: context.run_dir.keep_num_processes(source.name, num_processes))
 
     def load() -> TextClassifier:
         model = load_classifier(str(folder / "model"), inputs.comments.label_names).model
         context.runtime.cache.check_unchanged(folder)
         return model
 
+    def store(target: Path) -> None:
+        if is_former(folder / "model"):  # of a cache that was filled before folders had this form
+            storing_seen(
+                lambda place: save_classifier(load(), source.tokenizer, place, inputs.model_settings),
+                read_seen(folder / "model"),
+            )(target)
+        else:
+            copy_folder(folder / "model", target)
+
     facts = json.loads((folder / "training.json").read_text(encoding="utf-8"))
     return Teacher(
         identify_entry(folder),
-        shape,
+        source.shape,
         load,
-        lambda target: copy_folder(folder / "model", target),
+        store,
         facts["training"],
         facts["parameters"],
     )
 
 
-def identify_checkpoint(inputs: Inputs) -> dict[str, Any]:
-    """Return what identifies the teacher of --teacher_checkpoint."""
-    assert inputs.checkpoint is not None
+def identify_checkpoint(source: TeacherSource, inputs: Inputs) -> dict[str, Any]:
+    """Return what identifies a teacher of --teacher_checkpoint."""
+    assert source.checkpoint is not None
     return {
-        "files": inputs.model_files["teacher"].sha256,
+        "files": source.files.sha256,
         "labels": list(inputs.comments.label_names),
         # That of the flag, where the files do not say.
-        "pooling": getattr(inputs.checkpoint.model, "pooling", None),
+        "pooling": getattr(source.checkpoint.model, "pooling", None),
     }
 
 
@@ -96,81 +124,166 @@ def identify_entry(folder: Path) -> dict[str, Any]:
     return {"files": json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]}
 
 
-def teacher_key(inputs: Inputs, runtime: Runtime) -> dict[str, Any]:
-    """Return everything the fine-tuned teacher's bytes depend on."""
-    comments, split = inputs.comments, inputs.split
-    return {
-        "model": inputs.model_files["teacher"].sha256,
-        "tokenizer": fingerprint_tokenizer(inputs.teacher_tokenizer),
-        "settings": inputs.model_settings,
-        "rows": {part: hash_rows(comments, getattr(split, part)) for part in ("train", "validation")},
-        "training": settings_that_decide(inputs.config, "teacher"),
-        "device": runtime.device.type,
-        "threads": torch.get_num_threads(),
-        "versions": {name: version(name) for name in ("torch", "transformers")},
-        "format": TEACHERS_FORMAT,
-    }
+def find_num_processes(source: TeacherSource, inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> int:
+    """Return on how many processes a teacher of the run is fine-tuned.
+
+    Those of now, but a run that goes on with others keeps the teacher it began with.
+    """
+
+    def find() -> int:
+        kept = run_dir.kept_num_processes(source.name)
+        if kept is None or runtime.cache.find("teachers", teacher_key(source, inputs, runtime, kept)) is None:
+            return runtime.world.size
+        return kept
+
+    return runtime.world.lead(find)
 
 
-def fine_tune(context: RunContext, folder: Path, scratch: Path) -> None:
-    """Fine-tune the teacher on the labels and leave its best epoch in `folder`."""
-    inputs, tokens = context.inputs, context.tokens.teacher
-    assert tokens is not None
-    config = dataclasses.replace(
-        inputs.config, epochs=inputs.config.teacher_epochs, seed=inputs.config.split_seed, freeze_student_encoder=False
+def seeded_config(source: TeacherSource, config: ExperimentConfig) -> ExperimentConfig:
+    """Return the config by which a teacher is fine-tuned: as the only one, with its seed as --split_seed."""
+    assert source.seed is not None
+    return dataclasses.replace(config, split_seed=source.seed)
+
+
+def teacher_key(source: TeacherSource, inputs: Inputs, runtime: Runtime, num_processes: int) -> dict[str, Any]:
+    """Return everything a fine-tuned teacher's bytes depend on."""
+    comments, split, start = inputs.comments, inputs.split, inputs.start_seen.get("teacher")
+    # A start that has seen labels hands its texts on; a pretrained one leaves the key as it is.
+    seen = {} if start is None or start.hashes is None else {"seen": hashlib.sha256(start.hashes.tobytes()).hexdigest()}
+    # Sums of several processes end in other last digits; of one process the key says nothing.
+    together = {"processes": num_processes} if num_processes > 1 else {}
+    return (
+        seen
+        | together
+        | {
+            "model": source.files.sha256,
+            "tokenizer": fingerprint_tokenizer(source.tokenizer),
+            "settings": inputs.model_settings,
+            "rows": {part: hash_rows(comments, getattr(split, part)) for part in ("train", "validation")},
+            "training": settings_that_decide(seeded_config(source, inputs.config), "teacher"),
+            "device": runtime.device.type,
+            "threads": torch.get_num_threads(),
+            "versions": {name: version(name) for name in ("torch", "transformers")},
+            "format": TEACHERS_FORMAT,
+        }
     )
-    log.info("fine-tuning the teacher %s on %d rows", config.teacher_path, len(inputs.split.train))
+
+
+def fine_tune(source: TeacherSource, context: RunContext, scratch: Path) -> tuple[TeacherModel, TrainingResult]:
+    """Fine-tune a teacher on the labels; it ends with the weights of its best epoch. Its checkpoints go to `scratch`."""
+    inputs, tokens = context.inputs, context.tokens.of_teacher(source.name)
+    config = seeded_config(source, inputs.config)
+    config = dataclasses.replace(config, epochs=config.teacher_epochs, seed=config.split_seed, freeze_student_encoder=False)
+    which = f" as {source.name}, seed {config.seed}," if len(inputs.teachers) > 1 else ""
+    log.info("fine-tuning the teacher %s%s on %d rows", config.teacher_path, which, len(inputs.split.train))
     encoder = load_encoder(config.teacher_path)
-    check_unchanged(inputs.model_files["teacher"])
+    check_unchanged(source.files)
     torch.manual_seed(config.seed)
     num_labels = len(inputs.comments.label_names)
     model = TeacherModel(num_labels=num_labels, dropout=config.dropout, pooling=config.pooling, encoder=encoder)
-    trainer = DistillationTrainer(None, model, config, context.runtime.device)
+    world = context.runtime.world
+    trainer = DistillationTrainer(None, model, config, context.runtime.device, world=world)
     loader = context.training_batches(inputs.split.train, tokens, config.seed)
-    result = train("teacher", trainer, loader, CheckpointFolder(scratch), context)
-    save_classifier(model.cpu(), inputs.teacher_tokenizer, folder / "model", inputs.model_settings)
-    write_seen(folder / "model", inputs.comments.text_hash[inputs.split.train])
+    return model, train(source.name, trainer, loader, CheckpointFolder(scratch, world=world), context)
+
+
+def store_teacher(model: TeacherModel, result: TrainingResult, source: TeacherSource, context: RunContext, folder: Path) -> None:
+    """Leave a fine-tuned teacher and the facts of its training in a folder of the cache."""
+    inputs = context.inputs
+    start = inputs.start_seen.get("teacher")
+    store = storing_seen(
+        lambda target: save_classifier(model.cpu(), source.tokenizer, target, inputs.model_settings),
+        inputs.comments.text_hash[inputs.split.train],
+        *([] if start is None else [start.hashes]),
+    )
+    store(folder / "model")
     facts = {"training": summarize(result), "parameters": count_parameters(model)["parameters_total"]}
     (folder / "training.json").write_text(json.dumps(facts, sort_keys=True), encoding="utf-8")
 
 
-def compute_logits(teacher: Teacher, rows: NDArray[np.int64], context: RunContext) -> NDArray[np.float32]:
-    """Return the teacher's logits of some rows, (N, C) in their order."""
-    assert context.tokens.teacher is not None
-    loader = context.evaluation_batches(rows, context.tokens.teacher)
-    return fetch_logits(teacher, loader, context.runtime.device, context.runtime.cache)
+def compute_logits(teacher: Teacher, tokens: Tokens, rows: NDArray[np.int64], context: RunContext) -> NDArray[np.float32]:
+    """Return a teacher's logits of some rows, (N, C) in their order, from its own tokens."""
+    return fetch_logits(teacher, context.evaluation_batches(rows, tokens), context.runtime.device, context.runtime.cache)
 
 
-def judge_teacher(teacher: Teacher, context: RunContext) -> dict[str, NDArray[np.float32]]:
-    """Return the teacher's logits on validation and test, (N, C) each.
+def ask_teachers(teachers: Ensemble, rows: NDArray[np.int64], context: RunContext) -> dict[str, NDArray[np.float32]]:
+    """Return each teacher's logits of some rows by its name, (N, C); a table's are nan where it says nothing."""
+    logits = {
+        name: compute_logits(member, context.tokens.of_teacher(name), rows, context) for name, member in teachers.members.items()
+    }
+    if teachers.probs is not None:
+        logits[TEACHER_TABLE] = logits_of_probs(teachers.probs[rows])
+    return logits
 
-    Validation comes first: a teacher too weak to learn from is told before it has been asked about anything else.
+
+@dataclass(frozen=True, eq=False)
+class TeacherAnswers:
+    """What the teachers say of validation and test, as logits (N, C) by part.
+
+    Attributes:
+        single: Those of each teacher, by its name.
+        together: Those of the mean of their probabilities; nan where none says anything.
+        softened: Those whose softened probabilities are the mean of the softened ones, at --kd_temperature.
+    """
+
+    single: Mapping[str, Mapping[str, NDArray[np.float32]]]
+    together: Mapping[str, NDArray[np.float32]]
+    softened: Mapping[str, NDArray[np.float32]]
+
+    @property
+    def complete(self) -> bool:
+        """Whether there is an answer to every cell, so that the teachers can be scored as other models are."""
+        return not any(np.isnan(logits).any() for logits in self.together.values())
+
+
+def judge_teachers(teachers: Ensemble, context: RunContext) -> TeacherAnswers:
+    """Return the teachers' answers on validation and test.
+
+    Validation comes first: teachers too weak to learn from are told before they have been asked about anything else.
 
     Raises:
-        WeakTeacher: macro-F1 at 0.5 is under --min_teacher_f1 and --allow_weak_teacher was not given.
+        WeakTeacher: macro-F1 at 0.5 of all together is under --min_teacher_f1 and --allow_weak_teacher was not given.
     """
-    logits = {}
+    single: dict[str, dict[str, NDArray[np.float32]]] = {}
+    together, softened = {}, {}
     for part in PARTS:
         with context.runtime.timed("teacher_outputs"):
-            kept = compute_logits(teacher, getattr(context.inputs.split, part), context)
-        logits[part] = np.array(kept)
-        release_pages(kept)
+            kept = ask_teachers(teachers, getattr(context.inputs.split, part), context)
+        for name, logits in kept.items():
+            single.setdefault(name, {})[part] = np.array(logits)
+            release_pages(logits)
+        of_part = [parts[part] for parts in single.values()]
+        together[part] = average_logits(of_part, 1.0)
+        softened[part] = soften_together(of_part, context.inputs)
         if part == "validation":
-            verify_teacher(sigmoid(logits[part]), context.inputs)
-    return logits
+            verify_teacher(sigmoid(together[part]), context.inputs)
+    return TeacherAnswers(single, together, softened)
+
+
+def soften_together(logits: Sequence[NDArray[np.float32]], inputs: Inputs) -> NDArray[np.float32]:
+    """Return the logits, (N, C), whose softened probabilities are the mean of the teachers' at --kd_temperature."""
+    config, comments = inputs.config, inputs.comments
+    shift: NDArray[np.float32] | float = 0.0
+    if config.undo_class_weights:
+        shift = np.log(compute_class_weights(comments.labels[inputs.split.train], comments.label_names)[0])
+    return average_logits(logits, config.kd_temperature, shift)
 
 
 def verify_teacher(probs: NDArray[np.float64], inputs: Inputs) -> None:
     """Stop before any distillation when the teacher is too weak to learn from.
 
     Args:
-        probs: (N, C) of the validation part.
+        probs: (N, C) of the validation part, nan where a table says nothing: those cells are left out.
 
     Raises:
         WeakTeacher: macro-F1 at 0.5 is under --min_teacher_f1 and --allow_weak_teacher was not given.
     """
     config = inputs.config
-    strong_enough, scores = score_teacher(inputs.comments.labels[inputs.split.validation], probs, config.min_teacher_f1)
+    if np.isnan(probs).all():
+        log.warning("warning: the teacher has no probabilities of validation rows, so --min_teacher_f1 cannot judge it")
+        return
+    labels, spoken = keep_spoken(inputs.comments.labels[inputs.split.validation], probs)
+    strong_enough, scores = score_teacher(labels, spoken, config.min_teacher_f1)
     log.info("teacher: validation macro-F1 %.4f", scores["f1"])
     if not strong_enough and not config.allow_weak_teacher and "student" in inputs.shapes:
         raise WeakTeacher(
@@ -179,18 +292,27 @@ def verify_teacher(probs: NDArray[np.float64], inputs: Inputs) -> None:
         )
 
 
-def prepare_targets(teacher: Teacher, rows: NDArray[np.int64], context: RunContext) -> tuple[TeacherTargets, dict[str, Any]]:
-    """Return what answers for the teacher while the student trains on some rows, and what its batches must carry.
+def training_rows(context: RunContext) -> NDArray[np.int64]:
+    """Return the rows that a student learns from with its teacher: the labelled ones, then the unlabelled ones."""
+    return np.concatenate([context.inputs.split.train, context.inputs.split.unlabelled])
 
-    Layers are read from the cache while they fit --cache_budget_gb; past it the teacher runs live.
+
+def prepare_targets(teachers: Ensemble, rows: NDArray[np.int64], context: RunContext) -> tuple[TeacherTargets, dict[str, Any]]:
+    """Return what answers for the teachers while the student trains on some rows, and what its batches must carry.
+
+    Layers are the first teacher's. They are read from the cache while they fit --cache_budget_gb; past it that
+    teacher runs live.
     """
-    config, shapes, tokens, runtime = context.inputs.config, context.inputs.shapes, context.tokens, context.runtime
-    assert tokens.teacher is not None and tokens.student is not None
-    logits = compute_logits(teacher, rows, context)
-    comparison = compare_layers(config, shapes["teacher"], shapes["student"])
+    config, tokens, runtime = context.inputs.config, context.tokens, context.runtime
+    voices = list(ask_teachers(teachers, rows, context).values())
+    # A single model's stay where they are, on the disk.
+    logits = voices[0] if len(voices) == 1 else soften_together(voices, context.inputs)
+    comparison = compare_layers(config, teachers.shape, context.inputs.shapes["student"])
     if comparison is None:
-        return KeptTeacher(teacher.shape, logits, device=runtime.device), {}
-    layers = comparison.teacher
+        partial = not teachers.members
+        return KeptTeacher(teachers.shape, logits, device=runtime.device, partial=partial), {}
+    teacher, layers = teachers.first, comparison.teacher
+    assert teacher is not None and tokens.teacher is not None and tokens.student is not None
     carried = {"words": tokens.words}
     for_teacher = carried | {"teacher_tokens": None if tokens.words is None else tokens.teacher}
     # A word has at least one token, so the tokens bound the positions of both paths from above.

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from research.errors import InputError
-from research.experiment.inputs import Inputs
+from research.experiment.inputs import Inputs, TeacherSource
 from research.models.classifiers import ModelShape
 from research.storage.arrays import release_pages
 from research.storage.cache import Cache
@@ -20,12 +21,20 @@ from research.text.words import WordPairs, pair_words
 class Tokenised:
     """Every text's tokens by the teacher's and by the student's tokenizer, None for a model that the run has not.
 
-    `words` pairs the two where their ids differ and layers are compared.
+    `words` pairs the two where their ids differ and layers are compared. With several teachers, `teacher` is the
+    first's, and `others` those of the teachers whose tokenizer is another, by the teacher's name.
     """
 
     teacher: Tokens | None
     student: Tokens | None
     words: WordPairs | None = None
+    others: Mapping[str, Tokens] = field(default_factory=dict)
+
+    def of_teacher(self, name: str) -> Tokens:
+        """Return the tokens that a teacher reads."""
+        tokens = self.others.get(name, self.teacher)
+        assert tokens is not None
+        return tokens
 
 
 def tokenise_comments(inputs: Inputs, cache: Cache) -> Tokenised:
@@ -34,10 +43,15 @@ def tokenise_comments(inputs: Inputs, cache: Cache) -> Tokenised:
     Raises:
         InputError: a tokenizer gives ids that its model has no embedding for, or lacks what the method needs.
     """
-    two_tokenizers = has_two_tokenizers(inputs)
     with_words = needs_words(inputs)
     teacher = _tokenise_side("teacher", inputs.teacher_tokenizer, inputs, cache, with_words)
     student = _tokenise_side("student", inputs.student_tokenizer, inputs, cache, with_words)
+    pair = _pair_sides(teacher, student, inputs, cache)
+    return dataclasses.replace(pair, others=_tokenise_others(teacher, inputs, cache))
+
+
+def _pair_sides(teacher: Tokens | None, student: Tokens | None, inputs: Inputs, cache: Cache) -> Tokenised:
+    two_tokenizers, with_words = has_two_tokenizers(inputs), needs_words(inputs)
     if teacher is not None:
         report_tokenizer("teacher", inputs.teacher_tokenizer, inputs.comments.iter_texts())
     if student is not None and (teacher is None or two_tokenizers):
@@ -52,6 +66,23 @@ def tokenise_comments(inputs: Inputs, cache: Cache) -> Tokenised:
     words = pair_words(student, teacher, cache)
     report_alignment(words.aligned_share)
     return Tokenised(teacher, student, words)
+
+
+def _tokenise_others(first: Tokens | None, inputs: Inputs, cache: Cache) -> dict[str, Tokens]:
+    """Return the tokens of the teachers after the first whose tokenizer is not the first's."""
+    others = {}
+    for source in inputs.teachers[1:]:
+        assert first is not None
+        if has_own_tokenizer(source, inputs):
+            others[source.name] = tokenize(inputs.comments, source.tokenizer, inputs.config.max_length, cache, with_words=False)
+            report_tokenizer(source.name, source.tokenizer, inputs.comments.iter_texts())
+        check_vocabulary(source.flag, others.get(source.name, first), source.shape)
+    return others
+
+
+def has_own_tokenizer(source: TeacherSource, inputs: Inputs) -> bool:
+    """Whether a teacher reads other tokens than the first."""
+    return fingerprint_tokenizer(source.tokenizer) != fingerprint_tokenizer(inputs.teacher_tokenizer)
 
 
 def has_two_tokenizers(inputs: Inputs) -> bool:
@@ -70,10 +101,15 @@ def token_keys(inputs: Inputs) -> dict[str, dict[str, Any]]:
     """Return what each present model's tokens depend on, by side."""
     sides = {"teacher": inputs.teacher_tokenizer, "student": inputs.student_tokenizer}
     with_words, max_length = needs_words(inputs), inputs.config.max_length
-    return {
+    keys = {
         side: tokens_key(inputs.comments, tokenizer, max_length, with_words=with_words)
         for side, tokenizer in sides.items()
         if tokenizer is not None
+    }
+    return keys | {
+        source.name: tokens_key(inputs.comments, source.tokenizer, max_length, with_words=False)
+        for source in inputs.teachers[1:]
+        if has_own_tokenizer(source, inputs)
     }
 
 
@@ -81,16 +117,17 @@ def _tokenise_side(side: str, tokenizer: object, inputs: Inputs, cache: Cache, w
     if tokenizer is None:
         return None
     tokens = tokenize(inputs.comments, tokenizer, inputs.config.max_length, cache, with_words=with_words)
-    check_vocabulary(side, tokens, inputs.shapes[side])
+    flag = inputs.teachers[0].flag if side == "teacher" else "student_path"
+    check_vocabulary(flag, tokens, inputs.shapes[side])
     return tokens
 
 
-def check_vocabulary(side: str, tokens: Tokens, shape: ModelShape) -> None:
+def check_vocabulary(flag: str, tokens: Tokens, shape: ModelShape) -> None:
     """Refuse token ids that the model has no embedding for."""
     largest = int(tokens.ids.max(initial=0))
     release_pages(tokens.ids)
     if largest >= shape.vocabulary:
         raise InputError(
-            f"--{side}_path: its tokenizer gives ids up to {largest}, its model has {shape.vocabulary} embeddings; "
+            f"--{flag}: its tokenizer gives ids up to {largest}, its model has {shape.vocabulary} embeddings; "
             "they do not belong together"
         )

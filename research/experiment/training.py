@@ -72,7 +72,7 @@ def build_validation(name: str, tokens: Tokens, context: RunContext) -> Callable
 
     def validate(model: nn.Module) -> dict[str, float]:
         batches = with_progress(loader, f"{name} validation", len(loader))
-        probs = sigmoid(predict_logits(model, batches, device, num_rows=loader.num_rows))
+        probs = sigmoid(predict_logits(model, batches, device, num_rows=loader.num_rows, world=loader.world))
         scores = compute_metrics(labels, probs, DEFAULT_THRESHOLD, inputs.comments.label_names)
         return {score: scores[score] for score in SCORES_PER_EPOCH}
 
@@ -85,7 +85,8 @@ def predict_parts(name: str, model: nn.Module, tokens: Tokens, context: RunConte
     for part in PARTS:
         loader = context.evaluation_batches(getattr(context.inputs.split, part), tokens)
         batches = with_progress(loader, f"{name} evaluation on {part}", len(loader))
-        logits[part] = predict_logits(model, batches, context.runtime.device, num_rows=loader.num_rows)
+        device, world = context.runtime.device, context.runtime.world
+        logits[part] = predict_logits(model, batches, device, num_rows=loader.num_rows, world=world)
     return logits
 
 

@@ -84,6 +84,11 @@ class LayerComparison:
         self.attention_objective = config.attention_objective
 
     @property
+    def averaged_over(self) -> dict[str, str]:
+        """What each loss is the mean over: a batch's positions, or its pairs of positions."""
+        return {"hidden_loss": "positions", "attention_loss": "pairs" if self.attention_objective == "mse" else "positions"}
+
+    @property
     def teacher(self) -> ComparedLayers:
         """What the comparison reads of the teacher."""
         return ComparedLayers(

@@ -13,10 +13,11 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from research.distributed import World
 from research.errors import Interrupted, StopRequest
 from research.logs import PhaseProgress, format_duration
 from research.models.classifiers import TextClassifier
-from research.names import EPOCH_FLAGS, METRIC_OF
+from research.names import METRIC_OF, epoch_flag
 from research.storage.checkpoints import CheckpointFolder
 from research.text.batches import Batch, BatchLoader
 from research_config import ExperimentConfig
@@ -60,6 +61,7 @@ class Trainer(Protocol):
     """What the epoch loop needs of a trainer: its step, and what a checkpoint keeps of it."""
 
     config: ExperimentConfig
+    world: World
     device: torch.device
     student: TextClassifier
 
@@ -125,6 +127,9 @@ class EpochLoop:
         self.progress = Progress()
         self.best_state: dict[str, Tensor] = {}
         self.checks_every = 1 if trainer.device.type == "cpu" else STEPS_BETWEEN_CHECKS
+        self.world = trainer.world
+        # Asking the other processes makes the host wait, as reading the losses does; alone, asking costs nothing.
+        self.asks_every = 1 if self.world.size == 1 else self.checks_every
         self.last_checkpoint_s = time.monotonic()
 
     def run(self) -> TrainingResult:
@@ -143,7 +148,7 @@ class EpochLoop:
                 self.stop.heeded = True
                 self._train_epoch(steps)
                 self.stop.heeded = False
-                if self.stop.requested:  # by a signal after the last step was looked at
+                if any(self.world.any(self.stop.requested)):  # by a signal after the last step was looked at
                     self._save()
                     raise Interrupted
                 self._finish_epoch(epoch_started)
@@ -160,6 +165,7 @@ class EpochLoop:
         self.trainer.set_training_mode()
         for batches in self._remaining_steps():
             self._set_learning_rate()
+            self.world.seed_step(self.config.seed, progress.global_step)
             self.trainer.objective.progress = progress.global_step / max(1, self.total_steps - 1)
             updated = self.trainer.take_step(batches, self.optimizer, self.class_weights, progress.global_step + 1)
             progress.global_step += 1
@@ -168,10 +174,11 @@ class EpochLoop:
             steps.advance()
             if progress.global_step % self.checks_every == 0:
                 self._add_up_losses()
-            if self.stop.requested or self._checkpoint_is_due():
+            stop, due = self._ask()
+            if stop or due:
                 self._add_up_losses()
                 self._save()
-            if self.stop.requested:
+            if stop:
                 raise Interrupted
         self._add_up_losses()
 
@@ -233,11 +240,18 @@ class EpochLoop:
         shown_score = f"validation {METRIC_OF[self.config.select_by].short} {score:.4f}{best}"
         return f"{where}: {', '.join(losses)}, {shown_score}, {format_duration(seconds)}"
 
+    def _ask(self) -> tuple[bool, bool]:
+        """Return whether a stop is requested of any process, and whether a checkpoint is due; all get the same answer."""
+        if self.progress.global_step % self.asks_every:
+            return False, False
+        stop, due = self.world.any(self.stop.requested, self._checkpoint_is_due())
+        return stop, due
+
     def _describe_improving(self) -> str:
         """Say that validation had not stopped improving, so that the scores may be compared with care."""
         return (
             f"{self.name}: its best epoch is the last of {self.config.epochs}, so it was still improving; scores of models "
-            f"that have not converged say little of each other. Raise {EPOCH_FLAGS.get(self.name, EPOCH_FLAGS['student'])}."
+            f"that have not converged say little of each other. Raise {epoch_flag(self.name)}."
         )
 
     def _checkpoint_is_due(self) -> bool:

@@ -86,6 +86,8 @@ class MultiLabelDistillationLoss(nn.Module):
         labels: Tensor,
         class_weights: Tensor | None = None,
         label_share: float = 0.0,
+        taught: Tensor | None = None,
+        shares: tuple[Tensor, Tensor] | None = None,
     ) -> dict[str, Tensor]:
         """Return total_loss, soft_loss and hard_loss.
 
@@ -99,13 +101,23 @@ class MultiLabelDistillationLoss(nn.Module):
                 whose mean runs over the known cells; the soft loss still uses it.
             class_weights: (C,) weight of the positives in the hard loss.
             label_share: 0 to 1, what the labels have taken over of the soft loss in the total.
+            taught: (B, C) of 0 and 1, 0 in a cell without a teacher, where alpha is 0: its soft loss is left
+                out and its hard loss has full weight. Both means run over the cells that they run over
+                without it. None where a teacher speaks of every cell.
+            shares: What part of a whole batch's rows and of its known cells these are, when other processes have the
+                others; what they return then adds up to the whole batch's losses.
         """
         soft = soft_bce_loss(student_logits, teacher_logits, self.temperature, t_squared=self.t_squared)
+        alpha = self.alpha
+        if taught is not None:
+            soft, alpha = soft * taught, alpha * taught
         hard, known = hard_bce_loss(student_logits, labels, class_weights)
-        taught = torch.lerp(soft, hard, label_share * known) if label_share else soft
+        blended = torch.lerp(soft, hard, label_share * known) if label_share else soft
         if self.reduction == "mean":
-            soft, taught, hard = soft / soft.numel(), taught / soft.numel(), hard / known.sum().clamp_min(1.0)
-        total = self.alpha * taught + (1.0 - self.alpha) * hard
+            soft, blended, hard = soft / soft.numel(), blended / soft.numel(), hard / known.sum().clamp_min(1.0)
+        if shares is not None:
+            soft, blended, hard = soft * shares[0], blended * shares[0], hard * shares[1]
+        total = alpha * blended + (1.0 - alpha) * hard
         if self.reduction == "none":
             return {"total_loss": total, "soft_loss": soft, "hard_loss": hard}
         return {"total_loss": total.sum(), "soft_loss": soft.sum(), "hard_loss": hard.sum()}

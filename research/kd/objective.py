@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from research.components import LOSS_COMPONENTS
+from research.distributed import ALONE, World
 from research.kd.layers import ComparedLayers, LayerComparison, LayerOutputs, align_outputs, compare_layers
 from research.kd.losses import MultiLabelDistillationLoss, hard_bce_loss, rank_loss, soft_loss_floor
 from research.kd.targets import Targets
 from research.models.classifiers import ModelShape
 from research.models.mapping import pair_name
-from research.text.batches import Batch
+from research.text.batches import Batch, scale_to_share
 from research_config import ExperimentConfig
 
 
@@ -36,7 +38,7 @@ class LabelObjective(nn.Module):
     ) -> dict[str, Tensor]:
         """Return the loss components, `total_loss` with its gradient."""
         hard, known = hard_bce_loss(logits, batch["labels"], class_weights)
-        hard_loss = hard.sum() / known.sum().clamp_min(1.0)
+        hard_loss = scale_to_share(hard.sum() / known.sum().clamp_min(1.0), batch, "known")
         return {"total_loss": hard_loss, "hard_loss": hard_loss.detach()}
 
 
@@ -53,6 +55,7 @@ class DistillationObjective(nn.Module):
     Args:
         teacher, student: Shapes of the models.
         label_names: Needed for `--label_alphas`, which go by name.
+        world: The processes that share each batch.
 
     Attributes:
         progress: Share of the training's steps that are done, 0 at the first and 1 at the last; set before each step
@@ -62,9 +65,15 @@ class DistillationObjective(nn.Module):
     progress = 0.0
 
     def __init__(
-        self, config: ExperimentConfig, teacher: ModelShape, student: ModelShape, label_names: Sequence[str] = ()
+        self,
+        config: ExperimentConfig,
+        teacher: ModelShape,
+        student: ModelShape,
+        label_names: Sequence[str] = (),
+        world: World = ALONE,
     ) -> None:
         super().__init__()
+        self.world = world
         alphas = [config.label_alpha_map.get(label, config.kd_alpha) for label in label_names]
         self.criterion = MultiLabelDistillationLoss(
             alphas if config.label_alphas else config.kd_alpha, config.kd_temperature, t_squared=config.t_squared
@@ -103,14 +112,17 @@ class DistillationObjective(nn.Module):
             assert class_weights is not None, "there are no class weights to undo"
             answers = answers - class_weights.log()
         label_share = self.progress if self.anneal_labels else 0.0
-        losses = self.criterion(logits, answers, batch["labels"], class_weights, label_share)
-        floor = soft_loss_floor(answers, self.criterion.temperature, t_squared=self.criterion.t_squared).mean()
+        shares = (batch["rows_share"], batch["known_share"]) if "rows_share" in batch else None
+        losses = self.criterion(logits, answers, batch["labels"], class_weights, label_share, targets.taught, shares)
+        floor = soft_loss_floor(answers, self.criterion.temperature, t_squared=self.criterion.t_squared)
+        if targets.taught is not None:
+            floor = floor * targets.taught
         components = {name: loss.detach() for name, loss in losses.items()}
-        components["soft_excess"] = components["soft_loss"] - floor
+        components["soft_excess"] = components["soft_loss"] - scale_to_share(floor.mean(), batch, "rows")
         total = losses["total_loss"]
         further = self._compare_layers(layers, targets.layers, batch)
         if self.weights["rank_loss"] > 0:
-            further["rank_loss"] = rank_loss(logits, answers, self.rank_objective)
+            further["rank_loss"] = self._compare_orders(logits, answers, batch)
         for name, loss in further.items():
             total = total + self.weights[name] * loss
             components[name] = loss.detach()
@@ -126,13 +138,27 @@ class DistillationObjective(nn.Module):
             known.add("attentions")
         return _components_of(known, self.weights)
 
+    def _compare_orders(self, logits: Tensor, answers: Tensor, batch: Batch) -> Tensor:
+        """Return the rank loss, which relates all texts of a batch to each other, whichever process has them.
+
+        Each of several processes takes the gradient of its own texts' logits, and an equal part of the value.
+        """
+        if "whole_rows" not in batch:
+            return rank_loss(logits, answers, self.rank_objective)
+        pairs = torch.cat([logits.float(), answers.float()], dim=1)
+        student, teacher = self.world.gather_batch(pairs, len(batch["whole_rows"])).chunk(2, dim=1)
+        loss = rank_loss(student, teacher, self.rank_objective)
+        return loss - loss.detach() * (1.0 - 1.0 / self.world.size)
+
     def _compare_layers(self, student: LayerOutputs, teacher: LayerOutputs, batch: Batch) -> dict[str, Tensor]:
         if self.comparison is None:
             return {}
         words, num_words = batch.get("student_words"), int(batch.get("num_words", 0))
         student, mask = align_outputs(student, batch["attention_mask"], words, num_words)
         projections: Any = self.projections if len(self.projections) else None
-        return self.comparison.losses(teacher, student, mask, projections)
+        losses = self.comparison.losses(teacher, student, mask, projections)
+        averaged_over = self.comparison.averaged_over
+        return {name: scale_to_share(loss, batch, averaged_over[name]) for name, loss in losses.items()}
 
 
 def _components_of(known: Collection[str], weights: Mapping[str, float] | None = None) -> tuple[str, ...]:

@@ -22,10 +22,14 @@ from research.text.batches import Batch, move_tensor
 
 @dataclass(frozen=True)
 class Targets:
-    """The teacher's answers to one batch, without gradients: logits (B, C) and layers at the compared positions."""
+    """The teacher's answers to one batch, without gradients: logits (B, C) and layers at the compared positions.
+
+    `taught` (B, C) is 0 in the cells of which the teacher says nothing, 1 elsewhere; None where it speaks of all.
+    """
 
     logits: Tensor
     layers: LayerOutputs = field(default_factory=LayerOutputs)
+    taught: Tensor | None = None
 
 
 class TeacherTargets(Protocol):
@@ -46,19 +50,31 @@ class KeptTeacher:
         logits: (N, C) of the training rows, in the order of the loader's.
         layers: What is kept of its layers, None when no layer is compared.
         device: Where training runs.
+        partial: Whether logits are nan in cells of which the teacher says nothing.
     """
 
     def __init__(
-        self, shape: ModelShape, logits: NDArray[np.float32], layers: LayerStore | None = None, device: torch.device | str = "cpu"
+        self,
+        shape: ModelShape,
+        logits: NDArray[np.float32],
+        layers: LayerStore | None = None,
+        device: torch.device | str = "cpu",
+        *,
+        partial: bool = False,
     ) -> None:
         self.shape = shape
         self.logits = logits
         self.layers = layers
         self.device = torch.device(device)
+        self.partial = partial
 
     def targets(self, batch: Batch) -> Targets:
         """Read what was kept of the batch's rows."""
-        logits = move_tensor(read_logits(self.logits, batch), self.device)
+        read = read_logits(self.logits, batch)
+        if self.partial:
+            taught = (~read.isnan()).float()
+            return Targets(move_tensor(read.nan_to_num(0.0), self.device), taught=move_tensor(taught, self.device))
+        logits = move_tensor(read, self.device)
         if self.layers is None:
             return Targets(logits)
         return Targets(logits, self.layers.read(batch["row"].numpy()).map(lambda tensor: move_tensor(tensor, self.device)))

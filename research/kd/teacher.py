@@ -8,8 +8,10 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -76,10 +78,12 @@ def fetch_logits(teacher: Teacher, loader: BatchLoader, device: torch.device, ca
     """
     assert loader.teacher_tokens is None
 
-    def build(folder: Path, _scratch: Path) -> None:
+    def predict() -> NDArray[np.float32]:
         batches = with_progress(loader, "teacher outputs", len(loader))
-        logits = predict_logits(teacher.model.to(device), batches, device, num_rows=loader.num_rows)
-        write_npy(folder / "logits.npy", logits)
+        return predict_logits(teacher.model.to(device), batches, device, num_rows=loader.num_rows, world=loader.world)
+
+    def build(folder: Path, _scratch: Path) -> None:
+        write_npy(folder / "logits.npy", predict())
 
     def read(folder: Path) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = np.load(folder / "logits.npy", mmap_mode="r")
@@ -88,7 +92,7 @@ def fetch_logits(teacher: Teacher, loader: BatchLoader, device: torch.device, ca
         return logits
 
     key = output_key(teacher.identity, loader.tokens.key, loader.rows, device)
-    folder = cache.fetch("logits", key, build, read)
+    folder = cache.fetch("logits", key, build, read, join=lambda _scratch: predict())
     return_free_memory()
     return read(folder)
 
@@ -202,49 +206,107 @@ def fetch_layers(teacher: Teacher, layers: ComparedLayers, loader: BatchLoader, 
         "format": LAYERS_FORMAT,
     }
 
+    def compute(dtype: type[np.floating[Any]]) -> Iterator[RowLayers]:
+        return compute_layers(teacher, layers, loader, device, dtype)
+
     def build(folder: Path, _scratch: Path) -> None:
-        if not write_layers(folder, teacher, layers, loader, device, np.dtype(np.float16)):
+        try:
+            write_layers(folder, compute(np.float16), np.float16)
+        except OverflowError:
             log.warning("some teacher states are too large for float16: keeping them in float32")
-            write_layers(folder, teacher, layers, loader, device, np.dtype(np.float32))
+            write_layers(folder, compute(np.float32), np.float32)
 
-    return LayerStore(cache.fetch("layers", key, build, LayerStore))
+    def join(_scratch: Path) -> None:
+        try:
+            deque(compute(np.float16), maxlen=0)
+        except OverflowError:
+            deque(compute(np.float32), maxlen=0)
+
+    return LayerStore(cache.fetch("layers", key, build, LayerStore, join))
 
 
-def write_layers(
-    folder: Path,
-    teacher: Teacher,
-    layers: ComparedLayers,
-    loader: BatchLoader,
-    device: torch.device,
-    dtype: np.dtype[Any],
-) -> bool:
-    """Write the layers of the loader's rows, in its order; return False when a value does not fit `dtype`."""
-    model = teacher.model.to(device)
+@dataclass(frozen=True)
+class RowLayers:
+    """The layers of a batch's rows at their real positions, as precise as they are stored.
+
+    Attributes:
+        rows, lengths: (B,) the rows' places in the data set, and their numbers of positions.
+        states: By file name, (sum of P, H).
+        maps: By file name, (sum of P * P,).
+    """
+
+    rows: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    states: dict[str, NDArray[Any]]
+    maps: dict[str, NDArray[Any]]
+
+
+def compute_layers(
+    teacher: Teacher, layers: ComparedLayers, loader: BatchLoader, device: torch.device, dtype: type[np.floating[Any]]
+) -> Iterator[RowLayers]:
+    """Run the teacher over the loader's rows and yield the layers of each batch, in the order of all batches.
+
+    Several processes take turns: the first yields what each of them computed, the others nothing.
+
+    Raises:
+        OverflowError: a value does not fit `dtype`; in every process.
+    """
+    model, world = teacher.model.to(device), loader.world
+    for batch in world.in_step(with_progress(loader, "teacher layers", len(loader)), len(loader)):
+        found, fits = None, True
+        if batch is not None:
+            try:
+                found = keep_layers(*run_layers(model, layers, move_batch(batch, device)), batch["row"].numpy(), dtype)
+            except OverflowError:
+                fits = False
+        if any(world.any(not fits)):
+            raise OverflowError
+        yield from (of_rank for of_rank in world.gather(found) if of_rank is not None)
+
+
+def keep_layers(outputs: LayerOutputs, mask: Tensor, rows: NDArray[np.int64], dtype: type[np.floating[Any]]) -> RowLayers:
+    """Return what a store keeps of a batch's layers.
+
+    Raises:
+        OverflowError: a value does not fit `dtype`.
+    """
+
+    def keep(tensors: Mapping[str, Tensor], real: Tensor) -> dict[str, NDArray[Any]]:
+        return {name: _round(tensor[real].float().cpu().numpy(), dtype) for name, tensor in tensors.items()}
+
+    states, maps = name_outputs(outputs)
+    pairs = mask.unsqueeze(2) & mask.unsqueeze(1)
+    return RowLayers(rows, mask.sum(dim=1).cpu().numpy(), keep(states, mask), keep(maps, pairs))
+
+
+def _round(values: NDArray[np.float32], dtype: type[np.floating[Any]]) -> NDArray[Any]:
+    if dtype is np.float16 and np.abs(values).max(initial=0.0) > FLOAT16_LARGEST:
+        raise OverflowError
+    return values.astype(dtype)
+
+
+def write_layers(folder: Path, computed: Iterable[RowLayers], dtype: type[np.floating[Any]]) -> None:
+    """Write the layers of batches, one after the other, as a `LayerStore` reads them."""
     files: dict[str, BinaryIO] = {}
     rows: list[NDArray[np.int64]] = []
     lengths: list[NDArray[np.int64]] = []
-    # A file's width: that of a state, which relations need not share with the hidden states.
-    widths: tuple[dict[str, int], dict[str, int]] = ({}, {})
+    # A state's width: that of relations need not be that of the hidden states.
+    widths: dict[str, int] = {}
+    maps: dict[str, None] = {}
     with ExitStack() as open_files:
-        for batch in with_progress(loader, "teacher layers", len(loader)):
-            outputs, mask = run_layers(model, layers, move_batch(batch, device))
-            rows.append(batch["row"].numpy())
-            lengths.append(mask.sum(dim=1).cpu().numpy())
-            pairs = mask.unsqueeze(2) & mask.unsqueeze(1)
-            for group, tensors, real in zip(widths, name_outputs(outputs), (mask, pairs), strict=True):
-                for name, tensor in tensors.items():
-                    values = tensor[real].float().cpu().numpy()
-                    if dtype == np.float16 and np.abs(values).max(initial=0.0) > FLOAT16_LARGEST:
-                        return False
-                    if name not in files:
-                        group[name] = tensor.shape[-1]
-                        files[name] = open_files.enter_context(open(folder / f"{name}.bin", "wb"))
-                    append_array(files[name], values.astype(dtype))
+        for batch in computed:
+            rows.append(batch.rows)
+            lengths.append(batch.lengths)
+            widths |= {name: values.shape[-1] for name, values in batch.states.items()}
+            maps |= dict.fromkeys(batch.maps)
+            for name, values in (batch.states | batch.maps).items():
+                if name not in files:
+                    files[name] = open_files.enter_context(open(folder / f"{name}.bin", "wb"))
+                append_array(files[name], values)
     write_array(folder / "rows.bin", np.concatenate(rows))
     write_array(folder / "lengths.bin", np.concatenate(lengths))
-    layout = {"dtype": dtype.name, "states": widths[0], "maps": list(widths[1])}
+    layout = {"dtype": np.dtype(dtype).name, "states": widths, "maps": list(maps)}
     (folder / "layout.json").write_text(json.dumps(layout), encoding="utf-8")
-    return True
 
 
 def run_layers(model: TextClassifier, layers: ComparedLayers, batch: Batch) -> tuple[LayerOutputs, Tensor]:

@@ -17,6 +17,7 @@ from research.errors import InputError
 from research.models.attention import RECORDED_SDPA, record_attention
 from research.models.encoders import load_encoder
 from research.models.pooling import POOLINGS
+from research.models.static import StaticConfig
 
 
 @dataclass(frozen=True)
@@ -36,13 +37,21 @@ class ModelShape:
             InputError: it tells none, as that of a model of images or of several parts.
         """
         sizes = [getattr(model_config, name, None) for name in ("num_hidden_layers", "hidden_size", "vocab_size")]
-        layers, width, vocabulary = (size if isinstance(size, int) and size > 0 else None for size in sizes)
+        # A static encoder has no layers.
+        fewest = (0 if model_config.model_type == StaticConfig.model_type else 1, 1, 1)
+        layers, width, vocabulary = (
+            size if isinstance(size, int) and size >= least else None for size, least in zip(sizes, fewest, strict=True)
+        )
         if layers is None or width is None or vocabulary is None:
             raise InputError(
                 f"model '{model_config.name_or_path}': its config.json ({model_config.model_type}) does not tell layers, width "
                 "and vocabulary; choose an encoder of texts, such as a BERT"
             )
         return cls(layers, width, count_heads(model_config), vocabulary)
+
+
+# Of a teacher that is no model, as a table of probabilities.
+NO_LAYERS = ModelShape(num_layers=0, hidden_size=0, num_heads=1, vocabulary=0)
 
 
 def count_heads(model_config: Any) -> int:
@@ -88,6 +97,11 @@ class TextClassifier(nn.Module):
     def num_heads(self) -> int:
         """Attention heads of a layer."""
         return count_heads(self.backbone_config)
+
+    def freeze_encoder(self) -> None:
+        """Leave the classifier alone to be trained."""
+        encoder: Any = self.encoder
+        encoder.requires_grad_(False)
 
     def run_backbone(self, **inputs: Any) -> tuple[Any, Tensor]:
         """Return the transformers output and the logits (B, C)."""
@@ -202,7 +216,7 @@ class EncoderClassifier(TextClassifier):
         if self.pooling == "last":
             # The last place of the mask, and not their number: padding may stand in front.
             last = (attention_mask * torch.arange(attention_mask.shape[1], device=attention_mask.device)).argmax(dim=1)
-            return self.classifier(states[torch.arange(len(states), device=states.device), last])
+            return self.classifier(states[torch.arange(states.shape[0], device=states.device), last])
         mask = attention_mask.unsqueeze(-1).to(states.dtype)  # (B, L, 1)
         return self.classifier((states * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1.0))
 
@@ -270,13 +284,16 @@ class SequenceClassifier(TextClassifier):
     Args:
         model: The loaded model with its own head.
         label_order: For each of our labels, its place among the model's.
+        first_is_enough: Let the last layer compute the first position only, where POSITIONWISE_PARTS says how: of each
+            architecture in it the head reads no other. It changes the last digits of a foreign model's logits.
     """
 
     label_order: Tensor
 
-    def __init__(self, model: nn.Module, label_order: Sequence[int]) -> None:
+    def __init__(self, model: nn.Module, label_order: Sequence[int], *, first_is_enough: bool = False) -> None:
         super().__init__(model)
         self.model = model
+        self.first_is_enough = first_is_enough
         self.register_buffer("label_order", torch.tensor(label_order), persistent=False)
 
     @property
@@ -286,7 +303,15 @@ class SequenceClassifier(TextClassifier):
         assert isinstance(base, nn.Module)
         return base
 
+    def freeze_encoder(self) -> None:
+        """Leave the classifier alone to be trained, with the pooler that it reads, which may be random."""
+        super().freeze_encoder()
+        if isinstance(pooler := getattr(self.encoder, "pooler", None), nn.Module):
+            pooler.requires_grad_(True)
+
     def run_backbone(self, **inputs: Any) -> tuple[Any, Tensor]:
         """Run the whole model and put its logits in the order of the label columns."""
-        outputs = self.model(**inputs)
+        narrowed = self.first_is_enough and not inputs["output_hidden_states"]
+        with narrow_to_first_position(self.encoder) if narrowed else nullcontext():
+            outputs = self.model(**inputs)
         return outputs, outputs.logits[:, self.label_order]

@@ -1,4 +1,4 @@
-"""A student with fewer layers than its encoder, that stays the same model when it is saved and loaded."""
+"""A student with fewer layers, pieces or embeddings than its encoder, that stays the same model when it is saved and loaded."""
 
 from __future__ import annotations
 
@@ -8,19 +8,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from transformers import AutoModel
 
 from research.errors import InputError
-from research.models.encoders import prepare_encoder
-from research.models.mapping import pick_layers
+from research.models.encoders import build_encoder
+from research.models.factors import RANK, FactorisedEmbedding
+from research.models.mapping import LAYER_CHOICES
 from research.models.reading import refusing
 
 # Fields of a configuration that hold one entry a layer.
 LAYER_FIELDS = ("layer_types", "mlp_layer_types", "attention_window")
 
 
-def cut_layers(encoder: Any, wanted: int) -> nn.Module:
-    """Keep `wanted` of an encoder's layers, evenly spread, the last one included.
+def cut_layers(encoder: Any, wanted: int, choice: str = "uniform") -> nn.Module:
+    """Keep `wanted` of an encoder's layers.
+
+    Args:
+        choice: Which, by a name of LAYER_CHOICES: "uniform" is evenly spread, the last one included.
 
     Raises:
         InputError: the encoder has fewer layers, keeps them in a way this does not know, or would be
@@ -36,7 +39,7 @@ def cut_layers(encoder: Any, wanted: int) -> nn.Module:
     if name is None:
         raise InputError(complaint)
     with refusing(complaint):
-        keep_layers(encoder, name, [layer - 1 for layer in pick_layers(total, wanted)])
+        keep_layers(encoder, name, [layer - 1 for layer in LAYER_CHOICES[choice](total, wanted)])
         check_rebuilt(encoder)
     return encoder
 
@@ -63,6 +66,70 @@ def keep_layers(encoder: Any, name: str, kept: Sequence[int]) -> None:
                 module.layer_idx = place
 
 
+def keep_pieces(encoder: Any, kept: Sequence[int]) -> nn.Module:
+    """Keep the embeddings of some ids, which are numbered from 0 in their order; every text of them is read as before.
+
+    Raises:
+        InputError: the encoder has no such ids, does not keep them in one matrix, or would read them in another
+            way, as where positions are counted from the padding token's id and that is another one now.
+    """
+    complaint = f"the vocabulary of a {encoder.config.model_type} model cannot be trimmed; leave --trim_student_vocab out"
+    table = encoder.get_input_embeddings()
+    if not isinstance(table, nn.Embedding):
+        raise InputError(complaint)
+    if kept[-1] >= table.num_embeddings:
+        raise InputError(f"its tokenizer has ids up to {kept[-1]}, its model {table.num_embeddings} embeddings")
+    new_ids = {old: new for new, old in enumerate(kept)}
+    config = copy.deepcopy(encoder.config)
+    config.vocab_size = len(kept)
+    for name, value in vars(config).items():
+        if name.endswith("_token_id") and isinstance(value, int):
+            setattr(config, name, new_ids.get(value))
+    ids, mask = sample_ids(config)
+    training = encoder.training
+    with torch.no_grad(), refusing(complaint):
+        before = encoder.eval()(input_ids=torch.tensor(kept)[ids], attention_mask=mask).last_hidden_state
+        table.weight = nn.Parameter(table.weight[torch.tensor(kept)].clone())
+        table.num_embeddings = len(kept)
+        if table.padding_idx is not None:
+            table.padding_idx = new_ids[table.padding_idx]
+        for name in ("vocab_size", *(name for name in vars(config) if name.endswith("_token_id"))):
+            setattr(encoder.config, name, getattr(config, name))
+        after = encoder(input_ids=ids, attention_mask=mask).last_hidden_state
+        if not torch.equal(before, after):
+            raise ValueError("it would read the same texts in another way")
+        check_rebuilt(encoder)
+    return encoder.train(training)
+
+
+def factorise_embeddings(encoder: Any, rank: int) -> nn.Module:
+    """Replace an encoder's token embeddings (V, E) by (V, rank) and (rank, E), at first their closest product.
+
+    That is the truncated singular value decomposition (Eckart and Young, 1936).
+
+    Raises:
+        InputError: the rank is over V or E, or the encoder does not run with them.
+    """
+    complaint = f"the embeddings of a {encoder.config.model_type} model cannot be factorised; leave --embedding_rank out"
+    table = encoder.get_input_embeddings()
+    if type(table) is not nn.Embedding:  # one that scales its vectors would lose that
+        raise InputError(complaint)
+    weight = table.weight.detach().double()
+    if rank > min(weight.shape):
+        raise InputError(f"{encoder.config.model_type} has embeddings of rank {min(weight.shape)}, got --embedding_rank {rank}")
+    # The right singular vectors, of the largest values, each with its largest entry positive: any sign would do.
+    directions = torch.linalg.eigh(weight.T @ weight).eigenvectors.flip(1)[:, :rank]
+    directions = directions * directions.gather(0, directions.abs().argmax(dim=0, keepdim=True)).sign()
+    factors = FactorisedEmbedding(len(weight), rank, weight.shape[1], table.padding_idx)
+    factors.pieces.weight.data.copy_(weight @ directions)
+    factors.widen.weight.data.copy_(directions)
+    with refusing(complaint):
+        encoder.set_input_embeddings(factors)
+        setattr(encoder.config, RANK, rank)
+        check_rebuilt(encoder)
+    return encoder
+
+
 def check_rebuilt(encoder: Any) -> None:
     """Check that the model transformers builds from the configuration is this one, as it will when it loads it.
 
@@ -75,7 +142,7 @@ def check_rebuilt(encoder: Any) -> None:
     config = type(encoder.config).from_dict(copy.deepcopy(encoder.config.to_dict()))
     config._attn_implementation = "eager"
     with torch.device("meta"):
-        rebuilt: Any = prepare_encoder(AutoModel.from_config(config, dtype=torch.float32, trust_remote_code=False))
+        rebuilt: Any = build_encoder(config)
     weights = {name: weight for name, weight in encoder.state_dict().items() if not name.startswith("pooler.")}
     rebuilt.load_state_dict(weights, assign=True)
     for name, buffer in encoder.named_buffers():

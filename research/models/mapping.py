@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 
 from research.errors import quote_value
 
@@ -40,7 +41,9 @@ def map_layers(mapping: str, teacher_layers: int, student_layers: int) -> LayerP
 
     uniform pairs student layer j with teacher layer round(j * teacher_layers / student_layers), so
     the last meets the last. last and first pair all layers of the shallower model with as many of
-    the other's last or first ones.
+    the other's last or first ones. Layers of a cut student count from 1, whichever they were: the pairs
+    say what each is to become, by depth, and not what it started as. To pair `lowest_layers` with what they
+    started as is `first`; for `end_layers` it takes explicit pairs, as in 1:1,2:2,12:3.
 
     Raises:
         ValueError: an explicit pair names a layer that a model does not have.
@@ -75,6 +78,27 @@ def pick_layers(total: int, wanted: int) -> list[int]:
     Halves are rounded up, and no layer lies under 1, so a student deeper than its teacher is paired too.
     """
     return [max(1, (2 * layer * total + wanted) // (2 * wanted)) for layer in range(1, wanted + 1)]
+
+
+def lowest_layers(total: int, wanted: int) -> list[int]:
+    """Return layers 1..wanted; the top is dropped.
+
+    Sajjad et al. 2020, "On the effect of dropping layers of pre-trained transformer models", top-layer dropping.
+    """
+    return list(range(1, min(wanted, total) + 1))
+
+
+def end_layers(total: int, wanted: int) -> list[int]:
+    """Return as many of the lowest as of the highest layers, of an odd number one more of the lowest; the middle is dropped.
+
+    Sajjad et al. 2020, "On the effect of dropping layers of pre-trained transformer models", symmetric dropping.
+    """
+    top = min(wanted, total) // 2
+    return [*range(1, min(wanted, total) - top + 1), *range(total - top + 1, total + 1)]
+
+
+# How the layers of a cut encoder are chosen: from its number of layers and the number wanted, counted from 1.
+LAYER_CHOICES: dict[str, Callable[[int, int], list[int]]] = {"uniform": pick_layers, "lowest": lowest_layers, "ends": end_layers}
 
 
 def attention_pairs(pairs: LayerPairs) -> LayerPairs:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from torch import Tensor, nn
 from transformers import AutoModelForSequenceClassification
 
@@ -22,13 +22,25 @@ from research.models.attention import RECORDED_SDPA
 from research.models.classifiers import EncoderClassifier, SequenceClassifier, TextClassifier
 from research.models.cutting import sample_ids
 from research.models.encoders import check_unexpected, load_encoder, load_model_config, load_pretrained, open_tokenizer
-from research.models.pooling import POOLINGS
+from research.models.folders import (
+    CONFIG_FILE,
+    HEAD_PREFIX,
+    NATIVE,
+    SETTINGS_KEY,
+    WEIGHTS_FILE,
+    is_plausible,
+    read_own_config,
+    read_own_weights,
+    restore_tokenizer,
+    write_own,
+    write_stock,
+    write_tokenizer,
+)
 from research.models.reading import refusing
 
 log = logging.getLogger(__name__)
-CLASSIFIER_FILE = "classifier.safetensors"
 SETTINGS_FILE = "classifier.json"
-HEAD_FILES = (CLASSIFIER_FILE, "head.safetensors", "classifier.pt", "head.pt", "classifier.bin", "head.bin")
+HEAD_FILES = ("classifier.safetensors", "head.safetensors", "classifier.pt", "head.pt", "classifier.bin", "head.bin")
 
 
 @dataclass(frozen=True)
@@ -41,10 +53,13 @@ class SavedClassifier:
 
 
 def save_classifier(model: TextClassifier, tokenizer: Any, folder: Path, settings: Mapping[str, Any]) -> None:
-    """Write a model so that this suite, and transformers for its encoder, can load it again.
+    """Write a model as a folder of the Hugging Face hub (`research.models.folders`).
+
+    One with its architecture's own head loads in transformers alone. One with this suite's head loads by
+    `load_classifier`, and transformers refuses it.
 
     Args:
-        settings: Kept in classifier.json beside the model's own: labels, thresholds, max_length,
+        settings: Kept in config.json beside the model's own: labels, thresholds, max_length,
             text_normalization.
 
     Raises:
@@ -80,19 +95,15 @@ def check_saved(model: TextClassifier, folder: Path, labels: Sequence[str]) -> N
 
 
 def _write_classifier(model: TextClassifier, tokenizer: Any, folder: Path, settings: Mapping[str, Any]) -> None:
-    tokenizer.save_pretrained(folder / "tokenizer")
-    own: dict[str, Any] = {"labels": list(settings["labels"])}
+    write_tokenizer(tokenizer, folder, settings)
     if isinstance(model, EncoderClassifier):
-        model.encoder.save_pretrained(folder / "encoder")  # type: ignore[operator]
         first, dropout = model.classifier[0], model.classifier[2]
         assert isinstance(first, nn.Linear) and isinstance(dropout, nn.Dropout)
-        own |= {"classifier_width": first.out_features, "dropout": dropout.p, "pooling": model.pooling}
-        save_file({name: tensor.contiguous() for name, tensor in model.classifier.state_dict().items()}, folder / CLASSIFIER_FILE)
+        own = {"classifier_width": first.out_features, "dropout": dropout.p, "pooling": model.pooling}
+        write_own(model, folder, own | {"labels": list(settings["labels"])} | dict(settings))
     else:
         assert isinstance(model, SequenceClassifier)
-        model.model.save_pretrained(folder / "sequence_classifier")  # type: ignore[operator]
-    text = json.dumps(own | dict(settings), sort_keys=True, ensure_ascii=False, indent=2)
-    (folder / SETTINGS_FILE).write_text(text + "\n", encoding="utf-8")
+        write_stock(model.model, folder, ({"pooling": NATIVE} if model.first_is_enough else {}) | dict(settings))
 
 
 @contextmanager
@@ -111,14 +122,16 @@ def load_classifier(name: str, labels: Sequence[str] | None = None, *, pooling: 
     """Load a fine-tuned classifier, its outputs in the order of `labels`, or in its own without them.
 
     Args:
-        name: A folder written by `save_classifier`, a folder with `encoder/` and a head file, or a
-            folder or hub name of a fine-tuned AutoModelForSequenceClassification.
+        name: A folder written by `save_classifier`, of this version or one before, a folder with `encoder/` and a
+            head file, or a folder or hub name of a fine-tuned AutoModelForSequenceClassification.
         pooling: Of an encoder and a head without settings beside them.
 
     Raises:
         InputError: the head is missing or of another size, or its labels are others.
     """
     folder = Path(name).expanduser()
+    if (own := read_own_config(folder)) is not None:
+        return load_own(folder, own, labels, name)
     if (folder / "sequence_classifier").is_dir():
         return load_sequence_classifier(str(folder / "sequence_classifier"), labels, name, folder / "tokenizer")
     if (folder / "encoder").is_dir():
@@ -126,23 +139,58 @@ def load_classifier(name: str, labels: Sequence[str] | None = None, *, pooling: 
     return load_sequence_classifier(name, labels, name, None)
 
 
+def is_former(folder: Path) -> bool:
+    """Whether a version before this one wrote a classifier's folder, with its parts in folders below."""
+    return not (folder / CONFIG_FILE).is_file()
+
+
+def load_own(folder: Path, own: Mapping[str, Any], labels: Sequence[str] | None, where: str) -> SavedClassifier:
+    """Load an encoder with the suite's own head from one file."""
+    settings = own.get(SETTINGS_KEY)
+    if not is_plausible(settings):
+        raise InputError(f"{where}: {CONFIG_FILE} does not describe a classifier under {SETTINGS_KEY}")
+    assert isinstance(settings, dict)
+    with refusing(f"{where}: {WEIGHTS_FILE} cannot be read"):
+        head = read_own_weights(folder, HEAD_PREFIX)
+    check_head(head, where, WEIGHTS_FILE)
+    model = join_head(load_encoder(str(folder)), head, settings, labels, where, "cls")
+    tokenizer = open_tokenizer(folder, f"{where}: no tokenizer beside its weights")
+    restore_tokenizer(tokenizer, settings)
+    return SavedClassifier(model, tokenizer, settings)
+
+
 def load_encoder_and_head(folder: Path, labels: Sequence[str] | None, where: str, pooling: str) -> SavedClassifier:
-    """Load a checkpoint of this suite: an encoder's folder with a head beside it."""
+    """Load an encoder's folder with a head beside it, as versions before this one wrote them."""
     settings = read_settings(folder, where)
     head = read_head(folder, where)
-    encoder = load_encoder(str(folder / "encoder"))
-    width = int(encoder.config.hidden_size)  # type: ignore[union-attr, arg-type]
-    if head["0.weight"].shape[1] != width:
-        raise InputError(f"{where}: its head takes vectors of {head['0.weight'].shape[1]}, its encoder gives {width}")
-    order = match_labels(head_labels(settings, len(head["3.bias"]), labels, where), labels, where)
-    head |= {name: head[name][order] for name in ("3.weight", "3.bias")}
-    model = EncoderClassifier(
-        encoder, len(order), settings.get("dropout", 0.1), len(head["0.bias"]), settings.get("pooling", pooling)
-    )
-    model.classifier.load_state_dict(head)
+    model = join_head(load_encoder(str(folder / "encoder")), head, settings, labels, where, pooling)
     places = (folder / "tokenizer", folder / "encoder", folder)
     tokenizer_folder = next((place for place in places if (place / "tokenizer_config.json").is_file()), folder)
     return SavedClassifier(model, open_tokenizer(tokenizer_folder, f"{where}: no tokenizer beside its weights"), settings)
+
+
+def join_head(
+    encoder: Any,
+    head: dict[str, Tensor],
+    settings: Mapping[str, Any],
+    labels: Sequence[str] | None,
+    where: str,
+    pooling: str,
+) -> EncoderClassifier:
+    """Put a head's tensors on an encoder, its outputs in the order of `labels`.
+
+    Args:
+        pooling: Where the settings name none.
+    """
+    width = int(encoder.config.hidden_size)
+    if head["0.weight"].shape[1] != width:
+        raise InputError(f"{where}: its head takes vectors of {head['0.weight'].shape[1]}, its encoder gives {width}")
+    order = match_labels(head_labels(settings, len(head["3.bias"]), labels, where), labels, where)
+    head = head | {name: head[name][order] for name in ("3.weight", "3.bias")}
+    pooling = settings.get("pooling", pooling)
+    model = EncoderClassifier(encoder, len(order), settings.get("dropout", 0.1), len(head["0.bias"]), pooling)
+    model.classifier.load_state_dict(head)
+    return model
 
 
 def head_labels(settings: Mapping[str, Any], outputs: int, labels: Sequence[str] | None, where: str) -> list[str]:
@@ -156,6 +204,25 @@ def head_labels(settings: Mapping[str, Any], outputs: int, labels: Sequence[str]
     return list(found)
 
 
+def find_settings(folder: Path, where: str) -> dict[str, Any] | None:
+    """Return what a folder that a version of this suite wrote says of its classifier; None for any other folder.
+
+    Raises:
+        InputError: it says what cannot be.
+    """
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):  # what is wrong with it, whoever loads the model tells
+        config = None
+    if not isinstance(config, dict) or SETTINGS_KEY not in config:
+        return read_settings(folder, where) if (folder / SETTINGS_FILE).is_file() else None
+    settings = config[SETTINGS_KEY]
+    if not is_plausible(settings):
+        raise InputError(f"{where}: {CONFIG_FILE} does not describe a classifier under {SETTINGS_KEY}")
+    assert isinstance(settings, dict)
+    return settings
+
+
 def read_settings(folder: Path, where: str) -> dict[str, Any]:
     """Return what classifier.json says of a checkpoint, nothing when there is none."""
     path = folder / SETTINGS_FILE
@@ -163,17 +230,10 @@ def read_settings(folder: Path, where: str) -> dict[str, Any]:
         return {}
     with refusing(f"{where}: {SETTINGS_FILE} cannot be read"):
         settings = json.loads(path.read_text(encoding="utf-8"))
-    if not (isinstance(settings, dict) and is_plausible(settings)):
+    if not is_plausible(settings):
         raise InputError(f"{where}: {SETTINGS_FILE} does not describe a classifier")
+    assert isinstance(settings, dict)
     return settings
-
-
-def is_plausible(settings: Mapping[str, Any]) -> bool:
-    """Whether what a classifier.json says of the model, if it says it, can be true."""
-    labels, dropout = settings.get("labels", []), settings.get("dropout", 0.0)
-    named = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
-    drops = isinstance(dropout, int | float) and 0 <= dropout < 1
-    return named and drops and settings.get("pooling", "cls") in tuple(POOLINGS)
 
 
 def read_head(folder: Path, where: str) -> dict[str, Tensor]:
@@ -189,18 +249,27 @@ def read_head(folder: Path, where: str) -> dict[str, Tensor]:
     if not isinstance(head, dict) or not all(isinstance(tensor, Tensor) for tensor in head.values()):
         raise InputError(f"{where}: {path.name} holds no tensors by name; save the state_dict() of the head")
     head = {name.removeprefix("classifier.").removeprefix("head."): tensor for name, tensor in head.items()}
+    check_head(head, where, path.name)
+    return {name: tensor.float() for name, tensor in head.items()}
+
+
+def check_head(head: Mapping[str, Tensor], where: str, file: str) -> None:
+    """Check that tensors are those of Linear -> ReLU -> Dropout -> Linear.
+
+    Raises:
+        InputError: they are others, or do not fit each other.
+    """
     expected = {"0.weight", "0.bias", "3.weight", "3.bias"}
     if set(head) != expected:
         raise InputError(
-            f"{where}: {path.name} holds {', '.join(sorted(head)[:6])}; expected {', '.join(sorted(expected))} "
+            f"{where}: {file} holds {', '.join(sorted(head)[:6]) or 'no head'}; expected {', '.join(sorted(expected))} "
             "(Linear, ReLU, Dropout, Linear)"
         )
     sizes = {name: tuple(tensor.shape) for name, tensor in head.items()}
     first, last = sizes["0.weight"], sizes["3.weight"]
     fits = len(first) == len(last) == 2 and last[1] == first[0]
     if not (fits and sizes["0.bias"] == first[:1] and sizes["3.bias"] == last[:1]):
-        raise InputError(f"{where}: {path.name}: the sizes of its tensors do not fit each other: {sizes}")
-    return {name: tensor.float() for name, tensor in head.items()}
+        raise InputError(f"{where}: {file}: the sizes of its tensors do not fit each other: {sizes}")
 
 
 def load_sequence_classifier(
@@ -208,6 +277,9 @@ def load_sequence_classifier(
 ) -> SavedClassifier:
     """Load a classifier that transformers saved, with the outputs of the wanted labels."""
     config = load_model_config(name)
+    settings = getattr(config, SETTINGS_KEY, {})
+    if not is_plausible(settings):
+        raise InputError(f"{where}: {CONFIG_FILE} does not describe a classifier under {SETTINGS_KEY}")
     with refusing(f"{where}: cannot be loaded as a fine-tuned classifier"):
         found = [str(config.id2label[place]) for place in sorted(config.id2label)]
         model, report = load_pretrained(AutoModelForSequenceClassification, name)
@@ -223,7 +295,11 @@ def load_sequence_classifier(
     if model._supports_sdpa:
         model.set_attn_implementation(RECORDED_SDPA)
     tokenizer = open_tokenizer(tokenizer_folder or name, f"{where}: no tokenizer beside its weights")
-    return SavedClassifier(SequenceClassifier(model, order), tokenizer, {"labels": found})
+    restore_tokenizer(tokenizer, settings)
+    # What a run has written brings the suite's own speed along; of a foreign model every position is computed, as it always was.
+    return SavedClassifier(
+        SequenceClassifier(model, order, first_is_enough=bool(settings)), tokenizer, settings | {"labels": found}
+    )
 
 
 def match_labels(found: Sequence[str], wanted: Sequence[str] | None, where: str) -> list[int]:

@@ -16,8 +16,10 @@ from torch import nn
 
 from research.errors import InputError
 from research.models.classifiers import EncoderClassifier, StudentModel, TextClassifier
-from research.models.cutting import cut_layers, find_layers, sample_ids
+from research.models.cutting import cut_layers, factorise_embeddings, find_layers, keep_pieces, sample_ids
 from research.models.encoders import load_encoder
+from research.models.fingerprint import list_model_files
+from research.models.native import build_native
 from research.models.reading import refusing
 
 
@@ -27,9 +29,13 @@ class Demands:
 
     Args:
         layers: Keep that many of the encoder's layers.
+        layer_choice: Which those are.
         hidden: Layers whose states are compared.
         attention: Layers whose attention is compared.
         relations: Of the attention, compare queries, keys and values instead of maps.
+        pieces: Keep the embeddings of these ids.
+        rank: Factorise the embeddings.
+        native: Classify with the head of the encoder's architecture.
     """
 
     max_length: int
@@ -38,6 +44,10 @@ class Demands:
     hidden: tuple[int, ...] = ()
     attention: tuple[int, ...] = ()
     relations: bool = False
+    pieces: tuple[int, ...] | None = None
+    rank: int | None = None
+    layer_choice: str = "uniform"
+    native: bool = False
 
 
 def try_pretrained(name: str, demands: Demands, *, random_init: bool = False) -> None:
@@ -47,7 +57,7 @@ def try_pretrained(name: str, demands: Demands, *, random_init: bool = False) ->
         InputError: it cannot be loaded or cannot do what is asked of it.
     """
     folder = Path(name).expanduser()
-    stats = [path.stat() for path in sorted(folder.iterdir())] if folder.is_dir() else []
+    stats = [path.stat() for path in list_model_files(folder).values()] if folder.is_dir() else []
     _try_pretrained(name, demands, random_init, tuple((stat.st_mtime_ns, stat.st_size) for stat in stats))
 
 
@@ -59,9 +69,17 @@ def _try_pretrained(name: str, demands: Demands, random_init: bool, _stamps: tup
 def try_encoder(where: str, encoder: nn.Module, demands: Demands) -> None:
     """Try an encoder, which is cut if that is asked, with a classifier on it."""
     if demands.layers is not None:
-        encoder = cut_layers(encoder, demands.layers)
+        encoder = cut_layers(encoder, demands.layers, demands.layer_choice)
+    if demands.pieces is not None:
+        encoder = keep_pieces(encoder, demands.pieces)
+    if demands.rank is not None:
+        encoder = factorise_embeddings(encoder, demands.rank)
     with refusing(f"{where}: cannot be used"):
-        model = StudentModel(num_labels=2, classifier_hidden_size=2, pooling=demands.pooling, encoder=encoder)
+        model: TextClassifier
+        if demands.native:
+            model = build_native(encoder, ("first", "second"), 0.0)
+        else:
+            model = StudentModel(num_labels=2, classifier_hidden_size=2, pooling=demands.pooling, encoder=encoder)
     try_classifier(where, model, demands)
 
 

@@ -113,9 +113,10 @@ class Table:
 
 @dataclass(frozen=True)
 class Code:
-    """A command line."""
+    """A command line, or code of another language."""
 
     text: str
+    language: str = "bash"
     kind: ClassVar[str] = "code"
 
 
@@ -178,11 +179,11 @@ def escape_markdown(text: str) -> str:
     return re.sub(r"([\\`*\[\]|~$#]|(?<!\w)_|_(?!\w))", r"\\\1", html.escape(one_line(text), quote=False))
 
 
-def _fence(text: str) -> str:
+def _fence(text: str, language: str) -> str:
     """Return a code block that `text` cannot close."""
     longest = max((len(ticks) for ticks in re.findall("`+", text)), default=0)
     marks = "`" * max(3, longest + 1)
-    return f"{marks}bash\n{text}\n{marks}"
+    return f"{marks}{language}\n{text}\n{marks}"
 
 
 def _markdown_block(block: Block) -> str:
@@ -193,8 +194,8 @@ def _markdown_block(block: Block) -> str:
             return _markdown_text(content)
         case Bullets(items):
             return "\n".join("- " + _markdown_text(item) for item in items)
-        case Code(text):
-            return _fence(text)
+        case Code(text, language):
+            return _fence(text, language)
         case Figures(figures):
             return "\n\n".join(f"![{escape_markdown(figure.caption)}]({figure.path})" for figure in figures)
         case Box(blocks):

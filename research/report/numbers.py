@@ -46,6 +46,18 @@ def show_number(value: Any, decimals: int = 4, sign: str = "") -> str:
     return format_number(value, decimals, sign) or UNKNOWN
 
 
+def format_threshold(value: Any) -> str:
+    """Return a threshold with four decimals; a smaller one with two digits, since 0.0000 would say yes to everything."""
+    text = format_number(value)
+    return f"{value:.2g}" if text == "0.0000" and value > 0 else text
+
+
+def show_threshold(run: Run, *keys: str) -> str:
+    """Return a threshold of metrics.json for a table's cell; of several folds, mean and deviation."""
+    text, deviation = format_threshold(dig(run.scores, *keys)) or UNKNOWN, dig(run.metrics, "std", *keys)
+    return text if deviation is None else f"{text} ± {format_threshold(deviation)}"
+
+
 def show_score(run: Run, *keys: str, sign: str = "") -> str:
     """Return a number of metrics.json for a table's cell; of several folds, mean and deviation."""
     text = show_number(dig(run.scores, *keys), sign=sign)

@@ -16,7 +16,7 @@ import numpy as np
 from research.evaluation.calibration import compute_calibration
 from research.evaluation.metrics import count_confusions, most_disagreeing
 from research.flags import format_value
-from research.names import HEADLINE_METRIC, LABEL_SCORES, MODELS, PARTS, THRESHOLDS, metrics_of
+from research.names import HEADLINE_METRIC, LABEL_SCORES, MODELS, PARTS, THRESHOLDS, metrics_of, order_of_model
 from research.report import figures
 from research.report.document import (
     Block,
@@ -36,7 +36,9 @@ from research.report.document import (
     render_markdown,
 )
 from research.report.intervals import Resampled, resample_run
-from research.report.numbers import UNKNOWN, format_interval, format_number, show_number, show_score
+from research.report.model_card import write_cards
+from research.report.numbers import UNKNOWN, format_interval, format_number, show_number, show_score, show_threshold
+from research.report.teachers import describe_teachers
 from research.report.verdict import AGREEMENTS, describe_gain_section, describe_verdict, list_improving
 from research.runs.formats import PLOTS, PREDICTION_FILES, dig, read_json, to_plain, write_text_atomic
 from research.runs.run import Run, load_run
@@ -77,7 +79,9 @@ def write_report(
     *,
     plots: bool = True,
 ) -> None:
-    """Write report.md, report.html and plots/*.png from the files of a run's directory, of one split or of several folds.
+    """Write report.md, report.html, plots/*.png and the models' cards from the files of a run's directory.
+
+    The run may be one of a single split or of several folds.
 
     With `metrics` the report can be written before metrics.json, which marks the run as finished. The texts
     are in none of the files: `fetch_texts` returns those of some values of `index` for report.html. Without `plots`
@@ -95,6 +99,7 @@ def write_report(
     images = {f"plots/{name}": (run.path / "plots" / name).read_bytes() for name in drawn}
     document = Document(document.title, document.blocks + _describe_disagreements(run, fetch_texts))
     write_text_atomic(run.path / "report.html", render_html(document, images))
+    write_cards(run, resampled)
 
 
 def _build_blocks(run: Run, resampled: Resampled | None, plots: Sequence[str]) -> list[Block]:
@@ -107,6 +112,7 @@ def _build_blocks(run: Run, resampled: Resampled | None, plots: Sequence[str]) -
         *_describe_confusions(run),
         *_describe_scores(run, "validation"),
         *_describe_calibration(run),
+        *describe_teachers(run),
         *_describe_agreement(run),
         *_describe_efficiency(run),
         *_describe_training(run),
@@ -148,7 +154,9 @@ def _describe_labels(run: Run, resampled: Resampled | None) -> list[Block]:
     rows: list[list[str]] = []
     for label in run.label_names:
         for model in run.models:
-            scores = {name: show_score(run, model, "test", "tuned", "per_label", label, name) for name in LABEL_SCORES}
+            keys = (model, "test", "tuned", "per_label", label)
+            scores = {name: show_score(run, *keys, name) for name in LABEL_SCORES}
+            scores["threshold"] = show_threshold(run, *keys, "threshold")
             if resampled is not None:
                 interval = _f1_interval(resampled, model, label)
                 scores["f1"] += f" ({format_interval(*interval)})" if interval else ""
@@ -261,7 +269,7 @@ def _describe_ratio(efficiency: Mapping[str, Any], ratio: str | None) -> str:
 
 def _describe_training(run: Run) -> list[Block]:
     facts = dig(run.scores, "training") or {}
-    models = [model for model in MODELS if isinstance(facts.get(model), Mapping)]
+    models = sorted((model for model, found in facts.items() if isinstance(found, Mapping)), key=order_of_model)
     rows = [
         [model, *(show_number(facts[model].get(name), 1) for name in TRAINING_NAMES)]
         for model in models
@@ -271,8 +279,10 @@ def _describe_training(run: Run) -> list[Block]:
     if rows:
         blocks.append(Table("Training of each model", ["Model", *TRAINING_NAMES.values()], rows))
     notes: list[Text] = []
-    if dig(facts, "teacher", "source") == "checkpoint":
-        notes.append("The teacher was read from --teacher_checkpoint, fine-tuned elsewhere.")
+    given = [model for model in models if facts[model].get("source") == "checkpoint"]
+    if given:
+        named = "The teacher was" if given == ["teacher"] else f"{', '.join(given)} were"
+        notes.append(f"{named} read from --teacher_checkpoint, fine-tuned elsewhere.")
     notes += [f"{model.capitalize()}: {text}" for model, history in _histories(run) if (text := _describe_progress(history))]
     blocks += [Bullets(notes)] if notes else []
     return [Heading("Training"), *blocks] if blocks else []

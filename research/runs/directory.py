@@ -14,7 +14,7 @@ import shutil
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import numpy.typing as npt
@@ -34,18 +34,19 @@ from research.runs.formats import (
     write_csv_atomic,
     write_json_atomic,
 )
+from research.storage.claims import Claim, remove_dead_claims
 from research.storage.files import remove_litter, write_atomic
-
-if TYPE_CHECKING:
-    from filelock import BaseFileLock
 
 FloatArray = npt.NDArray[np.floating[Any]]
 Status = Literal["absent", "unfinished", "finished", "foreign"]
 # Says that the unfinished run it stands in was begun by --overwrite, so the same command goes on with it.
 OVERWRITING_FILE = ".overwriting"
+# On how many processes each teacher of the unfinished run it stands in was fine-tuned, when on more than one.
+PROCESSES_FILE = ".teacher_processes"
 # Everything --overwrite may remove. metrics.json goes before the rest, so that an interruption leaves no finished run.
 OWNED_FILES = (
     OVERWRITING_FILE,  # before metrics.json, so that an interruption does not make the old run look like a new one
+    PROCESSES_FILE,
     "metrics.json",
     "history.csv",
     "history_control.csv",
@@ -57,10 +58,15 @@ OWNED_FILES = (
     "run.log",
 )
 CHECKPOINT_FOLDERS = ("checkpoint", "checkpoint_control")
-OWNED_FOLDERS = (*CHECKPOINT_FOLDERS, "student", "teacher", "tensorboard")
+OWNED_FOLDERS = (*CHECKPOINT_FOLDERS, "student", "student_onnx", "teacher_onnx", "tensorboard")  # and every TEACHER_FOLDER
 LOCK_FILE = ".lock"
+TEACHER_FOLDER = re.compile(r"teacher(?:_([2-9]|[1-9][0-9]+))?")
 TEMPORARY_FILE = re.compile(r"\..+\.tmp")
 FOLD_FOLDER = re.compile(r"fold_[1-9][0-9]*")
+
+
+class DirectoryInUse(InputError):
+    """Another process is writing the run."""
 
 
 class RunDirectory:
@@ -71,7 +77,8 @@ class RunDirectory:
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
-        self._lock: BaseFileLock | None = None
+        self._claim: Claim | None = None
+        self._made = False
 
     def __enter__(self) -> RunDirectory:
         return self
@@ -125,6 +132,25 @@ class RunDirectory:
             self.release()
         return status
 
+    def hold(self) -> None:
+        """Keep others from a folder that `claim` will be called for; what it would refuse stays as it is.
+
+        So that, of many processes that share runs, one alone reads its inputs.
+
+        Raises:
+            InputError: the folder is not writable, or in use (`DirectoryInUse`).
+        """
+        if self.status() in ("absent", "unfinished"):
+            self._acquire()
+
+    def holder(self) -> str | None:
+        """Return a name for the process that is writing the run, None when nobody is."""
+        try:
+            owner = Claim(self.path / LOCK_FILE).holder()
+        except OSError:  # what is wrong with the folder is told by whoever claims it
+            return None
+        return None if owner is None else str(owner)
+
     def preview(self, config: Mapping[str, Any], overwrite: bool = False, unresolved: Collection[str] = ()) -> Status:
         """Say what `claim` would, and refuse what it would, without writing or locking anything."""
         asked = to_plain(config, decimals=None)
@@ -133,14 +159,13 @@ class RunDirectory:
 
     def release(self) -> None:
         """Let others claim the folder; harmless when it is not held."""
-        if self._lock is None:
+        if self._claim is None:
             return
         atexit.unregister(self.release)
-        # Removed while still held: whoever opened it meanwhile finds it without a name and tries again.
-        with contextlib.suppress(OSError):
-            (self.path / LOCK_FILE).unlink()
-        self._lock.release()
-        self._lock = None
+        self._claim.release()
+        self._claim = None
+        if self._made:
+            _remove_if_empty(self.path)
 
     def write_config(self, config: Mapping[str, Any]) -> None:
         """Write config.json with every digit: a run is repeated from it, and 1.5e-6 must not become 2e-6."""
@@ -202,12 +227,28 @@ class RunDirectory:
     def write_metrics(self, metrics: Mapping[str, Any]) -> None:
         """Write metrics.json, which makes the run a finished one; call it after the other writers."""
         write_json_atomic(self.path / "metrics.json", metrics)
-        (self.path / OVERWRITING_FILE).unlink(missing_ok=True)
+        for name in (OVERWRITING_FILE, PROCESSES_FILE):
+            (self.path / name).unlink(missing_ok=True)
 
-    def drop_checkpoints(self) -> None:
+    def keep_num_processes(self, teacher: str, number: int) -> None:
+        """Remember, until the run is finished, on how many processes a teacher of it was fine-tuned."""
+        kept = self._num_processes()
+        if kept.get(teacher, 1) != number:
+            write_json_atomic(self.path / PROCESSES_FILE, kept | {teacher: number})
+
+    def kept_num_processes(self, teacher: str) -> int | None:
+        """Return on how many processes a teacher of the run was fine-tuned, None when the run may not have it yet."""
+        number = self._num_processes().get(teacher)
+        return 1 if number is None and (self.path / CHECKPOINT_FOLDERS[0]).is_dir() else number
+
+    def _num_processes(self) -> dict[str, int]:
+        return read_json(self.path / PROCESSES_FILE) if (self.path / PROCESSES_FILE).is_file() else {}
+
+    def drop_leavings(self) -> None:
         """Remove what a finished run has no use for; a process may have been killed before it did."""
         for name in CHECKPOINT_FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
+        remove_dead_claims(self.path)
 
     def check_tables(self, file_sha256: Mapping[str, str], paths: Mapping[str, Path]) -> None:
         """Refuse to take the finished run for one of the tables as they are now.
@@ -256,27 +297,29 @@ class RunDirectory:
         return status
 
     def _acquire(self) -> None:
-        from filelock import FileLock, Timeout
-
-        lock = FileLock(self.path / LOCK_FILE, timeout=0, thread_local=False)
+        if self._claim is not None:
+            return
+        claim = Claim(self.path / LOCK_FILE)
+        self._made = not self.path.exists()
         try:
-            self.path.mkdir(parents=True, exist_ok=True)
-            lock.acquire()
-        except Timeout:
-            raise InputError(
-                f"{self.path} is being written by another process. Wait for it or use another --output_dir."
-            ) from None
+            try:
+                self.path.mkdir(parents=True, exist_ok=True)
+                held = claim.acquire()
+            except FileNotFoundError:  # another process has just left it, and removed it since it was empty
+                self.path.mkdir(parents=True, exist_ok=True)
+                held = claim.acquire()
         except OSError as error:
             raise InputError(f"{self.path} cannot be written: {error.strerror}. Use another --output_dir.") from error
-        self._lock = lock
+        if not held:
+            raise DirectoryInUse(f"{self.path} is being written by another process. Wait for it or use another --output_dir.")
+        self._claim = claim
         atexit.register(self.release)
 
     def _remove_run(self) -> None:
         """Remove what the suite wrote except config.json, which marks the folder as ours until replaced."""
         for name in OWNED_FILES:
             (self.path / name).unlink(missing_ok=True)
-        for name in OWNED_FOLDERS:
-            folder = self.path / name
+        for folder in (*(self.path / name for name in OWNED_FOLDERS), *find_teachers(self.path)):
             if folder.is_symlink():
                 folder.unlink()
             elif folder.is_dir():
@@ -289,8 +332,19 @@ class RunDirectory:
             if is_fold(folder) and not folder.is_symlink() and fold.status() in ("unfinished", "finished"):
                 fold._remove_run()
                 (folder / "config.json").unlink(missing_ok=True)
-                (folder / LOCK_FILE).unlink(missing_ok=True)
+                remove_dead_claims(folder)
                 _remove_if_empty(folder)
+
+
+def teacher_name(number: int) -> str:
+    """Return what a run calls its teacher of that number, counted from 1, and the folder that it is saved in."""
+    return "teacher" if number == 1 else f"teacher_{number}"
+
+
+def find_teachers(path: Path) -> list[Path]:
+    """Return the folders of a run's teachers, in their order."""
+    found = {int(match[1] or 1): place for place in path.iterdir() if (match := TEACHER_FOLDER.fullmatch(place.name))}
+    return [found[number] for number in sorted(found)]
 
 
 def is_fold(path: Path) -> bool:
@@ -300,7 +354,7 @@ def is_fold(path: Path) -> bool:
 
 def _is_litter(path: Path) -> bool:
     """Say whether a file may be left by a run that was killed before it wrote its config."""
-    return path.name == LOCK_FILE or TEMPORARY_FILE.fullmatch(path.name) is not None
+    return path.name == LOCK_FILE or path.name.startswith(f"{LOCK_FILE}.") or TEMPORARY_FILE.fullmatch(path.name) is not None
 
 
 def _remove_if_empty(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""The scores of a cross-validation from those of its folds."""
+"""The scores of a cross-validation: the mean of its folds' and those of all rows together."""
 
 from __future__ import annotations
 
@@ -6,6 +6,11 @@ import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
+
+import numpy as np
+
+from research.evaluation.gain import AnsweredPart, measure_gain, measure_gap, measure_keeping, measure_scores, resample_models
+from research.runs.run import Run
 
 
 def aggregate_folds(fold_metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -26,6 +31,36 @@ def aggregate_folds(fold_metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]
         "std": _aggregate(trees, _sample_std),
         "headline": {**first["headline"], **headline_value},
     }
+
+
+def pool_folds(folds: Sequence[Run]) -> dict[str, Any]:
+    """Return the scores over all rows, each answered by the model of the fold that did not learn from it.
+
+    See `research.evaluation.folds` for what is measured and `measure_spread` for what the intervals are over.
+
+    Returns:
+        {"rows", "texts", "scores": as `measure_scores`, and of a run that has them "gap": as `measure_gap`, "kept": as
+        `measure_keeping`, "kd_gain": as `measure_gain`}.
+    """
+    tested, ratios = [], []
+    for fold in folds:
+        thresholds = {model: list(cuts.values()) for model, cuts in fold.metrics["thresholds"].items()}
+        predictions = fold.predictions
+        # A teacher that is a table may speak of all test rows of one fold and not of another's.
+        probs = {model: of_model for model, of_model in predictions.probs.items() if all(model in each.models for each in folds)}
+        tested.append(AnsweredPart(predictions.labels, probs, thresholds, predictions.text_cluster))
+        ratios.append(fold.metrics["rows"]["test"] / fold.metrics["rows"]["train"])
+    scores, overlap = resample_models(tested), statistics.fmean(ratios)
+    clusters = np.concatenate([fold.text_cluster for fold in tested])
+    num_rows, num_texts = len(clusters), len(np.unique(clusters))
+    pooled: dict[str, Any] = {"rows": num_rows, "texts": num_texts, "scores": measure_scores(scores, num_texts, overlap)}
+    models = tested[0].probs.keys()
+    if {"teacher", "student"} <= models:
+        pooled["gap"] = measure_gap(scores, num_texts, overlap)
+        pooled["kept"] = measure_keeping(scores, num_texts, num_rows, overlap)
+    if {"student", "control"} <= models:
+        pooled["kd_gain"] = measure_gain(scores, num_texts, overlap)
+    return pooled
 
 
 def _aggregate(trees: Sequence[Any], combine: Callable[[Sequence[float | None]], float | None]) -> Any:

@@ -65,6 +65,11 @@ class Run:
         return self.metrics["mean"] if "folds" in self.metrics else self.metrics
 
     @property
+    def over_all_rows(self) -> dict[str, Any]:
+        """What was tested over all test rows: of folds, those of all together, empty where an older version left it out."""
+        return self.metrics.get("pooled", {}) if "folds" in self.metrics else self.metrics
+
+    @property
     def models(self) -> tuple[str, ...]:
         """The models that were evaluated, in the order of MODELS."""
         return tuple(model for model in MODELS if model in self.scores)

@@ -42,7 +42,7 @@ class TrainingSettings:
         "training",
         "validation score that chooses the best epoch of teacher, student and control, and a sweep's best run",
         choices=SCORES_PER_EPOCH,
-        decides=BOTH_MODELS,
+        decides=(*BOTH_MODELS, "tfidf"),
     )
     threshold_rule: str = setting(
         "best_f1",

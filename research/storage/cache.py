@@ -1,7 +1,7 @@
 """What a sweep shares on disk: entries named by the hash of what they were made from.
 
 An entry is a folder `<cache>/<kind>/<hash>/` with a manifest of its key and its files' checksums. It is
-built under a lock in a folder of its own and renamed into place, so other processes see it whole or not
+built under a claim in a folder of its own and renamed into place, so other processes see it whole or not
 at all. Deleting the cache loses nothing but time.
 """
 
@@ -12,21 +12,25 @@ import errno
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from filelock import FileLock, Timeout
-
+from research.distributed import ALONE, World
 from research.errors import InputError, first_line
+from research.storage.claims import Claim, remove_dead_claims, waiting_claim
 from research.storage.files import Stamp, hash_tree, publish_folder, remove, stamp_tree, write_atomic
 
 log = logging.getLogger(__name__)
 MANIFEST = "manifest.json"
-LOCK_POLL_S = 0.2
+POLL_S = 0.2
+# How long a network's file system may take to show one machine what another has written.
+VISIBLE_S = 60.0
 # What opening an entry raises when its files, though they are those that were written, do not fit each other.
 UNUSABLE = (OSError, ValueError, LookupError, TypeError)
 Build = Callable[[Path, Path], None]
+Join = Callable[[Path], object]
 Check = Callable[[Path], object]
 
 
@@ -41,13 +45,19 @@ def _canonical(value: Mapping[str, Any]) -> bytes:
 
 
 class Cache:
-    """A folder of content-addressed entries shared by any number of processes."""
+    """A folder of content-addressed entries shared by any number of processes.
 
-    def __init__(self, root: Path) -> None:
+    Args:
+        root: The folder.
+        world: The processes of one run. The first looks for an entry and writes it; all return it together.
+    """
+
+    def __init__(self, root: Path, world: World = ALONE) -> None:
         self.root = root
+        self.world = world
         self._verified: dict[Path, dict[str, Stamp]] = {}
 
-    def fetch(self, kind: str, key: Mapping[str, Any], build: Build, check: Check = Path.stat) -> Path:
+    def fetch(self, kind: str, key: Mapping[str, Any], build: Build, check: Check = Path.stat, join: Join | None = None) -> Path:
         """Return the entry's folder, building it when it is missing or damaged.
 
         Args:
@@ -57,11 +67,40 @@ class Cache:
                 process until the entry is finished, so a long build can resume from it.
             check: Opens a folder as its reader will and raises one of UNUSABLE when it cannot be used. An
                 entry is checked before it is put into place, and one that fails counts as damaged.
+            join: Called as join(scratch) by the other processes of the run when the first calls `build`, for what
+                they compute together; None when it builds alone.
 
         Raises:
             OSError: the entry cannot be written, as on a full disk.
         """
         entry = self.root / kind / digest_key(key)[:32]
+        if self.world.size == 1:
+            return self._fetch(entry, key, build, check)
+        if self.world.rank:
+            self._follow(entry, join)
+        else:
+
+            def build_together(folder: Path, scratch: Path) -> None:
+                self.world.share(True)
+                build(folder, scratch)
+
+            self._fetch(entry, key, build_together, check)
+            self.world.share(False)
+        return entry
+
+    def _follow(self, entry: Path, join: Join | None) -> None:
+        """Wait until the first process has the entry, and join in whenever it builds."""
+        while self.world.share(True):
+            if join is not None:
+                join(entry.with_suffix(".work"))
+        until_s = time.monotonic() + VISIBLE_S
+        while not entry.is_dir():
+            if time.monotonic() > until_s:
+                raise InputError(f"--cache_dir: {self.root} on this machine is not the one that the first process writes")
+            time.sleep(POLL_S)
+        self._verified[entry] = stamp_tree(entry)
+
+    def _fetch(self, entry: Path, key: Mapping[str, Any], build: Build, check: Check) -> Path:
         if self.is_unchanged(entry):
             return entry
         scratch = entry.with_suffix(".work")
@@ -70,7 +109,7 @@ class Cache:
         stamps = stamp_tree(entry)
         if find_fault(entry, key, check) is not None or scratch.exists():
             entry.parent.mkdir(parents=True, exist_ok=True)
-            with _waiting_lock(entry):
+            with waiting_claim(_claim_path(entry), str(entry)):
                 stamps = stamp_tree(entry)
                 fault = find_fault(entry, key, check)
                 if fault is None:
@@ -103,7 +142,7 @@ class Cache:
 
 
 def _build(entry: Path, key: Mapping[str, Any], build: Build, check: Check) -> None:
-    """Fill a new entry and put it into place; the caller holds its lock."""
+    """Fill a new entry and put it into place; the caller holds its claim."""
     temporary, scratch = entry.with_suffix(".new"), entry.with_suffix(".work")
     remove(temporary)
     _remove_abandoned(entry.parent)
@@ -126,32 +165,19 @@ def _build(entry: Path, key: Mapping[str, Any], build: Build, check: Check) -> N
     remove(scratch)
 
 
-def _lock_of(entry: Path) -> FileLock:
-    """Return an entry's lock; the operating system takes it from a process that dies, so none is ever stale."""
-    return FileLock(entry.with_suffix(".lock"))
+def _claim_path(entry: Path) -> Path:
+    """Return the file that stands for the right to build an entry."""
+    return entry.with_suffix(".lock")
 
 
 def _remove_abandoned(folder: Path) -> None:
-    """Delete the half-built entries of killed processes: those whose lock nobody holds."""
+    """Delete the half-built entries of processes that are gone, and their claims."""
     for temporary in folder.glob("*.new"):
-        lock = _lock_of(temporary)
-        with contextlib.suppress(Timeout), lock.acquire(timeout=0):
+        claim = Claim(_claim_path(temporary))
+        if claim.acquire():
             remove(temporary)
-
-
-@contextlib.contextmanager
-def _waiting_lock(entry: Path) -> Iterator[None]:
-    """Hold an entry's lock, saying so once when another process has it."""
-    lock = _lock_of(entry)
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        log.info("waiting for another process to finish %s", entry)
-        lock.acquire(poll_interval=LOCK_POLL_S)
-    try:
-        yield
-    finally:
-        lock.release()
+            claim.release()
+    remove_dead_claims(folder)
 
 
 def _render_manifest(key: Mapping[str, Any], files: Mapping[str, str]) -> bytes:

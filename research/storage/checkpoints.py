@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from research.distributed import ALONE, World
 from research.errors import first_line
 from research.storage.files import hash_file, remove_litter, write_atomic
 
@@ -31,18 +32,24 @@ class CheckpointFolder:
     Args:
         identity: Names what is trained on what. A checkpoint of another identity, as of a table that was
             edited since, is not used.
+        world: The processes that train together: the first writes, all read.
     """
 
-    def __init__(self, folder: Path, identity: str = "") -> None:
+    def __init__(self, folder: Path, identity: str = "", world: World = ALONE) -> None:
         self.folder = folder
         self.identity = identity
+        self.world = world
 
     def save(self, state: dict[str, Any], step: int) -> None:
         """Write the state of `step`; older files go only once the new one is safely on the disk.
 
+        Processes do not wait for each other here: all have the same state, and one may have been interrupted alone.
+
         Raises:
             OSError: it could not be written, as on a full disk; the older checkpoints are as they were.
         """
+        if self.world.rank:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_litter(self.folder)
         # Through memory, since torch turns the OSError of a full disk into an error of its own.
@@ -60,9 +67,14 @@ class CheckpointFolder:
 
         A damaged file is named in a warning, set aside as `*.damaged`, and the one before it is used.
         """
+        found = self.world.lead(self._find_intact)
+        return None if found is None else _read(found, self.identity)
+
+    def _find_intact(self) -> Path | None:
         for path in self._newest_first():
             try:
-                return _read(path, self.identity)
+                _read(path, self.identity)
+                return path
             except UNREADABLE as error:
                 log.warning("checkpoint %s cannot be used (%s): going back to the one before it", path, first_line(error))
                 # Out of the way, or it would count as the newest when the next save drops the oldest.

@@ -6,17 +6,22 @@ Shapes: B rows of a batch, L tokens, W words.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from research.distributed import ALONE, World
 from research.storage.arrays import gather_ragged
 from research.text.tokens import NO_WORD, Tokens
 from research.text.words import WordPairs
 
 Batch = dict[str, Tensor]
+# What a loss can be the mean over. When several processes share a batch, it holds what part of each is theirs.
+COUNTED = ("rows", "known", "positions", "pairs")
+ROWS_AT_ONCE = 4096
 
 
 def length_batches(
@@ -59,6 +64,10 @@ class BatchLoader:
     `student_words` (B, L) and their number `num_words`, and beside teacher ids `teacher_words`. Without a
     seed, batches are for evaluation: longest rows first, `token_budget` padded tokens at most.
     Batches follow the student's lengths alone, so they are the same whatever is known of the teacher.
+
+    In a `world` of several processes each has its part of every training batch's rows, and whole evaluation batches,
+    by turns. A part also holds `whole_rows`, the `row` of the whole batch, and of everything COUNTED, as `rows_share`,
+    what part of the whole batch's it has. A process without a row gets one whose shares are 0, so that it takes the step too.
     """
 
     def __init__(
@@ -72,6 +81,7 @@ class BatchLoader:
         token_budget: int | None = None,
         teacher_tokens: Tokens | None = None,
         words: WordPairs | None = None,
+        world: World = ALONE,
     ) -> None:
         self.rows = rows
         self.tokens = tokens
@@ -81,6 +91,7 @@ class BatchLoader:
         self.token_budget = token_budget
         self.teacher_tokens = teacher_tokens
         self.words = words
+        self.world = world
         self.lengths = tokens.lengths[rows]
 
     @property
@@ -90,7 +101,7 @@ class BatchLoader:
 
     def __len__(self) -> int:
         if self.token_budget is not None:
-            return len(self.plan(epoch=0))
+            return len(self.world.split(self.plan(epoch=0)))
         return -(-len(self.rows) // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
@@ -98,12 +109,42 @@ class BatchLoader:
 
     def iterate(self, epoch: int, skip: int = 0) -> Iterator[Batch]:
         """Yield one epoch's batches, leaving out the first `skip`: a resumed epoch goes on where it was."""
-        for index in self.plan(epoch)[skip:]:
-            yield self.collate(index)
+        batches = self.plan(epoch)[skip:]
+        if self.seed is None:
+            yield from map(self.collate, self.world.split(batches))
+        else:
+            yield from map(self.collate if self.world.size == 1 else self.collate_part, batches)
 
     def plan(self, epoch: int) -> list[NDArray[np.int64]]:
         """Return the positions in `rows` of each batch of an epoch."""
         return length_batches(self.lengths, self.batch_size, seed=self.seed, epoch=epoch, token_budget=self.token_budget)
+
+    def collate_part(self, index: NDArray[np.int64]) -> Batch:
+        """Return this process's part of the batch of some positions in `rows`."""
+        part = self.world.split(index)
+        batch = self.collate(part if len(part) else index[:1])
+        of_part, of_whole = self._count(part), self._count(index)
+        shares = {f"{name}_share": torch.tensor(of_part[name] / max(of_whole[name], 1.0)) for name in COUNTED}
+        return batch | shares | {"whole_rows": torch.from_numpy(self.rows[index])}
+
+    def _count(self, index: NDArray[np.int64]) -> dict[str, float]:
+        """Return how much the rows at some positions have of everything COUNTED."""
+        positions = self._num_positions[index].astype(np.float64)
+        known = np.count_nonzero(~np.isnan(self.labels[self.rows[index]]))
+        counts = (len(index), known, positions.sum(), (positions**2).sum())
+        return {name: float(count) for name, count in zip(COUNTED, counts, strict=True)}
+
+    @cached_property
+    def _num_positions(self) -> NDArray[np.int64]:
+        """How many positions of each row are compared: the student's tokens, or the words that both models share."""
+        if self.words is None:
+            return self.lengths
+        counts = np.empty(len(self.rows), dtype=np.int64)
+        for start in range(0, len(counts), ROWS_AT_ONCE):
+            rows = self.rows[start : start + ROWS_AT_ONCE]
+            words, _ = gather_ragged(self.words.student, self.tokens.offsets, rows, NO_WORD)
+            counts[start : start + len(rows)] = words.max(axis=1, initial=NO_WORD) + 1
+        return counts
 
     def collate(self, index: NDArray[np.int64]) -> Batch:
         """Return the batch of some positions in `rows`, each array padded to its own longest row."""
@@ -130,8 +171,18 @@ def padding_ratio(loader: BatchLoader, epoch: int = 0) -> float:
     return padded / max(int(lengths.sum()), 1)
 
 
-# Read by the host: which rows these are, and how many words they share.
-HOST_ENTRIES = ("index", "row", "num_words")
+# Read by the host: which rows these are, how many words they share, and what part of a whole batch they are.
+HOST_ENTRIES = ("index", "row", "num_words", "whole_rows", *(f"{name}_share" for name in COUNTED))
+
+
+def scale_to_share(loss: Tensor, batch: Batch, averaged_over: str) -> Tensor:
+    """Turn the mean over this process's part of a batch into its summand of the mean over the whole; one process has it all.
+
+    Args:
+        averaged_over: Which of COUNTED the loss is the mean over.
+    """
+    share = batch.get(f"{averaged_over}_share")
+    return loss if share is None else loss * share
 
 
 def move_batch(batch: Batch, device: torch.device) -> Batch:

@@ -1,20 +1,26 @@
 import csv
 import io
 import json
+import shutil
 import subprocess
 import sys
 from typing import Any
 
 import numpy as np
 import pytest
+from sklearn.metrics import average_precision_score, f1_score
 from support.comparison_runs import LABELS, make_truth, write_run
 
 import research_compare
 from research.compare import figures as plots
+from research.compare.frontier import collect_frontier, find_front
 from research.compare.scores import compare_runs
 from research.evaluation.bootstrap import COMPARED_METRICS
+from research.evaluation.gain import GAIN_METRICS
 from research.evaluation.inference import holm
 from research.flags import format_value
+from research.runs.folds import aggregate_folds, pool_folds
+from research.runs.run import load_run
 
 METRICS = ("average_precision_macro", "f1_macro", "hamming_loss")
 EFFICIENCY = {
@@ -283,6 +289,18 @@ def test_ungrouped_seeds_are_pointed_to_group_by(tmp_path, run_compare):
     assert "--group_by seed" not in run_compare(tmp_path, "--group_by", "seed")[2]
 
 
+def test_a_run_that_reads_no_seed_is_set_against_every_seed(tmp_path):
+    write_seeds(tmp_path, alphas=(0.3,))
+    single = write_run(tmp_path / "tfidf", 1.0, pipeline="tfidf", seed=7)
+    comparison = compare_runs([tmp_path], group_by="seed", baseline=str(single), resamples=200)
+    tfidf, seeds = comparison.results
+    assert len(tfidf.values) == 1
+    assert seeds.difference is not None
+    assert seeds.difference.over_seeds
+    assert seeds.difference.value == pytest.approx(np.mean(seeds.values) - tfidf.estimate.value)
+    assert not {"seed", "max_length", "epochs"} & tfidf.row.settings.keys()
+
+
 def test_two_runs_of_one_seed_in_a_group_are_refused(tmp_path, run_compare):
     for name in ("run", "copy"):
         write_run(tmp_path / name)
@@ -300,9 +318,10 @@ def write_folds(folder, skill, **flags):
         config = json.loads((folder / f"fold_{fold}" / "config.json").read_text())
         (folder / "config.json").write_text(json.dumps(config))
         (folder / f"fold_{fold}" / "config.json").write_text(json.dumps({**config, "fold": fold}))
-    headline = {"model": "student", "part": "test", "metric": "f1_macro", "value": 0.7}
-    metrics = {"folds": 2, "labels": list(LABELS), "mean": {}, "std": {}, "headline": headline}
+    folds = [load_run(folder / f"fold_{fold}") for fold in (1, 2)]
+    metrics = aggregate_folds([fold.metrics for fold in folds]) | {"pooled": pool_folds(folds)}
     (folder / "metrics.json").write_text(json.dumps(metrics))
+    return folder
 
 
 @pytest.mark.parametrize("given", ["whole", "folds"])
@@ -329,7 +348,93 @@ def test_folds_of_several_seeds_become_one_row(tmp_path):
     for seed in (1, 2):
         write_folds(tmp_path / f"run_seed{seed}", 2.0, seed=seed)
     (result,) = compare_runs([tmp_path], group_by="seed", resamples=200).results
-    assert len(result.values) == 4
+    assert len(result.values) == 2  # a score over all rows for each seed
+
+
+def read_fold(folder):
+    """Return a written fold's labels and the student's probabilities."""
+    predictions = load_run(folder).predictions
+    return predictions.labels, predictions.probs["student"]
+
+
+def test_folds_are_scored_over_all_rows_at_the_thresholds_of_each(tmp_path):
+    write_folds(tmp_path / "cv", 2.0)
+    cuts = (0.3, 0.6)
+    for fold, cut in enumerate(cuts, 1):
+        path = tmp_path / "cv" / f"fold_{fold}" / "metrics.json"
+        path.write_text(json.dumps({**json.loads(path.read_text()), "thresholds": {"student": dict.fromkeys(LABELS, cut)}}))
+    folds = [read_fold(tmp_path / "cv" / f"fold_{fold}") for fold in (1, 2)]
+    labels = np.concatenate([labels for labels, _ in folds])
+    decided = np.concatenate([probs >= cut for (_, probs), cut in zip(folds, cuts, strict=True)])
+    ranked = [average_precision_score(labels, probs, average="macro") for labels, probs in folds]
+    comparison = compare_runs([tmp_path / "cv"], metrics=("f1_macro_tuned", "average_precision_macro"), resamples=200)
+    tuned, ranking = (results[0].estimate.value for results in comparison.by_metric.values())
+    assert tuned == pytest.approx(f1_score(labels, decided, average="macro"))
+    assert ranking == pytest.approx(np.mean(ranked))
+
+
+def test_metrics_of_folds_say_what_a_comparison_of_them_says(tmp_path):
+    run = load_run(write_folds(tmp_path / "cv", 2.0, models=("teacher", "control", "student")))
+    comparison = compare_runs([run.path], metrics=GAIN_METRICS, keeps=0.99)
+    assert run.metrics["pooled"]["rows"] == 200
+    for metric, (_, student) in comparison.by_metric.items():
+        assert student.difference is not None
+        assert student.keeping is not None
+        pooled = run.metrics["pooled"]["scores"][metric]["student"]
+        assert [pooled[end] for end in ("value", "low", "high")] == pytest.approx(list(vars(student.estimate).values()))
+        gain = run.metrics["pooled"]["kd_gain"][metric]
+        assert (gain["gain"], gain["low"], gain["p_value"]) == pytest.approx(
+            (student.difference.value, student.difference.low, student.difference.p_value)
+        )
+        assert run.metrics["pooled"]["kept"][metric]["bound"] == pytest.approx(student.keeping.bound)
+
+
+def test_folds_tell_apart_what_one_of_them_cannot(tmp_path):
+    for skill in (2.0, 2.6):
+        write_folds(tmp_path / f"skill_{skill}", skill, lr=skill)
+    paths = sorted(tmp_path.iterdir())
+    whole = compare_runs(paths).results[1].difference
+    part = compare_runs([path / "fold_1" for path in paths]).results[1].difference
+    assert whole is not None
+    assert part is not None
+    assert whole.high - whole.low < part.high - part.low
+    assert (whole.over_seeds, part.over_seeds) == (True, False)
+
+
+def test_seeds_and_folds_give_one_interval_and_keep_is_over_all_rows(tmp_path, run_compare):
+    for skill in (2.0, 3.0):
+        for seed in (1, 2, 3):
+            write_folds(tmp_path / f"skill_{skill}_seed{seed}", skill, models=("teacher", "student"), seed=seed, lr=skill)
+    command = (tmp_path, "--group_by", "seed", "--keeps", "0.9")
+    status, out, _ = run_compare(*command, "--format", "csv")
+    weak, strong = read_table(out)[:2]
+    assert status == 0
+    assert (strong["runs"], strong["over"]) == ("3", "seeds and rows")
+    assert float(strong["score"]) > float(weak["score"])
+    assert strong["kept"] == "on"
+    assert "of 2 folds, all rows together" in run_compare(*command)[1]
+
+
+@pytest.mark.parametrize("change", ["another split", "a row twice", "a fold less", "a single split"])
+def test_folds_that_do_not_match_are_refused_by_name(tmp_path, run_compare, change):
+    for name in ("a", "b"):
+        write_folds(tmp_path / name, 2.0, lr=len(name) if name == "a" else 2.0)
+    paths = [tmp_path / "a", tmp_path / "b"]
+    if change == "another split":
+        shutil.move(tmp_path / "b" / "fold_1", tmp_path / "b" / "fold_3")
+        shutil.move(tmp_path / "b" / "fold_2", tmp_path / "b" / "fold_1")
+        shutil.move(tmp_path / "b" / "fold_3", tmp_path / "b" / "fold_2")
+    elif change == "a row twice":
+        for name in ("a", "b"):
+            shutil.copy(tmp_path / name / "fold_1" / "predictions.csv", tmp_path / name / "fold_2" / "predictions.csv")
+    elif change == "a fold less":
+        paths = [tmp_path / "a", tmp_path / "b" / "fold_1"]
+    else:
+        paths = [tmp_path / "a", write_run(tmp_path / "c", truth=make_truth(200))]
+    status, _, err = run_compare(*paths, "--group_by", "fold")
+    expected = {"another split": "another test part", "a row twice": "row 0 is in the test part of two folds"}
+    assert status == 2
+    assert expected.get(change, "other folds than") in err
 
 
 def test_group_by_fold_without_folds_is_refused(tmp_path, run_compare):
@@ -455,7 +560,7 @@ def test_frontier_names_the_row_of_a_size_that_is_best_on_validation_and_the_tea
             validation_score=validation_score,
         )
     comparison = compare_runs([tmp_path], resamples=200)
-    points = plots.collect_frontier(comparison)
+    points = collect_frontier(comparison)
     assert [point.name for point in points] == ["a0.3", "a0.6 (best of 3 on validation)", None, "teacher"]
     assert points[1].value == comparison.results[1].estimate.value < points[2].value
 
@@ -481,11 +586,52 @@ def test_a_control_within_a_run_scores_as_the_student_only_run_does(tmp_path):
     assert within.baseline.estimate == found.baseline.estimate
 
 
+def test_controls_of_seeds_are_named_as_their_students_are(tmp_path):
+    for seed in (1, 2):
+        write_run(tmp_path / "static" / f"seed_{seed}", 3.0, seed=seed, models=("control", "student"))
+    comparison = compare_runs([tmp_path], group_by="seed", resamples=200)
+    assert [result.row.name for result in comparison.results] == ["static (control)", "static"]
+
+
+def test_the_frontier_names_the_best_of_a_size_with_and_without_a_teacher(tmp_path):
+    for place, (pipeline, score) in enumerate([("kd_only", 0.6), ("kd_only", 0.7), ("student_only", 0.8), ("student_only", 0.9)]):
+        write_run(tmp_path / f"run_{place}", pipeline=pipeline, dropout=place / 10, efficiency=EFFICIENCY, validation_score=score)
+    points = collect_frontier(compare_runs([tmp_path], baseline=str(tmp_path / "run_3"), resamples=200))
+    assert {point.name for point in points if not point.is_teacher} == {None, "run_1", "run_3"}
+
+
 def test_the_frontier_has_a_control_at_its_student_size(tmp_path):
     run = write_run(tmp_path / "kd", models=("teacher", "control", "student"), efficiency=EFFICIENCY)
-    points = plots.collect_frontier(compare_runs([run], resamples=200))
+    points = collect_frontier(compare_runs([run], resamples=200))
     assert [point.parameters for point in points] == [3e7, 3e7, 1.1e8]
     assert (points[0].name or "").startswith("kd (control)")
+
+
+def test_the_frontier_tells_who_learned_from_a_teacher(tmp_path):
+    cheaper = {name: {**costs, "parameters_total": 20_000_000} for name, costs in EFFICIENCY.items()}
+    distilled = write_run(tmp_path / "distilled", models=("teacher", "student"), efficiency=EFFICIENCY)
+    alone = write_run(tmp_path / "alone", pipeline="student_only", efficiency=cheaper)
+    points = collect_frontier(compare_runs([distilled, alone], resamples=200))
+    assert [(point.name, point.distilled) for point in points] == [("alone", False), ("distilled", True), ("teacher", True)]
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("seed", range(5))
+def test_front_holds_the_points_that_no_other_beats(seed, sign):
+    generator = np.random.default_rng(seed)
+    costs, values = generator.integers(1, 9, 12).tolist(), (sign * generator.integers(1, 9, 12)).tolist()
+    beaten = {
+        one
+        for one in range(12)
+        for other in range(12)
+        if costs[other] <= costs[one]
+        and sign * values[other] >= sign * values[one]
+        and (costs[other], values[other]) != (costs[one], values[one])
+    }
+    front = find_front(costs, values, lower_is_better=sign < 0)
+    found = [(costs[point], values[point]) for point in front]
+    assert set(found) == {(costs[point], values[point]) for point in range(12) if point not in beaten}
+    assert found == sorted(found) and len(set(found)) == len(found)
 
 
 def test_page_of_a_comparison_holds_its_table_and_figures(tmp_path, run_compare):

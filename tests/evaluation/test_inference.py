@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 
 import numpy as np
@@ -97,6 +98,42 @@ def test_training_rows_that_folds_share_add_to_the_variance() -> None:
     expected = plain.var(ddof=1) * (1 / 4 + 0.25)  # Nadeau and Bengio
     assert measure_spread([scored], 1000, overlap=0.25).whole == pytest.approx(expected)
     assert difference([scored], 1000, 0.25).p_value > difference([scored], 1000).p_value
+
+
+def score_folds(cells: Array, of_fold: Array, resamples: int = 4000) -> Scored:
+    """Return the scores of seeds over all rows and in each fold, whose models are better by `of_fold` (K,)."""
+    parts = np.array_split(np.arange(cells.shape[1]), len(of_fold))
+    better = np.repeat(of_fold, [len(part) for part in parts])
+    drawn = np.random.default_rng(0).multinomial(cells.shape[1], [1 / cells.shape[1]] * cells.shape[1], size=resamples)
+    scored = []
+    for part in (np.arange(cells.shape[1]), *parts):
+        values, weights = (cells + better)[:, part], drawn[:, part]
+        scored.append(Scored(values.mean(axis=1), values @ weights.T / weights.sum(axis=1)))
+    return Scored(scored[0].plain, scored[0].resampled, tuple(scored[1:]))
+
+
+def test_what_the_folds_rows_explain_adds_nothing_and_what_their_models_do_adds_its_share() -> None:
+    cells = draw_cells(np.random.default_rng(2), 3, 500, 0.0, 1.0, 0.5)
+    alike = score_folds(cells, -np.array([part.mean() for part in np.array_split(cells, 5, axis=1)]))  # every fold scores 0
+    assert measure_spread([alike], 500, 0.25).whole == pytest.approx(
+        measure_spread([dataclasses.replace(alike, folds=())], 500).whole
+    )
+
+    apart = score_folds(cells, np.array([-2.0, -1.0, 0.0, 1.0, 2.0]))
+    without = measure_spread([dataclasses.replace(apart, folds=())], 500)
+    of_folds = np.var([fold.mean for fold in apart.folds], ddof=1)
+    of_rows = np.mean([fold.resampled.mean(axis=0).var(ddof=1) for fold in apart.folds])
+    spread = measure_spread([apart], 500, 0.25)
+    assert spread.whole == pytest.approx(without.whole + (of_folds - of_rows) * (1 / 5 + 1 / 4))
+    assert spread.df < 10 < without.df
+
+
+def test_one_seed_of_several_folds_speaks_for_other_trainings_and_one_beside_three_does_not() -> None:
+    one, three = (
+        score_folds(draw_cells(np.random.default_rng(4), seeds, 300, 0.1, 1.0, 1.0), np.zeros(5), 500) for seeds in (1, 3)
+    )
+    assert difference([one], 300, 0.25).over_seeds
+    assert not difference([three, -1 * one], 300, 0.25).over_seeds
 
 
 @pytest.mark.parametrize(("of_seed", "of_row", "of_both"), [(0.0, 1.0, 1.0), (0.05, 1.0, 1.0), (0.1, 0.3, 1.0)])
@@ -195,3 +232,20 @@ def test_holm_lies_between_the_plain_and_the_bonferroni_value(p_values: list[flo
 def test_mean_and_std_of_one_seed_has_no_std() -> None:
     assert mean_and_std([1.0, 2.0, 3.0]) == (2.0, 1.0)
     assert math.isnan(mean_and_std([0.5])[1])
+
+
+def test_the_lower_bound_of_the_kept_share_is_the_largest_share_that_passes() -> None:
+    rng = np.random.default_rng(5)
+    teacher = score_means(draw_cells(rng, 1, 400, 0.0, 0.1, 0.0) + 0.8)
+    student = teacher - score_means(draw_cells(rng, 1, 400, 0.0, 0.0, 0.1) + 0.02)
+    found = judge_keeping(student, teacher, 0.9, 400, 400)
+    assert found.kept_share == pytest.approx(student.mean / teacher.mean)
+    assert 0.9 < found.kept_share_low < found.kept_share
+    for step, passes in ((-1e-4, True), (1e-4, False)):
+        assert judge_keeping(student, teacher, found.kept_share_low + step, 400, 400).kept is passes
+    # Fieller's bound in closed form, for the covariances of the bootstrap.
+    both = np.cov(student.resampled[0], teacher.resampled[0])
+    quantile = stats.t.ppf(0.95, 399)
+    x, y = student.mean, teacher.mean
+    a, b, c = y**2 - quantile**2 * both[1, 1], x * y - quantile**2 * both[0, 1], x**2 - quantile**2 * both[0, 0]
+    assert found.kept_share_low == pytest.approx((b - math.sqrt(b**2 - a * c)) / a, abs=1e-6)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -13,10 +13,20 @@ from support.builders import QUICK_EXTRAS, build_model_folder, make_table, make_
 from support.comparison_runs import LABELS, make_probs, make_truth
 
 import research_main
+from research.compare.rows import gather_rows
 from research.errors import FlagErrors, InputError
 from research.evaluation.bootstrap import bootstrap, build_metric
-from research.evaluation.gain import KEPT_SHARE, describe_gain, describe_keeping, measure_gain, measure_keeping, resample_models
+from research.evaluation.gain import (
+    KEPT_SHARE,
+    AnsweredPart,
+    describe_gain,
+    describe_keeping,
+    measure_gain,
+    measure_keeping,
+    resample_models,
+)
 from research.evaluation.metrics import count_confusions, most_disagreeing
+from research.experiment import student_stage
 from research.experiment.saving import fetch_texts
 from research.kd.loop import EpochLoop
 from research.logs import PhaseProgress
@@ -42,7 +52,7 @@ def make_gains(*moves: int) -> dict[str, dict[str, float]]:
 
 def gains_of(truth: Any, probs: Any, thresholds: Any, resamples: int = 2000) -> dict[str, dict[str, float | None]]:
     rows = np.arange(len(truth))
-    return measure_gain(resample_models(truth, probs, thresholds, rows, resamples), len(truth))
+    return measure_gain(resample_models([AnsweredPart(truth, probs, thresholds, rows)], resamples), len(truth))
 
 
 def test_gain_is_the_paired_difference_of_the_statistics_room() -> None:
@@ -62,7 +72,7 @@ def test_gain_is_the_paired_difference_of_the_statistics_room() -> None:
 def test_what_is_kept_of_the_teacher_is_tested_for_every_measure() -> None:
     truth = make_truth(600)
     probs = {model: make_probs(truth, skill, seed=1) for model, skill in (("teacher", 2.0), ("student", 3.0))}
-    scores = resample_models(truth, probs, THRESHOLDS, np.arange(600), 500)
+    scores = resample_models([AnsweredPart(truth, probs, THRESHOLDS, np.arange(600))], 500)
     kept = measure_keeping(scores, 600, 600)
     assert kept.pop("share") == KEPT_SHARE
     assert set(kept) == {"f1_macro", "f1_macro_tuned", "average_precision_macro"}
@@ -83,7 +93,8 @@ def test_the_report_s_sentence_on_what_is_kept_names_measures_bounds_and_rows() 
     sentence = describe_keeping({"share": 0.99, **kept})
     assert "At least 99 %".lower() in sentence and "for macro-F1 at 0.5 (" in sentence
     assert "macro-F1 at 0.5 +0.0012, macro-F1 at tuned thresholds -0.0100, mean average precision unknown" in sentence
-    assert "takes 2,150, 9,000 and no number of test rows" in sentence
+    rows = "2,150 (macro-F1 at 0.5), 9,000 (macro-F1 at tuned thresholds), no number (mean average precision)"
+    assert rows in sentence
 
 
 def test_equal_students_are_rarely_called_different() -> None:
@@ -278,3 +289,41 @@ def test_a_run_stopped_in_either_training_resumes_both(
     assert len(trained) == 4
     for name in ("metrics.json", "predictions.csv", "history.csv", "history_control.csv"):
         assert (lab / "results" / f"stopped_{epochs_before}" / name).read_bytes() == (controlled / name).read_bytes(), name
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [("", "set --with_control too"), ("--with_control", "set --unlabelled_path too")],
+)
+def test_pseudo_labels_need_a_control_and_rows_to_label(flags: str, words: str) -> None:
+    with pytest.raises(FlagErrors, match=f"--control_labels: .*; {words}"):
+        parse_arguments(["--control_labels", "pseudo", "--demo", *flags.split()])
+
+
+def test_pseudo_labels_are_the_teachers_decisions_at_its_tuned_thresholds(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Rows 0 to 3 are validation, 4 and 5 training, 6 and 7 unlabelled; the best cut for F1 lies between -1 and -2.
+    labels = np.array([[1], [1], [0], [0], [1], [0], [np.nan], [np.nan]], dtype=np.float32)
+    logits = np.array([[2], [-1], [-2], [-3], [0], [0], [-1.2], [-1.9]], dtype=np.float32)
+    monkeypatch.setattr(student_stage, "ask_teachers", lambda _teachers, rows, _context: {"teacher": logits[rows]})
+    split = SimpleNamespace(train=np.array([4, 5]), validation=np.arange(4), unlabelled=np.array([6, 7]))
+    context: Any = SimpleNamespace(inputs=SimpleNamespace(comments=SimpleNamespace(labels=labels), split=split))
+    found = student_stage.pseudo_label(cast(Any, None), np.array([4, 5, 6, 7]), context)
+    assert found[:, 0].tolist() == [1, 1, 0, 0, 1, 0, 1, 0]
+    assert np.isnan(labels[6:]).all()
+
+
+def test_a_control_with_pseudo_labels_takes_as_many_steps_as_the_student(lab: Path) -> None:
+    make_table(lab / "data" / "more.csv", rows=30, seed=5)
+    texts = (lab / "data" / "more.csv").read_text(encoding="utf-8").splitlines()
+    (lab / "data" / "more.csv").write_text("\n".join(line.split(",")[0] for line in texts) + "\n", encoding="utf-8")
+    command = f"{QUICK} --with_control --unlabelled_path data/more.csv --output_dir results/"
+    assert research_main.main(f"{command}gold".split(), QUICK_EXTRAS) == 0
+    assert research_main.main(f"{command}pseudo --control_labels pseudo".split(), QUICK_EXTRAS) == 0
+    gold, pseudo = (load_run(lab / "results" / name) for name in ("gold", "pseudo"))
+    steps: list[Any] = [history[-1]["global_step"] for history in (gold.control_history, pseudo.control_history, pseudo.history)]
+    assert steps[0] < steps[1] == steps[2]
+    np.testing.assert_array_equal(gold.predictions.probs["student"], pseudo.predictions.probs["student"])
+    assert not np.array_equal(gold.predictions.probs["control"], pseudo.predictions.probs["control"])
+    assert "the teacher's decisions on unlabelled rows" in (pseudo.path / "report.md").read_text(encoding="utf-8")
+    names = [row.name for row in gather_rows([gold.path, pseudo.path], None, "test", None, "seed")[0]]
+    assert "gold (control)" in names and "pseudo (control, pseudo-labels)" in names

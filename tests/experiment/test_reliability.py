@@ -43,6 +43,7 @@ from research.errors import InputError
 from research.experiment import dataset as dataset_room
 from research.experiment import inputs as inputs_room
 from research.experiment import runtime as runtime_room
+from research.experiment.command import STOP_SIGNALS
 from research.models.encoders import load_encoder, load_tokenizer
 from research.models.saved import load_classifier
 from research.storage.cache import Cache
@@ -177,7 +178,7 @@ def test_sweep_that_is_stopped_or_killed_or_loses_a_worker_ends_with_the_bytes_o
     assert not find_litter(place)
 
 
-@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("by", STOP_SIGNALS)
 @pytest.mark.parametrize(("step", "where"), [(2, "2 of 3"), (5, "2 of 6"), (11, "2 of 6")])
 def test_signal_leaves_a_checkpoint_of_that_step_and_the_run_goes_on_from_it(
     lab: Lab, expected: dict[str, bytes], by: signal.Signals, step: int, where: str
@@ -229,7 +230,7 @@ def test_overwriting_that_a_signal_stopped_goes_on_with_the_same_command(lab: La
     assert "resuming" not in lab.ends_like(expected, "--overwrite"), "a finished run is overwritten"
 
 
-@pytest.mark.parametrize("by", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("by", STOP_SIGNALS)
 def test_signal_before_the_run_is_claimed_is_an_interrupt_too(lab: Lab, expected: dict[str, bytes], by: signal.Signals) -> None:
     assert "the same command goes on" in interrupt(lab, "research.experiment.command.load_dataset", 1, by=by)
     assert not (lab.folder / "run").exists()
@@ -407,13 +408,11 @@ def link_out(folder: Path) -> None:
         path.symlink_to(blob)
 
 
-def link_subfolders(folder: Path) -> None:
-    """Move the subfolders of a model elsewhere and leave links."""
+def link_folder(folder: Path) -> None:
+    """Move the folder of a model elsewhere and leave a link."""
     store = folder.with_name(f"{folder.name} of elsewhere")
-    store.mkdir()
-    for path in [path for path in folder.iterdir() if path.is_dir()]:
-        path.rename(store / path.name)
-        path.symlink_to(store / path.name)
+    folder.rename(store)
+    folder.symlink_to(store)
 
 
 def scale_weights(path: Path, factor: float = 1.01) -> None:
@@ -433,11 +432,11 @@ def make_checkpoint(lab: Lab) -> Path:
 CHECKPOINT = ("--teacher_checkpoint", "checkpoint", "--no-with_control")
 
 
-@pytest.mark.parametrize("link", [link_out, link_subfolders])
+@pytest.mark.parametrize("link", [link_out, link_folder])
 def test_linked_checkpoint_whose_weights_change_gives_no_old_logits(lab: Lab, link: Callable[[Path], None]) -> None:
     link(make_checkpoint(lab))
     assert lab.run(*CHECKPOINT, "--output_dir", "before")[0] == 0
-    scale_weights((lab.folder / "checkpoint" / "encoder" / "model.safetensors").resolve())
+    scale_weights((lab.folder / "checkpoint" / "model.safetensors").resolve())
     assert lab.run(*CHECKPOINT)[0] == 0
     assert lab.run(*CHECKPOINT, "--output_dir", "fresh", "--cache_dir", "fresh_cache")[0] == 0
     before, after, fresh = (read_results(lab.folder / name) for name in ("before", "run", "fresh"))
@@ -450,7 +449,7 @@ def test_finished_run_whose_model_has_changed_is_refused(lab: Lab, model: str) -
     flags, folder, file = ["--no-with_control"], f"models/{model}", "model.safetensors"
     if model == "checkpoint":
         make_checkpoint(lab)
-        flags, folder, file = [*CHECKPOINT], "checkpoint", "encoder/model.safetensors"
+        flags, folder, file = [*CHECKPOINT], "checkpoint", "model.safetensors"
     assert lab.run(*flags)[0] == 0
     results = read_results(lab.folder / "run")
     path = lab.folder / folder / file
@@ -513,7 +512,7 @@ def test_weights_swapped_between_hashing_and_loading_poison_nothing(
 
 
 def test_checkpoint_swapped_while_it_is_loaded_is_loaded_again(lab: Lab) -> None:
-    path = make_checkpoint(lab) / "encoder" / "model.safetensors"
+    path = make_checkpoint(lab) / "model.safetensors"
     loads: list[str] = []
 
     def load(*arguments: Any, **keywords: Any) -> Any:
@@ -533,7 +532,7 @@ def test_checkpoint_swapped_while_it_is_loaded_is_loaded_again(lab: Lab) -> None
 
 def test_cached_teacher_altered_between_checking_and_loading_is_not_used(lab: Lab, expected: dict[str, bytes]) -> None:
     interrupt(lab, "research.experiment.teacher_stage.fetch_logits", 1)
-    path = next((lab.folder / "cache" / "teachers").glob("*/model/encoder/model.safetensors"))
+    path = next((lab.folder / "cache" / "teachers").glob("*/model/model.safetensors"))
     with pytest.MonkeyPatch.context() as patch:
         at_call(patch, "research.experiment.teacher_stage.load_classifier", 1, lambda: scale_weights(path))
         assert "was changed while it was in use" in lab.fails(2)

@@ -17,10 +17,11 @@ from support.small_runs import make_metrics
 import research_main
 from research.errors import FAILED, StopRequest
 from research.experiment import sweep as sweep_room
-from research.experiment import sweep_progress
+from research.experiment import sweep_progress, sweep_worker
 from research.experiment.command import Outcome
-from research.experiment.sweep import Task, run_in_worker, threads_per_run
+from research.experiment.sharing import threads_per_run
 from research.experiment.sweep_progress import SweepProgress
+from research.experiment.sweep_worker import Task, run_in_worker
 from research.experiment.workers import Event
 from research.flags import fields_of_kind
 from research.runs.directory import RunDirectory
@@ -196,14 +197,14 @@ def test_bug_in_a_run_is_one_line_and_its_traceback_is_in_the_runs_log(
     table: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(logging.getLogger(), "handlers", [])
-    monkeypatch.setattr(sweep_room, "redirect_output", lambda path: None)
+    monkeypatch.setattr(sweep_worker, "redirect_output", lambda path: None)
     config = ExperimentConfig(output_dir="out/one")
     task = Task(config, None, None, tmp_path / "sweep.log")
 
-    def broken(*_arguments: Any) -> Outcome:
+    def broken(*_arguments: Any, **_flags: Any) -> Outcome:
         raise RuntimeError("a bug of ours\nof two lines")
 
-    monkeypatch.setattr(sweep_room, "attempt", broken)
+    monkeypatch.setattr(sweep_worker, "attempt", broken)
     for begun, path in ((False, tmp_path / "sweep.log"), (True, Path("out/one/run.log"))):
         if begun:
             with RunDirectory(config.run_dir) as run_dir:
@@ -300,7 +301,7 @@ def test_each_worker_has_a_card_of_its_own_and_the_config_does_not_say_which(mon
     monkeypatch.setattr("torch.cuda.set_device", chosen.append)
     for device in ("auto", "cuda", "cuda:0", "cpu"):
         for worker in range(3):
-            sweep_room.settle_on_machine(Task(ExperimentConfig(device=device), None, None, Path("log")), worker)
+            sweep_worker.settle_on_machine(Task(ExperimentConfig(device=device), None, None, Path("log")), worker)
     assert chosen == [0, 1, 0, 0, 1, 0]
 
 

@@ -204,7 +204,7 @@ def test_log_of_the_weight_is_what_weighted_training_adds() -> None:
         ("--undo_class_weights --no-class_weights", "--undo_class_weights: takes back what --class_weights does"),
         (
             "--undo_class_weights --teacher_checkpoint some/teacher",
-            "--undo_class_weights: needs a teacher fine-tuned by this run",
+            "--undo_class_weights: needs teachers fine-tuned by this run",
         ),
         ("--ema_decay 1", "--ema_decay: must be at least 0 and at most 0.99999"),
     ],

@@ -10,12 +10,14 @@ import pytest
 import torch
 import transformers
 from support.builders import TOKENIZERS, make_table, make_texts
-from transformers import AutoModel
+from support.checkpoints import save_former
+from transformers import AutoModel, AutoModelForSequenceClassification
 
 from research.errors import InputError
 from research.models.classifiers import EncoderClassifier, StudentModel
 from research.models.cutting import cut_layers, find_layers, keep_layers, sample_ids
 from research.models.encoders import load_encoder, load_model_config, load_tokenizer
+from research.models.native import build_native
 from research.models.pooling import POOLINGS
 from research.models.reading import LARGEST_SIZE
 from research.models.saved import load_classifier, save_classifier
@@ -176,6 +178,31 @@ def test_longest_text_of_an_architecture_is_known_before_the_run(name: str, fold
         assert fault == f"{folders[name]}: takes at most {most} tokens, got --max_length {most + 1}"
 
 
+# Those whose classifier transformers does not have, or that holds another encoder.
+HEADLESS = {"funnel", "lfm2", "mamba"}
+
+
+@pytest.mark.parametrize("name", ARCHITECTURES)
+def test_native_head_of_an_architecture_is_saved_as_transformers_loads_it_or_refused(
+    name: str, folders: dict[str, str], tokenizer: Any, tmp_path: Path
+) -> None:
+    fault = fault_of(folders[name], Demands(16, "cls", native=True))
+    assert (fault is not None) == (name in HEADLESS), fault
+    if fault is not None:
+        assert "use --student_head mlp" in fault
+        return
+    torch.manual_seed(0)
+    student = build_native(load_encoder(folders[name], pooler=True), ("bully", "spam"), 0.1).eval()
+    save_classifier(student, tokenizer, tmp_path, {"labels": ["bully", "spam"]})
+    stock, report = AutoModelForSequenceClassification.from_pretrained(tmp_path, output_loading_info=True)
+    assert not any(report[keys] for keys in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    ids, mask = sample_ids(student.backbone_config)
+    # Some take other things between ids and mask, and FNet no mask.
+    inputs = {"input_ids": ids} if name == "fnet" else {"input_ids": ids, "attention_mask": mask}
+    with torch.no_grad():
+        torch.testing.assert_close(student(ids, mask)["logits"], stock.eval()(**inputs).logits, rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("layers", [LAYERS, 2])
 @pytest.mark.parametrize("name", ARCHITECTURES)
 def test_saved_student_gives_equal_logits(
@@ -277,7 +304,7 @@ def test_encoder_and_head_without_settings_take_the_pooling_of_the_flag(
     pooling: str, folders: dict[str, str], tokenizer: Any, tmp_path: Path
 ) -> None:
     student = StudentModel(folders["bert"], 2, pooling=pooling).eval()
-    save_classifier(student, tokenizer, tmp_path, {"labels": ["bully", "spam"]})
+    save_former(student, tokenizer, tmp_path, {})
     (tmp_path / "classifier.json").unlink()
     loaded = load_classifier(str(tmp_path), ("bully", "spam"), pooling=pooling).model.eval()
     assert isinstance(loaded, EncoderClassifier) and loaded.pooling == pooling
@@ -352,7 +379,12 @@ def test_tokenizer_file_of_another_version_is_one_line(content: str, tokenizer: 
 
 
 def test_settings_nested_past_all_measure_are_one_line(folders: dict[str, str], tokenizer: Any, tmp_path: Path) -> None:
-    save_classifier(StudentModel(folders["bert"], 2), tokenizer, tmp_path, {"labels": ["bully", "spam"]})
-    (tmp_path / "classifier.json").write_text("[" * 100_000, encoding="utf-8")
+    student, former = StudentModel(folders["bert"], 2), tmp_path / "former"
+    save_former(student, tokenizer, former, {})
+    (former / "classifier.json").write_text("[" * 100_000, encoding="utf-8")
     with pytest.raises(InputError, match=r"\A.*classifier\.json cannot be read: .+\Z"):
+        load_classifier(str(former))
+    save_classifier(student, tokenizer, tmp_path, {"labels": ["bully", "spam"]})
+    (tmp_path / "config.json").write_text("[" * 100_000, encoding="utf-8")
+    with pytest.raises(InputError, match=r"\A[^\n]+\Z"):
         load_classifier(str(tmp_path))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from support.checkpoints import (
     build_student,
     edit_json,
     logits_of,
+    save_former,
     text_batch,
     token_batch,
 )
@@ -76,10 +78,11 @@ def test_saved_student_gives_equal_logits_and_keeps_its_settings(bert: Path, tmp
     assert loaded.settings.items() >= settings.items()
 
 
-def test_saved_encoder_config_holds_no_private_attention_name(bert: Path, tmp_path: Path) -> None:
-    save_student(build_student(bert), bert, tmp_path / "student")
-    assert RECORDED_SDPA not in (tmp_path / "student" / "encoder" / "config.json").read_text(encoding="utf-8")
-    assert transformers.AutoModel.from_pretrained(tmp_path / "student" / "encoder").config.num_hidden_layers == 2
+def test_saved_config_holds_neither_a_private_attention_name_nor_a_path(bert: Path, tmp_path: Path) -> None:
+    folder = save_student(build_student(bert), bert, tmp_path / "student")
+    for path in folder.glob("*.json"):
+        written = path.read_text(encoding="utf-8")
+        assert RECORDED_SDPA not in written and str(bert) not in written and "_name_or_path" not in written
 
 
 @pytest.mark.parametrize("wanted", [("spam", "bully", "threat"), ("THREAT", "Bully", "spam"), ("threat",)])
@@ -118,8 +121,7 @@ def test_sequence_classifier_is_the_same_after_saving(tmp_path: Path) -> None:
     second = load_classifier(str(tmp_path / "ours"), LABELS)
     batch = text_batch(first.tokenizer)
     assert torch.equal(logits_of(first.model, batch), logits_of(second.model, text_batch(second.tokenizer)))
-    written = (tmp_path / "ours" / "sequence_classifier" / "config.json").read_text(encoding="utf-8")
-    assert RECORDED_SDPA not in written
+    assert RECORDED_SDPA not in (tmp_path / "ours" / "config.json").read_text(encoding="utf-8")
 
 
 def test_sequence_classifier_gives_states_and_maps_too(tmp_path: Path) -> None:
@@ -155,28 +157,46 @@ def test_checkpoint_without_a_tokenizer_is_an_error(tmp_path: Path) -> None:
     assert "no tokenizer" in fault_of(tmp_path)
 
 
-def test_missing_head_beside_an_encoder_is_an_error(bert: Path, tmp_path: Path) -> None:
-    save_student(build_student(bert), bert, tmp_path / "student")
-    (tmp_path / "student" / "classifier.safetensors").unlink()
-    assert "no head beside encoder/" in fault_of(tmp_path / "student")
+def save_former_student(bert: Path, folder: Path) -> Path:
+    return save_former(build_student(bert), load_tokenizer(str(bert)), folder, {"labels": list(LABELS), "max_length": 32})
+
+
+def test_missing_head_is_an_error_in_every_layout(bert: Path, tmp_path: Path) -> None:
+    former = save_former_student(bert, tmp_path / "former")
+    (former / "classifier.safetensors").unlink()
+    assert "no head beside encoder/" in fault_of(former)
+    folder = save_student(build_student(bert), bert, tmp_path / "student")
+    weights = load_file(folder / "model.safetensors")
+    save_file({name: of for name, of in weights.items() if name.startswith("encoder.")}, folder / "model.safetensors")
+    assert "model.safetensors holds no head; expected 0.bias, 0.weight" in fault_of(folder)
+    (folder / "model.safetensors").unlink()
+    assert "model.safetensors cannot be read" in fault_of(folder)
 
 
 def rewrite_head(folder: Path, head: dict[str, torch.Tensor]) -> None:
-    save_file(head, folder / "classifier.safetensors")
+    """Put these tensors in the place of a folder's head, whichever layout it has."""
+    if (folder / "classifier.safetensors").exists():
+        save_file(head, folder / "classifier.safetensors")
+    else:
+        encoder = {name: of for name, of in load_file(folder / "model.safetensors").items() if name.startswith("encoder.")}
+        save_file(
+            encoder | {f"classifier.{name}": of for name, of in head.items()}, folder / "model.safetensors", {"format": "pt"}
+        )
 
 
 def test_head_that_does_not_fit_is_an_error_saying_why(bert: Path, tmp_path: Path) -> None:
-    folder = save_student(build_student(bert), bert, tmp_path / "student")
-    head = load_file(folder / "classifier.safetensors")
-    for changes, complaint in (
-        ({"0.weight": torch.zeros(8, 20)}, "takes vectors of 20, its encoder gives 16"),
-        ({"3.weight": torch.zeros(4, 8), "3.bias": torch.zeros(4)}, "4 outputs for 3 labels"),
-        ({"3.weight": torch.zeros(3, 9)}, "do not fit each other"),
-        ({"0.bias": torch.zeros(9)}, "do not fit each other"),
-        ({"0.weight": torch.zeros(16)}, "do not fit each other"),
-    ):
-        rewrite_head(folder, head | changes)
-        assert complaint in fault_of(folder)
+    former = save_former_student(bert, tmp_path / "former")
+    head = load_file(former / "classifier.safetensors")
+    for folder in (former, save_student(build_student(bert), bert, tmp_path / "student")):
+        for changes, complaint in (
+            ({"0.weight": torch.zeros(8, 20)}, "takes vectors of 20, its encoder gives 16"),
+            ({"3.weight": torch.zeros(4, 8), "3.bias": torch.zeros(4)}, "4 outputs for 3 labels"),
+            ({"3.weight": torch.zeros(3, 9)}, "do not fit each other"),
+            ({"0.bias": torch.zeros(9)}, "do not fit each other"),
+            ({"0.weight": torch.zeros(16)}, "do not fit each other"),
+        ):
+            rewrite_head(folder, head | changes)
+            assert complaint in fault_of(folder)
 
 
 def test_head_file_of_other_keys_is_an_error_listing_them(bert: Path, tmp_path: Path) -> None:
@@ -254,9 +274,24 @@ def test_damaged_head_file_is_an_error(name: str, content: bytes, bert: Path, tm
     "content", ["[]", "not json", '{"labels": 3}', '{"labels": [1]}', '{"pooling": "max"}', '{"dropout": "x"}']
 )
 def test_altered_settings_of_a_classifier_are_an_error(content: str, bert: Path, tmp_path: Path) -> None:
-    folder = save_student(build_student(bert), bert, tmp_path / "student")
-    (folder / "classifier.json").write_text(content, encoding="utf-8")
-    assert "classifier.json" in fault_of(folder)
+    former = save_former_student(bert, tmp_path / "former")
+    (former / "classifier.json").write_text(content, encoding="utf-8")
+    assert "classifier.json" in fault_of(former)
+    if content != "not json":
+        folder = save_student(build_student(bert), bert, tmp_path / "student")
+        edit_json(folder / "config.json", classifier_settings=json.loads(content))
+        assert "config.json does not describe a classifier under classifier_settings" in fault_of(folder)
+
+
+def test_folders_of_former_versions_load_as_they_did(bert: Path, tmp_path: Path) -> None:
+    student, tokenizer = build_student(bert, pooling="mean"), load_tokenizer(str(bert))
+    settings = {"labels": list(LABELS), "max_length": 32, "text_normalization": "nfc", "thresholds": dict.fromkeys(LABELS, 0.4)}
+    loaded = load_classifier(str(save_former(student, tokenizer, tmp_path / "former", settings)), LABELS)
+    assert torch.equal(logits_of(loaded.model, text_batch(loaded.tokenizer)), logits_of(student, text_batch(tokenizer)))
+    assert loaded.settings == settings | {"classifier_width": 8, "dropout": 0.1, "pooling": "mean"}
+    theirs = SequenceClassifier(save_sequence_classifier(tmp_path / "theirs", LABELS), range(3))
+    again = load_classifier(str(save_former(theirs, tokenizer, tmp_path / "again", settings)), LABELS).model
+    assert torch.equal(logits_of(again, token_batch()), logits_of(theirs, token_batch()))
 
 
 def test_labels_match_by_exact_name_before_ignoring_case() -> None:

@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from research.report.numbers import format_interval, format_number, format_p_value
+from research.report.numbers import format_interval, format_number, format_p_value, format_threshold
 
 
 @pytest.mark.parametrize(
@@ -29,3 +29,10 @@ def test_an_interval_or_a_p_value_that_is_missing_is_empty(missing: float | None
 
 def test_small_p_values_are_bounded() -> None:
     assert (format_p_value(0.0004), format_p_value(0.02)) == ("<0.001", "0.020")
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.34567, "0.3457"), (0.0000123, "1.2e-05"), (0.00005, "0.0001"), (0.0, "0.0000"), (None, "")]
+)
+def test_a_small_threshold_is_not_written_as_none(value: float | None, text: str) -> None:
+    assert format_threshold(value) == text

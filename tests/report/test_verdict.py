@@ -16,6 +16,7 @@ from research.evaluation.metrics import build_metrics
 from research.report.intervals import Resampled, resample_run
 from research.report.run_page import write_report
 from research.report.verdict import describe_verdict, list_improving
+from research.runs.folds import aggregate_folds
 from research.runs.run import Run, load_run
 
 
@@ -131,3 +132,22 @@ def test_flags_that_differ_from_their_defaults_are_listed(tmp_path: Path) -> Non
     path = write_run(tmp_path / "run")  # whose alpha is the default
     report = report_of(path)
     assert "| `--lr` | 1.5e-06 | 2e-05 |" in report and "`--kd_alpha`" not in report
+
+
+def test_report_of_folds_opens_with_the_scores_of_all_rows(tmp_path: Path) -> None:
+    pooled = {
+        "rows": 240,
+        "texts": 230,
+        "scores": {"f1_macro": {model: {"value": 0.71234, "low": 0.7, "high": 0.73} for model in ("teacher", "student")}},
+        "gap": {"f1_macro": {"value": -0.02, "low": -0.03, "high": -0.01}},
+        "kept": {"share": 0.99, "f1_macro": {"bound": -0.02, "kept": False, "rows_needed": 9000}},
+    }
+    for fold in (1, 2):
+        write_run(tmp_path / "run" / f"fold_{fold}")
+    folds = [load_run(tmp_path / "run" / f"fold_{fold}") for fold in (1, 2)]
+    (tmp_path / "run" / "config.json").write_text((tmp_path / "run" / "fold_1" / "config.json").read_text())
+    write_report(tmp_path / "run", aggregate_folds([fold.metrics for fold in folds]) | {"pooled": pooled}, plots=False)
+    report = (tmp_path / "run" / "report.md").read_text(encoding="utf-8")
+    assert "| macro-F1 at 0.5 | 0.7123 (0.7000 to 0.7300) | 0.7123 (0.7000 to 0.7300) | -0.0200 (-0.0300 to -0.0100) |" in report
+    assert "the student is below its teacher by 0.0200 (95 % interval -0.0300 to -0.0100)" in report
+    assert "over all 240 rows of 230 distinct texts" in report and "9,000 (macro-F1 at 0.5)" in report

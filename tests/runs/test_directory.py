@@ -135,3 +135,13 @@ def test_preview_refuses_what_the_claim_would_and_takes_nothing(tmp_path: Path) 
     assert run.preview(CONFIG) == "finished"
     with pytest.raises(InputError, match="another config"):
         run.preview({**CONFIG, "kd_alpha": 0.5})
+
+
+def test_claim_of_a_killed_process_in_a_finished_run_goes_with_its_other_leavings(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run")
+    code = "import sys, os; from pathlib import Path; from research.storage.claims import Claim; "
+    killed = code + "Claim(Path(sys.argv[1])).acquire(); os._exit(9)"
+    subprocess.run([sys.executable, "-c", killed, str(path / ".lock")], cwd=ROOT, check=False)
+    assert (path / ".lock").exists()
+    RunDirectory(path).drop_leavings()
+    assert not list(path.glob(".lock*"))

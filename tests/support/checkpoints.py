@@ -7,9 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 from torch import nn
 
-from research.models.classifiers import StudentModel, TextClassifier
+from research.models.classifiers import EncoderClassifier, SequenceClassifier, StudentModel, TextClassifier
 from support.builders import make_texts
 
 ARCHITECTURES = ("bert", "electra", "distilbert", "mobilebert", "xlm-roberta", "roberta", "albert", "deberta-v2")
@@ -51,3 +52,18 @@ def build_student(folder: Path, num_labels: int = 3, **options: Any) -> StudentM
 
 def edit_json(path: Path, **changes: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text(encoding="utf-8")) | changes), encoding="utf-8")
+
+
+def save_former(model: TextClassifier, tokenizer: Any, folder: Path, settings: dict[str, Any]) -> Path:
+    """Save a classifier as the versions up to 0.1 and those after it did, with its parts in folders below."""
+    tokenizer.save_pretrained(folder / "tokenizer")
+    own = dict(settings)
+    if isinstance(model, EncoderClassifier):
+        model.encoder.save_pretrained(folder / "encoder")  # type: ignore[operator]
+        own |= {"classifier_width": model.classifier[0].out_features, "dropout": 0.1, "pooling": model.pooling}
+        save_file(dict(model.classifier.state_dict()), folder / "classifier.safetensors")
+    else:
+        assert isinstance(model, SequenceClassifier)
+        model.model.save_pretrained(folder / "sequence_classifier")  # type: ignore[operator]
+    (folder / "classifier.json").write_text(json.dumps(own), encoding="utf-8")
+    return folder
