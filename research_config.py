@@ -105,6 +105,7 @@ DECIDED = {
     "student": "the student's training, with a teacher or without",
     "distillation": "what the student learns from the teacher",
     "control": "the control beside the student, which changes no other model",
+    "scores": "how the models are scored, which changes none of them",
     "tfidf": "the fit of the model on character n-grams",
     "machine": "the last digits of the results, by where and in which order they are computed",
     "place": "nothing in the results: where they are written, how the work is shared, whether it may begin",

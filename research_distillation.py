@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from research.components import COMPONENT_NAMES
 from research.distributed import ALONE, World
 from research.errors import StopRequest, TrainingFault, describe_fault, naming_lack_of_memory
-from research.evaluation.metrics import DEFAULT_THRESHOLD, compute_metrics
+from research.evaluation.metrics import compute_metrics
 from research.evaluation.predict import evaluating
+from research.evaluation.thresholds import DEFAULT_THRESHOLD
 from research.kd.averaging import AveragedWeights
 from research.kd.loop import EpochLoop, TrainingResult, Validate
 from research.kd.losses import MultiLabelDistillationLoss, compute_attention_loss, compute_hidden_state_loss

@@ -43,7 +43,7 @@ from research.evaluation.bootstrap import bootstrap, build_metric, score_texts
 from research.evaluation.calibration import sigmoid
 from research.evaluation.gain import describe_gain, measure_gain
 from research.evaluation.inference import Scored, difference, holm
-from research.evaluation.metrics import choose_thresholds
+from research.evaluation.thresholds import choose_thresholds
 from research.names import METRIC_OF
 
 METRICS = ("f1_macro", "f1_macro_tuned", "average_precision_macro")

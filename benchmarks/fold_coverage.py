@@ -44,7 +44,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 from research.evaluation.bootstrap import Metric, bootstrap, build_metric, score_texts, take_answers
 from research.evaluation.folds import build_fold_metrics, gather_folds, stack_seeds
 from research.evaluation.inference import Scored, difference, estimate
-from research.evaluation.metrics import choose_thresholds
+from research.evaluation.thresholds import choose_thresholds
 from research.names import METRIC_OF
 
 METRICS = ("f1_macro", "f1_macro_tuned", "average_precision_macro")

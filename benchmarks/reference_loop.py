@@ -36,7 +36,8 @@ from common import Timing, timed
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from research.evaluation.metrics import DEFAULT_THRESHOLD, compute_metrics
+from research.evaluation.metrics import compute_metrics
+from research.evaluation.thresholds import DEFAULT_THRESHOLD
 from research.experiment.dataset import load_dataset
 from research.experiment.inputs import load_inputs
 from research.kd.loop import schedule

@@ -5,12 +5,12 @@
 
 Sides: plain fine-tuning of the student (labels only; the limit); the same with a last layer that computes every
 position, as fine-tuning does elsewhere and as hidden states need it; distillation with every --kd_method from the
-cache, and with the teacher run live. All go through `DistillationTrainer.fit`, collating included. Evaluation
-and tokenising are timed against the reference loop's way: batches of 32 in dataset order padded to 128, with
-eager attention or with the fused kernel, and one call of the tokenizer per row.
-
-`share_of_matmul_rate` is how near a step comes to the machine: the operations of its matrix products over its time,
-over the rate of one large product in the same precision (it has no embedding look-up, norm or optimizer to pay for).
+cache, and with the teacher run live; and each further loss, and averaged weights, beside logit. All go through
+`DistillationTrainer.fit`, collating included. Evaluation and tokenising are timed against the reference loop's way:
+batches of 32 in dataset order padded to 128, with eager attention or with the fused kernel, and one call of the
+tokenizer per row. `share_of_matmul_rate` is how near a step comes to the machine: the operations of its matrix
+products over its time, over the rate of one large product in the same precision (it has no embedding look-up, norm or
+optimizer to pay for).
 """
 
 from __future__ import annotations
@@ -48,6 +48,14 @@ from research_data import Comments, load_comments
 from research_distillation import DistillationTrainer
 
 LIVE_METHODS = ("logit", "multi_level")
+# What is added to distillation of logits, by the side's name.
+ADDED: dict[str, dict[str, Any]] = {
+    "logit_pearson": {"rank_loss_weight": 0.5},
+    "logit_pairwise": {"rank_loss_weight": 0.5, "rank_objective": "pairwise"},
+    "logit_annealed": {"anneal_labels": True},
+    "logit_undone": {"undo_class_weights": True},
+    "logit_averaged": {"ema_decay": 0.99},
+}
 PLAIN = "plain"
 PLAIN_WHOLE = "plain_whole"
 BYTES_PER_PADDED_TOKEN = 16  # an int64 id and its int64 mask
@@ -125,9 +133,9 @@ def build_sides(bench: Bench, layers: int) -> dict[str, Side]:
     """Return every kind of step for a student of `layers` layers; each trains a copy of the same student."""
     student = common.build_student(bench.arguments.model, len(bench.comments.label_names), layers)
 
-    def build_side(method: str, *, live: bool) -> Side:
+    def build_side(method: str, *, live: bool, **settings: Any) -> Side:
         distils = method in KD_METHODS
-        config = bench.config(kd_method=method if distils else "logit")
+        config = bench.config(kd_method=method if distils else "logit", **settings)
         teacher: TextClassifier | TeacherTargets | None = None
         if distils:
             teacher = bench.teacher.model if live else bench.keep_teacher(config, layers)
@@ -137,12 +145,13 @@ def build_sides(bench: Bench, layers: int) -> dict[str, Side]:
 
         def train() -> None:
             with patch.dict(POSITIONWISE_PARTS, clear=method == PLAIN_WHOLE):
-                trainer.fit(loader, lambda _: {config.select_by: 0.0})
+                trainer.fit(loader, lambda _: {config.select_by: 0.0}, torch.ones(len(label_names)))
 
         return lambda: common.time_last_steps(train, bench.steps, bench.arguments.device)
 
     sides = {name: build_side(name, live=False) for name in (PLAIN, PLAIN_WHOLE)}
     sides |= {f"{method}_cached": build_side(method, live=False) for method in KD_METHODS}
+    sides |= {name: build_side("logit", live=False, **settings) for name, settings in ADDED.items()}
     return sides | {f"{method}_live": build_side(method, live=True) for method in LIVE_METHODS}
 
 

@@ -74,6 +74,7 @@ def test_step_times_every_method_against_plain_fine_tuning(inputs, capsys):
     result = read_result(capsys)
     timed = result["steps"]["2_layers"]
     methods = {"logit_cached", "hidden_cached", "attention_cached", "multi_level_cached", "logit_live", "multi_level_live"}
+    methods |= {f"logit_{name}" for name in ("pearson", "pairwise", "annealed", "undone", "averaged")}
     for plain, other in (("plain", "plain_whole"), ("plain_whole", "plain")):
         ratios = timed[f"over_{plain}"]
         assert set(ratios) == methods | {other}

@@ -13,11 +13,11 @@ import numpy as np
 import numpy.typing as npt
 
 from research.evaluation.calibration import compute_calibration_error, fit_temperature, logit, mean_or_nan, sigmoid
+from research.evaluation.thresholds import DEFAULT_THRESHOLD, choose_thresholds
 from research.names import HEADLINE_METRIC, METRICS, PARTS, metrics_of
 
 FloatArray = npt.NDArray[np.floating[Any]]
 LabelledProbs = tuple[FloatArray, FloatArray]
-DEFAULT_THRESHOLD = 0.5
 
 
 @dataclass(frozen=True)
@@ -198,49 +198,6 @@ def compute_agreement(teacher_probs: FloatArray, student_probs: FloatArray, labe
     }
 
 
-def choose_thresholds(labels: FloatArray, probs: FloatArray) -> npt.NDArray[np.float64]:
-    """Return the (C,) cut-offs that maximise each label's F1.
-
-    Call this on validation data only; the test split uses the result as given. A label with no
-    positives keeps 0.5, since every cut-off scores zero. Every cut is tried: only the order of the
-    scores matters, so there are at most N. A cut lies midway between neighbouring scores, and of
-    equally good ones the nearest to 0.5 is taken. For calibrated scores the best cut is half the best
-    F1, so values well under 0.5 are expected (Lipton, Elkan and Naryanaswamy, "Optimal Thresholding of
-    Classifiers to Maximize F1 Measure", 2014).
-    """
-    labels, probs = np.asarray(labels, dtype=np.float64), np.asarray(probs, dtype=np.float64)
-    assert labels.shape == probs.shape and labels.ndim == 2, (labels.shape, probs.shape)
-    known = ~np.isnan(labels)
-    return np.array(
-        [
-            _choose_threshold(labels[known[:, column], column] == 1, probs[known[:, column], column])
-            for column in range(labels.shape[1])
-        ]
-    )
-
-
-def _choose_threshold(positive: npt.NDArray[np.bool_], probs: FloatArray) -> float:
-    """Return one label's best cut; both arguments are (K,) known cells."""
-    num_positives = int(positive.sum())
-    if num_positives == 0:
-        return DEFAULT_THRESHOLD
-    order = np.argsort(-probs, kind="stable")
-    scores = probs[order]  # falling
-    true_positives = np.cumsum(positive[order])
-    predicted = np.arange(1, len(scores) + 1)
-
-    # A cut after position k says yes to the k + 1 highest scores; equal scores cannot be parted.
-    below = np.append(scores[1:], min(0.0, scores[-1]))
-    separable = np.append(scores[:-1] > scores[1:], True)
-    midpoints = (scores + below) / 2
-    # Between adjacent floats the midpoint rounds down to the lower one, which would let it through.
-    cuts = np.where(midpoints > below, midpoints, scores)[separable]
-    # Equal ratios of whole numbers round to equal floats, so ties are exact.
-    f1 = (2 * true_positives / (predicted + num_positives))[separable]
-    best_cuts = cuts[f1 == f1.max()]
-    return float(best_cuts[np.argmin(np.abs(best_cuts - DEFAULT_THRESHOLD))])
-
-
 def compute_soft_loss(
     teacher_probs: FloatArray,
     student_probs: FloatArray,
@@ -266,14 +223,14 @@ def compute_soft_loss(
 
 
 def evaluate_model(
-    label_names: Sequence[str], *, validation: LabelledProbs, test: LabelledProbs
+    label_names: Sequence[str], *, validation: LabelledProbs, test: LabelledProbs, threshold_rule: str = "best_f1"
 ) -> tuple[dict[str, Any], dict[str, float]]:
     """Score one model on both parts, at 0.5 and at thresholds tuned on validation.
 
     Parts are (labels, probs), each (N, C). Returns {part: {"at_0.5": M, "tuned": M, "calibration": ...}} and
     {label: threshold}. The temperature of "calibration" is fitted on validation as well.
     """
-    thresholds = choose_thresholds(*validation)
+    thresholds = choose_thresholds(*validation, threshold_rule)
     temperature = fit_temperature(validation[0], logit(validation[1]))
     scores = {
         part: {
@@ -293,7 +250,10 @@ def keep_spoken(labels: FloatArray, probs: FloatArray) -> LabelledProbs:
 
 
 def score_teachers(
-    label_names: Sequence[str], labels: Mapping[str, FloatArray], probs: Mapping[str, Mapping[str, FloatArray]]
+    label_names: Sequence[str],
+    labels: Mapping[str, FloatArray],
+    probs: Mapping[str, Mapping[str, FloatArray]],
+    threshold_rule: str = "best_f1",
 ) -> dict[str, Any]:
     """Score each of several teachers by itself, as `evaluate_model` does.
 
@@ -305,7 +265,8 @@ def score_teachers(
     scores = {}
     for name, parts in probs.items():
         known = {part: keep_spoken(labels[part], parts[part]) for part in PARTS}
-        scores[name], _ = evaluate_model(label_names, **known)
+        validation, test = (known[part] for part in PARTS)
+        scores[name], _ = evaluate_model(label_names, validation=validation, test=test, threshold_rule=threshold_rule)
         scores[name]["rows"] = {part: int((~np.isnan(parts[part])).any(axis=1).sum()) for part in PARTS}
     return scores
 
@@ -319,6 +280,7 @@ def build_metrics(
     kd_temperature: float = 1.0,
     t_squared: bool = True,
     teacher_shift: FloatArray | float = 0.0,
+    threshold_rule: str = "best_f1",
     softened: Mapping[str, FloatArray] | None = None,
 ) -> dict[str, Any]:
     """Assemble the content of metrics.json, unrounded.
@@ -330,6 +292,7 @@ def build_metrics(
         training: deterministic facts of the training, kept as they are.
         kd_temperature: softening for the soft loss, which says how far a student is from its teacher.
         teacher_shift: (C,) what training took off the teacher's logits for the soft loss; its own scores keep it.
+        threshold_rule: how the tuned thresholds of every model are chosen on validation.
         softened: {part: (N, C)} what the teacher's softened probabilities are made from, where several were averaged.
 
     The headline is macro-F1 on the test part at 0.5, which needs no tuned number to be repeated: the
@@ -347,19 +310,23 @@ def build_metrics(
             label_names,
             validation=(labels["validation"], parts["validation"]),
             test=(labels["test"], parts["test"]),
+            threshold_rule=threshold_rule,
         )
     for model, name in (("student", "agreement"), ("control", "control_agreement")):
-        if "teacher" not in probs or model not in probs:
+        if not {"teacher", model} <= probs.keys():
             continue
-        pairs = {part: (probs["teacher"][part], probs[model][part]) for part in PARTS}
-        metrics[name] = {part: compute_agreement(*pair, label_names) for part, pair in pairs.items()}
-        for part, (teacher, student) in pairs.items():
-            target = teacher if softened is None else softened[part]
-            scored = compute_soft_loss(target, student, kd_temperature, t_squared=t_squared, teacher_shift=teacher_shift)
-            metrics[model][part] |= scored
-    model, (thresholds, name) = "student" if "student" in probs else "teacher", HEADLINE_METRIC.path
-    value = metrics[model]["test"][thresholds][name]
-    return metrics | {"headline": {"model": model, "part": "test", "metric": name, "value": value}}
+        metrics[name] = {part: compute_agreement(probs["teacher"][part], probs[model][part], label_names) for part in PARTS}
+        for part, student in probs[model].items():
+            target = (softened or probs["teacher"])[part]
+            soft = compute_soft_loss(target, student, kd_temperature, t_squared=t_squared, teacher_shift=teacher_shift)
+            metrics[model][part] |= soft
+    return metrics | {"headline": _pick_headline(metrics)}
+
+
+def _pick_headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
+    model = "student" if "student" in metrics else "teacher"
+    thresholds, name = HEADLINE_METRIC.path
+    return {"model": model, "part": "test", "metric": name, "value": metrics[model]["test"][thresholds][name]}
 
 
 def most_disagreeing(teacher_probs: FloatArray, student_probs: FloatArray, count: int) -> npt.NDArray[np.int64]:

@@ -125,6 +125,7 @@ def score(
         kd_temperature=config.kd_temperature,
         t_squared=config.t_squared,
         teacher_shift=np.log(compute_class_weights(labels["train"], names)[0]) if config.undo_class_weights else 0.0,
+        threshold_rule=config.threshold_rule,
         softened=None if answers is None else {part: sigmoid(values) for part, values in answers.softened.items()},
     )
     if answers is not None and (len(answers.single) > 1 or TEACHER_TABLE in answers.single):
@@ -146,7 +147,7 @@ def score(
 def score_single_teachers(labels: Mapping[str, NDArray[np.float32]], answers: TeacherAnswers, inputs: Inputs) -> dict[str, Any]:
     """Return the scores of each teacher by itself and, of a table, the share of each part's rows that it speaks of."""
     probs = {name: {part: sigmoid(values) for part, values in parts.items()} for name, parts in answers.single.items()}
-    scores = score_teachers(inputs.comments.label_names, labels, probs)
+    scores = score_teachers(inputs.comments.label_names, labels, probs, inputs.config.threshold_rule)
     if (table := inputs.teacher_table) is not None:
         rows = {part: getattr(inputs.split, part) for part in ALL_PARTS}
         scores[TEACHER_TABLE]["coverage"] = {

@@ -17,7 +17,8 @@ from torch import nn
 
 from research.errors import naming_flag
 from research.evaluation.calibration import sigmoid
-from research.evaluation.metrics import choose_thresholds, keep_spoken
+from research.evaluation.metrics import keep_spoken
+from research.evaluation.thresholds import choose_thresholds
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
 from research.experiment.teacher_stage import ask_teachers, prepare_targets, training_rows
@@ -79,7 +80,7 @@ def train_control(teachers: Ensemble | None, context: RunContext) -> TrainedStud
 def pseudo_label(teachers: Ensemble, rows: NDArray[np.int64], context: RunContext) -> NDArray[np.float32]:
     """Return the labels of all rows (N, C), those of `split.unlabelled` as the teacher decides, nan where it says nothing.
 
-    It decides at the thresholds that are best for its F1 on validation, by which metrics.json judges it.
+    It decides at the thresholds that are best for its F1 on validation; --threshold_rule scores models and makes none.
 
     Args:
         rows: Of the student's training, for which the teachers' logits are in the cache.

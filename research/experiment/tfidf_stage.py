@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from research.evaluation.calibration import sigmoid
 from research.evaluation.efficiency import LATENCY_BATCH, MOST_ROUNDS
-from research.evaluation.metrics import DEFAULT_THRESHOLD, compute_metrics
+from research.evaluation.metrics import compute_metrics
+from research.evaluation.thresholds import DEFAULT_THRESHOLD
 from research.experiment.context import RunContext
 from research.models.tfidf import INVERSE_PENALTIES, TfidfClassifier, TfidfTrainer, load_tfidf, save_tfidf
 from research.names import PARTS

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from torch import nn
 
 from research.evaluation.calibration import sigmoid
-from research.evaluation.metrics import DEFAULT_THRESHOLD, compute_metrics
+from research.evaluation.metrics import compute_metrics
 from research.evaluation.predict import predict_logits
+from research.evaluation.thresholds import DEFAULT_THRESHOLD
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs
 from research.kd.loop import TrainingResult

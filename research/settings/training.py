@@ -44,6 +44,14 @@ class TrainingSettings:
         choices=SCORES_PER_EPOCH,
         decides=(*BOTH_MODELS, "tfidf"),
     )
+    threshold_rule: str = setting(
+        "best_f1",
+        "training",
+        "how the tuned thresholds of every model are chosen on validation: best_f1: each label's best F1; half_f1: half the "
+        "best F1 of the label's calibrated probabilities; shrunk: best_f1 drawn toward one cut for all labels",
+        choices=("best_f1", "half_f1", "shrunk"),
+        decides="scores",
+    )
     early_stopping_patience: int = setting(
         5, "training", "epochs without a better --select_by before stopping", check=between(1), decides=BOTH_MODELS
     )

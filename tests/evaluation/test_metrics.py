@@ -8,8 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from sklearn import metrics as sk
 from support.classifiers import NAMES, random_case
 
@@ -18,19 +16,14 @@ from research.evaluation.calibration import (
 )
 from research.evaluation.metrics import (
     build_metrics,
-    choose_thresholds,
     compute_agreement,
     compute_metrics,
     compute_soft_loss,
     evaluate_model,
     majority_baseline,
 )
+from research.evaluation.thresholds import choose_thresholds
 from research.kd.losses import soft_bce_loss
-
-
-def f1_at(labels: np.ndarray, probs: np.ndarray, threshold: float) -> float:
-    predicted = probs >= threshold
-    return 2 * (predicted & (labels == 1)).sum() / max(predicted.sum() + labels.sum(), 1)
 
 
 def test_metrics_match_scikit_learn_on_complete_labels() -> None:
@@ -134,59 +127,6 @@ def test_twelve_thousand_rows_take_under_a_third_of_a_second() -> None:
         compute_metrics(labels, probs, 0.5, list("abcde"))
         durations.append(time.perf_counter() - started)
     assert min(durations) < 0.3
-
-
-@settings(max_examples=200, deadline=None)
-@given(
-    st.lists(
-        st.tuples(
-            st.sampled_from([0.0, 1.0, np.nan]),
-            st.one_of(st.sampled_from([0.0, 0.25, 0.5, 1.0]), st.floats(0, 1)),
-        ),
-        min_size=1,
-        max_size=30,
-    )
-)
-def test_no_cut_beats_the_chosen_threshold(cells: list[tuple[float, float]]) -> None:
-    labels, probs = np.array(cells).T
-    threshold = choose_thresholds(labels[:, None], probs[:, None])[0]
-    known = ~np.isnan(labels)
-    labels, probs = labels[known], probs[known]
-    if not labels.any():
-        assert threshold == 0.5
-        return
-    best = max(f1_at(labels, probs, cut) for cut in [*probs, 2.0])
-    assert 0 <= threshold <= 1
-    assert f1_at(labels, probs, threshold) == best
-
-
-def test_threshold_lies_midway_between_the_scores_it_parts() -> None:
-    labels = np.array([[0.0], [0.0], [1.0], [1.0]])
-    probs = np.array([[0.1], [0.2], [0.3], [0.9]])
-    assert choose_thresholds(labels, probs) == pytest.approx([0.25])
-
-
-def test_equal_f1_takes_the_cut_nearest_to_one_half() -> None:
-    # Yes to the first or to all four: precision 1, recall 1/2 or precision 1/2, recall 1.
-    labels = np.array([[1.0], [0.0], [0.0], [1.0]])
-    probs = np.array([[0.9], [0.7], [0.3], [0.04]])
-    assert f1_at(labels, probs, 0.8) == f1_at(labels, probs, 0.02)
-    assert choose_thresholds(labels, probs) == pytest.approx([0.8])
-
-
-def test_adjacent_floats_are_parted() -> None:
-    low = 0.3
-    high = np.nextafter(low, 1)
-    threshold = choose_thresholds(np.array([[0.0], [1.0]]), np.array([[low], [high]]))[0]
-    assert low < threshold <= high
-
-
-def test_threshold_of_calibrated_scores_is_half_the_best_f1() -> None:
-    rng = np.random.default_rng(0)
-    probs = rng.beta(0.5, 2.0, size=(200_000, 1))
-    labels = (rng.random(probs.shape) < probs).astype(float)
-    threshold = choose_thresholds(labels, probs)[0]
-    assert threshold == pytest.approx(f1_at(labels, probs, threshold) / 2, abs=0.03)
 
 
 def test_agreement_matches_a_hand_computation() -> None:
