@@ -33,6 +33,7 @@ from research.settings.data import DataSettings
 from research.settings.runtime import RuntimeSettings
 from research.settings.student import StudentSettings, check_student_flags
 from research.settings.sweep import SweepSettings, check_sweep_flags
+from research.settings.teacher import TeacherSettings
 from research.settings.training import TrainingSettings
 
 
@@ -117,10 +118,10 @@ GROUPS = ("what to run", "sweep", "data", "teacher", "student", "distillation", 
 
 
 @dataclass(frozen=True)
-class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings, StudentSettings, SweepSettings):
+class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings, TeacherSettings, StudentSettings, SweepSettings):
     """Every setting of one run; a field and its flag have the same name.
 
-    Those of the data, of training, of the machine, of a sweep and of the student stand in
+    Those of the data, of training, of the machine, of a sweep, of teachers and of the student stand in
     `research.settings`. `None` means "found from the data or the machine" and is resolved before
     training. Variants come from `dataclasses.replace`.
     """
@@ -153,47 +154,6 @@ class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings, StudentS
         decides="place",
     )
     num_folds: int = setting(1, "what to run", "folds of cross-validation; 1 is one split", check=between(1), decides="data")
-
-    teacher_path: str = setting(
-        "csebuetnlp/banglabert", "teacher", "pretrained encoder to fine-tune: folder or hub name", decides="teacher", kind="model"
-    )
-    teacher_checkpoint: str | tuple[str, ...] | None = setting(
-        None,
-        "teacher",
-        "a fine-tuned teacher: a run's teacher/ folder, an AutoModelForSequenceClassification folder or hub name, "
-        "or a folder with encoder/ and a head file; several speak together, as do all those of a run's own folder",
-        decides="teacher",
-        kind="model",
-    )
-    teacher_seeds: int | None = setting(
-        None,
-        "teacher",
-        "fine-tune this many teachers from --teacher_path, by --split_seed and the seeds after it, and learn from the mean of "
-        "their probabilities (default: 1, none beside --teacher_probs_path)",
-        check=between(1),
-        decides="ensemble",
-    )
-    teacher_probs_path: str | None = setting(
-        None,
-        "teacher",
-        "table of another teacher's probabilities: a text column and one column a label, for any of the texts; alone, or beside "
-        "--teacher_checkpoint or --teacher_seeds as one more voice in the mean. Texts without any learn from the labels alone",
-        decides="ensemble",
-        kind="table",
-        rows="teacher_probs",
-    )
-    drop_seen_rows: bool = setting(
-        False,
-        "teacher",
-        "leave rows whose text a model given was trained on (--teacher_checkpoint, or a run's student/ as start) out of "
-        "validation and test, instead of refusing it",
-        decides="data",
-    )
-    teacher_epochs: int = setting(10, "teacher", "most epochs of the teacher's fine-tuning", check=between(1), decides="teacher")
-    min_teacher_f1: float = setting(
-        0.4, "teacher", "validation macro-F1 under which the teacher is too weak, 0 to 1", check=between(0, 1), decides="place"
-    )
-    allow_weak_teacher: bool = setting(False, "teacher", "distil even from a teacher under --min_teacher_f1", decides="place")
 
     kd_method: str = setting(
         "logit",
@@ -467,10 +427,10 @@ def check_losses(config: ExperimentConfig) -> list[str]:
             f"--undo_class_weights: needs teachers fine-tuned by this run; {foreign} does not say with which class weights "
             "it was made. Fine-tune one from --teacher_path, or drop the flag."
         )
-    if config.rank_loss_weight > 0 and not has_layers(config):
+    if config.rank_loss_weight > 0 and not has_layers(config) and not config.teacher_tfidf:
         problems.append(
             "--rank_loss_weight: orders all texts of a batch, and --teacher_probs_path alone may say nothing of some; add "
-            "--teacher_checkpoint or --teacher_seeds"
+            "--teacher_checkpoint, --teacher_seeds or --teacher_tfidf"
         )
     return problems
 

@@ -11,7 +11,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 MODELS = ("teacher", "control", "student")  # the control is the student trained without the teacher
-TEACHER_TABLE = "teacher_probs"  # what a run calls the teacher that is a table, beside teacher, teacher_2, ...
+# What a run calls the teachers that are no transformers, beside teacher, teacher_2, ...: a table, and n-grams.
+TEACHER_TABLE, TEACHER_TFIDF = "teacher_probs", "teacher_tfidf"
 PARTS = ("validation", "test")
 BOTH_MODELS = ("teacher", "student")  # what one setting trains alike
 # Each is its own library, installed by those who use it: none of them is a requirement.

@@ -71,7 +71,7 @@ def check_table_speaks(table: TeacherTable, config: ExperimentConfig, split: Spl
     Raises:
         InputError: it speaks of no row to learn from, or of too few to be scored by itself.
     """
-    if has_layers(config):
+    if has_layers(config) or config.teacher_tfidf:
         return
     beside = "Give a table of more texts, or a teacher beside it (--teacher_checkpoint or --teacher_seeds)."
     if PIPELINES[config.pipeline].student:

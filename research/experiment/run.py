@@ -128,7 +128,7 @@ def score(
         threshold_rule=config.threshold_rule,
         softened=None if answers is None else {part: sigmoid(values) for part, values in answers.softened.items()},
     )
-    if answers is not None and (len(answers.single) > 1 or TEACHER_TABLE in answers.single):
+    if answers is not None and answers.single.keys() != {"teacher"}:
         metrics["teachers"] = score_single_teachers(labels, answers, inputs)
     others = {"teacher", "control"} & probs.keys()
     if "student" in probs and others:

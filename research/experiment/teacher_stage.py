@@ -24,6 +24,7 @@ from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, TeacherSource, hash_rows
 from research.experiment.runtime import Runtime
 from research.experiment.seen_texts import read_seen, storing_seen
+from research.experiment.tfidf_teacher import get_tfidf_answers
 from research.experiment.training import summarize, train
 from research.kd.ensemble import Ensemble, average_logits, logits_of_probs
 from research.kd.layers import compare_layers
@@ -34,7 +35,7 @@ from research.models.classifiers import TeacherModel, TextClassifier
 from research.models.encoders import load_encoder
 from research.models.fingerprint import check_unchanged
 from research.models.saved import is_former, load_classifier, save_classifier
-from research.names import PARTS, TEACHER_TABLE
+from research.names import PARTS, TEACHER_TABLE, TEACHER_TFIDF
 from research.runs.directory import RunDirectory
 from research.storage.arrays import release_pages
 from research.storage.cache import MANIFEST
@@ -51,10 +52,16 @@ TEACHERS_FORMAT = 3
 
 
 def get_teachers(context: RunContext) -> Ensemble:
-    """Return the teachers of --teacher_checkpoint or the fine-tuned ones, and with them the table of probabilities."""
+    """Return the teachers of --teacher_checkpoint or the fine-tuned ones, with a table's answers and those of n-grams."""
     members = {source.name: get_teacher(source, context) for source in context.inputs.teachers}
-    table = context.inputs.teacher_table
-    return Ensemble(members, None if table is None else table.probs)
+    answers, answering = {}, {}
+    if (table := context.inputs.teacher_table) is not None:
+        answers[TEACHER_TABLE] = logits_of_probs(table.probs)
+        # Whoever made the table may have seen any text.
+        answering[TEACHER_TABLE] = {"source": "table", "training_texts": "unknown"}
+    if context.inputs.config.teacher_tfidf:
+        answers[TEACHER_TFIDF], answering[TEACHER_TFIDF] = get_tfidf_answers(context)
+    return Ensemble(members, answers, answering)
 
 
 def get_teacher(source: TeacherSource, context: RunContext) -> Teacher:
@@ -207,13 +214,11 @@ def compute_logits(teacher: Teacher, tokens: Tokens, rows: NDArray[np.int64], co
 
 
 def ask_teachers(teachers: Ensemble, rows: NDArray[np.int64], context: RunContext) -> dict[str, NDArray[np.float32]]:
-    """Return each teacher's logits of some rows by its name, (N, C); a table's are nan where it says nothing."""
+    """Return each teacher's logits of some rows by its name, (N, C), nan where it says nothing."""
     logits = {
         name: compute_logits(member, context.tokens.of_teacher(name), rows, context) for name, member in teachers.members.items()
     }
-    if teachers.probs is not None:
-        logits[TEACHER_TABLE] = logits_of_probs(teachers.probs[rows])
-    return logits
+    return logits | {name: answers[rows] for name, answers in teachers.answers.items()}
 
 
 @dataclass(frozen=True, eq=False)
@@ -309,7 +314,7 @@ def prepare_targets(teachers: Ensemble, rows: NDArray[np.int64], context: RunCon
     logits = voices[0] if len(voices) == 1 else soften_together(voices, context.inputs)
     comparison = compare_layers(config, teachers.shape, context.inputs.shapes["student"])
     if comparison is None:
-        partial = not teachers.members
+        partial = not teachers.members and bool(np.isnan(logits).any())
         return KeptTeacher(teachers.shape, logits, device=runtime.device, partial=partial), {}
     teacher, layers = teachers.first, comparison.teacher
     assert teacher is not None and tokens.teacher is not None and tokens.student is not None

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -16,7 +16,6 @@ from numpy.typing import NDArray
 
 from research.kd.teacher import Teacher
 from research.models.classifiers import NO_LAYERS, ModelShape
-from research.names import TEACHER_TABLE
 
 # A table's certain 0 and 1 are moved this far from the edge, where they have no logit: 13.8 at most.
 LEAST_PROBABILITY = 1e-6
@@ -29,11 +28,14 @@ class Ensemble:
 
     Args:
         members: The models by name; layers are those of the first.
-        probs: (N, C) probabilities of every row of the data by a table, nan where it says nothing; None without one.
+        answers: Logits (N, C) of every row of the data by what is no such model, by name: a table, or n-grams; nan where
+            it says nothing.
+        answering: Deterministic facts of how each of these came about.
     """
 
     members: Mapping[str, Teacher]
-    probs: NDArray[np.float32] | None = None
+    answers: Mapping[str, NDArray[np.float32]] = field(default_factory=dict)
+    answering: Mapping[str, dict[str, Any]] = field(default_factory=dict)
 
     @property
     def first(self) -> Teacher | None:
@@ -52,19 +54,19 @@ class Ensemble:
 
     @cached_property
     def identity(self) -> dict[str, Any]:
-        """JSON values that change with any weight of its models and with any probability."""
+        """JSON values that change with any weight of its models and with any other answer."""
         identities = [member.identity for member in self.members.values()]
-        if self.probs is None and len(identities) == 1:
+        if not self.answers and len(identities) == 1:
             return identities[0]
-        digest = None if self.probs is None else hashlib.sha256(np.ascontiguousarray(self.probs).tobytes()).hexdigest()
-        return {"teachers": identities, TEACHER_TABLE: digest}
+        digests = {
+            name: hashlib.sha256(np.ascontiguousarray(logits).tobytes()).hexdigest() for name, logits in self.answers.items()
+        }
+        return {"teachers": identities, "answers": digests}
 
     @property
     def training(self) -> dict[str, dict[str, Any]]:
         """Deterministic facts of how each came about, by name."""
-        facts = {name: member.training for name, member in self.members.items()}
-        # Whoever made the table may have seen any text.
-        return facts | ({} if self.probs is None else {TEACHER_TABLE: {"source": "table", "training_texts": "unknown"}})
+        return {name: member.training for name, member in self.members.items()} | dict(self.answering)
 
 
 def average_logits(

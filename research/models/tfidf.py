@@ -58,19 +58,22 @@ class TfidfTrainer:
     Args:
         labels: (N, C) float32 with nan for unknown, which is left out of its label's fit.
         positive_weights: (C,) weight of a positive against a negative.
+        flag: What asked for it.
 
     Raises:
         InputError: no n-gram stands in two texts.
     """
 
-    def __init__(self, texts: Sequence[str], labels: FloatArray, positive_weights: FloatArray) -> None:
+    def __init__(
+        self, texts: Sequence[str], labels: FloatArray, positive_weights: FloatArray, flag: str = "--pipeline tfidf"
+    ) -> None:
         from sklearn.feature_extraction.text import TfidfVectorizer
 
         self.vectorizer = TfidfVectorizer(min_df=MIN_TEXTS, **NGRAM_OPTIONS)
         try:
             self._features = self.vectorizer.fit_transform(texts)
         except ValueError as error:
-            raise InputError(f"--pipeline tfidf: the {len(texts)} training texts have no n-grams in common ({error})") from None
+            raise InputError(f"{flag}: the {len(texts)} training texts have no n-grams in common ({error})") from None
         self._labels, self._positive_weights = labels, positive_weights
 
     def fit(self, inverse_penalty: float) -> TfidfClassifier:

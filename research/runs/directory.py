@@ -36,6 +36,7 @@ from research.runs.formats import (
 )
 from research.storage.claims import Claim, remove_dead_claims
 from research.storage.files import remove_litter, write_atomic
+from research_config import ExperimentConfig, saved_settings
 
 FloatArray = npt.NDArray[np.floating[Any]]
 Status = Literal["absent", "unfinished", "finished", "foreign"]
@@ -363,10 +364,14 @@ def _remove_if_empty(folder: Path) -> None:
 
 
 def list_config_differences(stored: Mapping[str, Any], asked: Mapping[str, Any], unresolved: Collection[str]) -> list[str]:
-    """Return a text such as "--kd_alpha 0.7 there, 0.5 asked" for each flag that differs, by name."""
+    """Return a text such as "--kd_alpha 0.7 there, 0.5 asked" for each flag that differs, by name.
+
+    A flag that the stored run's version did not have is at its default there.
+    """
+    defaults = to_plain(saved_settings(ExperimentConfig()), decimals=None)
     differences = []
     for name in sorted(stored.keys() | asked.keys()):
-        there, wanted = stored.get(name), asked.get(name)
+        there, wanted = stored.get(name, defaults.get(name) if name in asked else None), asked.get(name)
         if there != wanted and not (wanted is None and name in unresolved):
             differences.append(f"--{name} {format_value(there) or 'unset'} there, {format_value(wanted) or 'unset'} asked")
     return differences

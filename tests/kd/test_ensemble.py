@@ -99,14 +99,16 @@ def build_teacher(name: str) -> Teacher:
 def test_identity_of_one_is_its_own_and_that_of_several_changes_with_each() -> None:
     one, two = build_teacher("a"), build_teacher("b")
     assert Ensemble({"teacher": one}).identity == one.identity
-    probs = np.array([[0.5, np.nan]], np.float32)
+    logits = np.array([[0.5, np.nan]], np.float32)
     found = [
         Ensemble({"teacher": one}).identity,
         Ensemble({"teacher": one, "teacher_2": two}).identity,
         Ensemble({"teacher": two, "teacher_2": one}).identity,
-        Ensemble({"teacher": one}, probs).identity,
-        Ensemble({"teacher": one}, probs * np.float32(0.5)).identity,
-        Ensemble({}, probs).identity,
+        Ensemble({"teacher": one}, {"table": logits}).identity,
+        Ensemble({"teacher": one}, {"ngrams": logits}).identity,
+        Ensemble({"teacher": one}, {"table": logits, "ngrams": logits}).identity,
+        Ensemble({"teacher": one}, {"table": np.array([[0.25, np.nan]], np.float32)}).identity,
+        Ensemble({}, {"table": logits}).identity,
     ]
     assert len({str(identity) for identity in found}) == len(found)
     assert Ensemble({"teacher": one, "teacher_2": two}).num_parameters == 20

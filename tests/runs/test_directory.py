@@ -45,6 +45,13 @@ def test_other_config_is_refused_with_its_flags(tmp_path: Path) -> None:
         RunDirectory(path).claim({**CONFIG, "kd_alpha": 0.5})
 
 
+def test_a_flag_that_the_stored_version_did_not_have_is_at_its_default(tmp_path: Path) -> None:
+    path = write_run(tmp_path / "run")
+    assert RunDirectory(path).claim({**CONFIG, "threshold_rule": "best_f1", "teacher_tfidf": False}) == "finished"
+    with pytest.raises(InputError, match="another config: --threshold_rule best_f1 there, shrunk asked"):
+        RunDirectory(path).claim({**CONFIG, "threshold_rule": "shrunk"})
+
+
 def test_only_unresolved_flags_may_stay_open(tmp_path: Path) -> None:
     run = RunDirectory(tmp_path / "run")
     with run:

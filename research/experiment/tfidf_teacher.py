@@ -1,0 +1,128 @@
+"""The teacher of --teacher_tfidf: character n-grams, answering for each training text by a fit that has not seen it.
+
+A model that has learned a text's labels by heart answers with them, and teaches nothing that the labels do not. So the
+training texts are parted, and each part is answered by the model of the others (cross-fitting, as in stacked
+generalization: Wolpert 1992); validation, test and unlabelled texts by a model of them all.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from research.evaluation.calibration import sigmoid
+from research.evaluation.metrics import compute_metrics
+from research.evaluation.thresholds import DEFAULT_THRESHOLD
+from research.experiment.context import RunContext
+from research.experiment.inputs import Inputs, hash_rows
+from research.experiment.tfidf_stage import read_texts
+from research.models.tfidf import INVERSE_PENALTIES, MIN_TEXTS, NGRAM_OPTIONS, TfidfTrainer
+from research.names import PARTS
+from research.storage.arrays import write_npy
+from research_data import compute_class_weights
+
+log = logging.getLogger(__name__)
+MOST_PARTS = 5
+CHOSEN_BY = "average_precision_macro"
+ANSWERS_FILE, FACTS_FILE = "answers.npy", "facts.json"
+# Part of the cache key: raise it when the answers to the same texts change.
+FORMAT = 1
+
+
+def get_tfidf_answers(context: RunContext) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """Return the logits (N, C) of every row of the tables, nan for those of no part, and the facts of the fit.
+
+    They come from the cache when they are there.
+
+    Raises:
+        InputError: the training texts have no n-grams in common.
+    """
+    inputs = context.inputs
+
+    def build(folder: Path, _: Path) -> None:
+        answers, facts = fit_answers(context)
+        write_npy(folder / ANSWERS_FILE, answers)
+        (folder / FACTS_FILE).write_text(json.dumps(facts, sort_keys=True), encoding="utf-8")
+
+    folder = context.runtime.cache.fetch("tfidf_teachers", answers_key(inputs), build)
+    facts = json.loads((folder / FACTS_FILE).read_text(encoding="utf-8"))
+    answers = np.full((len(inputs.comments), len(inputs.comments.label_names)), np.nan, dtype=np.float32)
+    answers[asked_rows(inputs)] = np.load(folder / ANSWERS_FILE, allow_pickle=False)
+    context.runtime.cache.check_unchanged(folder)
+    return answers, facts
+
+
+def asked_rows(inputs: Inputs) -> NDArray[np.int64]:
+    """Return the rows that it answers for: those to learn from, then validation and test."""
+    split = inputs.split
+    return np.concatenate([split.train, split.unlabelled, *(getattr(split, part) for part in PARTS)])
+
+
+def answers_key(inputs: Inputs) -> dict[str, Any]:
+    """Return everything the answers depend on."""
+    comments, split, rows = inputs.comments, inputs.split, asked_rows(inputs)
+    return {
+        "train": hash_rows(comments, split.train),
+        "asked": hash_rows(comments, rows[len(split.train) :]),
+        "class_weights": inputs.config.class_weights,
+        "text_normalization": inputs.config.text_normalization,
+        "ngrams": {name: str(value) for name, value in NGRAM_OPTIONS.items()} | {"min_df": MIN_TEXTS},
+        "inverse_penalties": INVERSE_PENALTIES,
+        "parts": MOST_PARTS,
+        "versions": {name: version(name) for name in ("numpy", "scikit-learn")},
+        "format": FORMAT,
+    }
+
+
+def part_texts(text_hash: NDArray[np.uint64]) -> NDArray[np.int64]:
+    """Return the part, (N,) from 0, of each row: of equal numbers of distinct texts, drawn always alike.
+
+    Rows of one text are in one part, or a fit would have seen what it answers for.
+    """
+    distinct, text_of_row = np.unique(text_hash, return_inverse=True)
+    return np.random.default_rng(0).permutation(len(distinct))[text_of_row] % min(MOST_PARTS, len(distinct))
+
+
+def fit_answers(context: RunContext) -> tuple[NDArray[np.float32], dict[str, Any]]:
+    """Return the logits (R, C) of the asked rows and the facts of the fit.
+
+    The penalty is the one whose answers for the training texts rank best, so validation rows choose nothing.
+    """
+    inputs = context.inputs
+    split, comments = inputs.split, inputs.comments
+    rows = asked_rows(inputs)
+    texts = read_texts(context, rows)
+    train = [texts[row] for row in split.train.tolist()]
+    labels = comments.labels[split.train]
+    weights: NDArray[Any] = np.ones(labels.shape[1])
+    if inputs.config.class_weights:
+        weights, _ = compute_class_weights(labels, comments.label_names)
+    part_of_row = part_texts(comments.text_hash[split.train])
+    held_out = {penalty: np.empty(labels.shape, dtype=np.float32) for penalty in INVERSE_PENALTIES}
+    parts = range(int(part_of_row.max()) + 1)
+    for part in parts:
+        log.info("teacher_tfidf: fitting without part %d of %d of the training texts", part + 1, len(parts))
+        asked = np.flatnonzero(part_of_row == part)
+        # A single distinct text is answered for by itself: there is no other.
+        learned = np.flatnonzero(part_of_row != part) if len(parts) > 1 else asked
+        trainer = TfidfTrainer([train[row] for row in learned], labels[learned], weights, "--teacher_tfidf")
+        for penalty, answers in held_out.items():
+            if context.runtime.stop.requested:
+                raise KeyboardInterrupt
+            answers[asked] = trainer.fit(penalty).predict_logits([train[row] for row in asked])
+    scores = {
+        penalty: compute_metrics(labels, sigmoid(answers), DEFAULT_THRESHOLD, comments.label_names)[CHOSEN_BY]
+        for penalty, answers in held_out.items()
+    }
+    best = max(scores, key=lambda penalty: np.nan_to_num(scores[penalty], nan=-1.0))
+    log.info("teacher_tfidf: inverse penalty %g, mAP %.4f on training texts that a fit had not seen", best, scores[best])
+    model = TfidfTrainer(train, labels, weights, "--teacher_tfidf").fit(best)
+    others = model.predict_logits([texts[row] for row in rows[len(train) :].tolist()])
+    facts = {"source": "tfidf", "inverse_penalty": best, "ngrams": len(model.vectorizer.vocabulary_), "parts": len(parts)}
+    return np.concatenate([held_out[best], others]), facts
