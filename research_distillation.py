@@ -32,6 +32,7 @@ from research.text.batches import Batch, BatchLoader, move_batch
 from research_config import ExperimentConfig
 
 log = logging.getLogger(__name__)
+CLIP_EPSILON = 1e-6  # clip_grad_norm_'s
 __all__ = [
     "DistillationTrainer",
     "MultiLabelDistillationLoss",
@@ -166,7 +167,8 @@ class DistillationTrainer:
         `read_losses` reads the flag later and the weights are still those of the last good step.
         """
         self.scaler.unscale_(optimizer)
-        norm = nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip_norm)
+        fused = not self.scaler.is_enabled() and optimizer.defaults.get("fused", False)
+        norm = self._find_norm() if fused else nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip_norm)
         for batch, components in zip(batches, losses, strict=True):
             row = torch.stack([components.get(name, norm.new_zeros(())) for name in COMPONENT_NAMES] + [norm])
             self.world.add_up(row[:-1])  # so that every process sees the whole batch's losses, and acts on the same
@@ -175,8 +177,10 @@ class DistillationTrainer:
             judged = row[:-1] if self.scaler.is_enabled() else row
             self._fault_flag = torch.maximum(self._fault_flag, 1.0 - torch.isfinite(judged).all().float())
         if not self.scaler.is_enabled():
-            if optimizer.defaults.get("fused"):
+            if fused:
                 optimizer.found_inf = self._fault_flag
+                # It divides by this in the pass in which it reads the gradients anyway: clip_grad_norm_ takes one more.
+                optimizer.grad_scale = ((norm + CLIP_EPSILON) / self.config.gradient_clip_norm).clamp(min=1.0)
             else:
                 # Other optimizers know no such flag, so the host looks at it before the step.
                 self._raise_fault()
@@ -188,6 +192,10 @@ class DistillationTrainer:
         self.scaler.update()
         optimizer.zero_grad(set_to_none=True)
         return self.scaler.get_scale() >= scale
+
+    def _find_norm(self) -> Tensor:
+        """Return the norm of all gradients together."""
+        return nn.utils.get_total_norm([parameter.grad for parameter in self.parameters if parameter.grad is not None])
 
     def read_losses(self) -> tuple[dict[str, float], int]:
         """Read the components of the steps since the last call: their row-weighted sums, and the rows.

@@ -17,9 +17,9 @@ import research_main
 from research_config import parse_arguments
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-common, evidence, fold_coverage, memory, peers, quality, reference_loop, scale, step = map(
+common, evidence, fold_coverage, memory, peers, profile_step, quality, reference_loop, scale, step = map(
     importlib.import_module,
-    ("common", "evidence", "fold_coverage", "memory", "peers", "quality", "reference_loop", "scale", "step"),
+    ("common", "evidence", "fold_coverage", "memory", "peers", "profile_step", "quality", "reference_loop", "scale", "step"),
 )
 
 
@@ -85,6 +85,15 @@ def test_step_times_every_method_against_plain_fine_tuning(inputs, capsys):
     assert 1 <= padding["suite"] < padding["padded_to_max_length"]
     assert set(result["evaluation"]["over_suite"]) == {"padded_fused", "padded_eager"}
     assert result["tokenising"]["bytes"]["padded_int64"] == 80 * 128 * 16
+
+
+def test_profile_names_what_a_step_spends_its_time_on(inputs, capsys):
+    profile_step.main([*inputs, "--steps", "2", "--student_layers", "2", "--threads", "1"])
+    *table, line = capsys.readouterr().out.splitlines()
+    spent = json.loads(line)["milliseconds"]
+    for of_dtype in spent.values():
+        assert all(of_dtype[kind] > 0 for kind in ("matrix products", "optimizer", "norm of the gradient", "casts and copies"))
+    assert len(table) == 2 + len(profile_step.KINDS) + 1 and table[0] == "| milliseconds of a step | float32 | bfloat16 |"
 
 
 def test_every_side_of_step_trains_on_the_same_batches(inputs, tmp_path):

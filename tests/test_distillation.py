@@ -201,6 +201,22 @@ def test_accumulated_batches_give_the_gradient_of_one_large_batch() -> None:
         torch.testing.assert_close(whole, summed, rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("largest_norm", [1e-3, 1e3])
+def test_gradients_are_clipped_as_by_clip_grad_norm(largest_norm: float) -> None:
+    config = tiny_config(gradient_clip_norm=largest_norm)
+    weights: list[list[torch.Tensor]] = []
+    for fused in (True, False):  # within the optimizer's step, and before it
+        trainer = DistillationTrainer(tiny_teacher(), tiny_student(dropout=0.0), config, "cpu")
+        # Adam's first step hides the gradients' scale, but for what is as small as its epsilon.
+        optimizer = torch.optim.AdamW(trainer.parameters, lr=0.1, eps=1e-3, fused=fused)
+        for step, index in enumerate([np.arange(1, 5), np.arange(5, 9)], 1):
+            trainer.take_step([tiny_loader().collate(index)], optimizer, None, step=step)
+        trainer.read_losses()
+        weights.append([parameter.detach().clone() for parameter in trainer.parameters])
+    for within, before in zip(*weights, strict=True):
+        torch.testing.assert_close(within, before, rtol=1e-5, atol=1e-6)
+
+
 def test_frozen_encoder_stays_and_classifier_learns() -> None:
     student = tiny_student()
     encoder, classifier = weights_of(student.encoder), weights_of(student.classifier)
