@@ -12,14 +12,15 @@ import numpy as np
 import pytest
 import torch
 from support.builders import QUICK_EXTRAS, ROOT, build_model_folder, make_table, make_texts
+from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
 import research_main
 from research_config import parse_arguments
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-common, evidence, fold_coverage, memory, peers, profile_step, quality, reference_loop, scale, step = map(
-    importlib.import_module,
-    ("common", "evidence", "fold_coverage", "memory", "peers", "profile_step", "quality", "reference_loop", "scale", "step"),
+NAMES = "common evidence fold_coverage memory peers predicting profile_step quality reference_loop scale step"
+common, evidence, fold_coverage, memory, peers, predicting, profile_step, quality, reference_loop, scale, step = map(
+    importlib.import_module, NAMES.split()
 )
 
 
@@ -85,6 +86,20 @@ def test_step_times_every_method_against_plain_fine_tuning(inputs, capsys):
     assert 1 <= padding["suite"] < padding["padded_to_max_length"]
     assert set(result["evaluation"]["over_suite"]) == {"padded_fused", "padded_eager"}
     assert result["tokenising"]["bytes"]["padded_int64"] == 80 * 128 * 16
+
+
+def test_predicting_is_killed_and_leaves_the_same_bytes(inputs, capsys, tmp_path):
+    encoder = inputs[inputs.index("--model") + 1]
+    labels = {
+        "problem_type": "multi_label_classification",
+        "id2label": {0: "bully", 1: "spam"},
+        "label2id": {"bully": 0, "spam": 1},
+    }
+    for part in (AutoModelForSequenceClassification.from_pretrained(encoder, **labels), AutoTokenizer.from_pretrained(encoder)):
+        part.save_pretrained(tmp_path)
+    assert predicting.main([*inputs, "--model_dir", str(tmp_path), "--rows", "300", "--kills", "2"]) == 0
+    result = read_result(capsys)
+    assert result["same_bytes"] and result["litter"] == [] and 0 < result["peak_mb_early"] <= result["peak_mb"]
 
 
 def test_profile_names_what_a_step_spends_its_time_on(inputs, capsys):
