@@ -31,6 +31,7 @@ from research.models.mapping import parse_layer_mapping
 from research.names import BOTH_MODELS
 from research.settings.data import DataSettings
 from research.settings.runtime import RuntimeSettings
+from research.settings.search import SearchSettings, check_search
 from research.settings.student import StudentSettings, check_student_flags
 from research.settings.sweep import SweepSettings, check_sweep_flags
 from research.settings.teacher import TeacherSettings
@@ -118,7 +119,9 @@ GROUPS = ("what to run", "sweep", "data", "teacher", "student", "distillation", 
 
 
 @dataclass(frozen=True)
-class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings, TeacherSettings, StudentSettings, SweepSettings):
+class ExperimentConfig(
+    DataSettings, TrainingSettings, RuntimeSettings, TeacherSettings, StudentSettings, SearchSettings, SweepSettings
+):
     """Every setting of one run; a field and its flag have the same name.
 
     Those of the data, of training, of the machine, of a sweep, of teachers and of the student stand in
@@ -376,8 +379,18 @@ def check_config(config: ExperimentConfig) -> list[str]:
         *check_student_flags(config),
         *check_data_flags(config),
         *check_sweep_flags(config),
+        *(check_search(config, list_trained(config), check_config) if config.search else ()),
         *check_places(config),
     ]
+
+
+def list_trained(config: ExperimentConfig) -> list[str]:
+    """Return which of teacher and student a run trains."""
+    if config.pipeline not in PIPELINES:
+        return []
+    pipeline = PIPELINES[config.pipeline]
+    trained = {"teacher": pipeline.teacher and config.num_fine_tuned > 0, "student": pipeline.student}
+    return [model for model, is_trained in trained.items() if is_trained]
 
 
 def check_distillation(config: ExperimentConfig) -> list[str]:

@@ -27,6 +27,7 @@ from research.errors import FlagErrors, first_line, quote_value
 
 Settings = TypeVar("Settings")
 Check = Callable[[Any], str | None]
+Grid = dict[str, tuple[Any, ...]]
 # What a value is beyond its type: a file, a name in its header, or a folder.
 Kind = Literal["value", "table", "column", "model", "folder"]
 PATHS: tuple[Kind, ...] = ("table", "model", "folder")
@@ -414,6 +415,38 @@ def parse_value(settings_class: type[Any], name: str, text: str) -> Any:
             raise ValueError(f"must be on or off, got {quote_value(text)}")
         return text == "on"
     return convert(settings_class, name, text.split() if accepts(settings_class, name, tuple) else text)
+
+
+def parse_grid(settings_class: type[Any], flag: str, entries: Sequence[str], forbid: Callable[[str], str | None]) -> Grid:
+    """Return {field: values} of `FIELD=V1,V2` entries of a flag; a `;` anywhere separates values that hold commas.
+
+    Args:
+        forbid: Says why a field may not be in the grid, None for one that may.
+
+    Raises:
+        FlagErrors: every problem in them.
+    """
+    fields = {entry.name for entry in dataclasses.fields(settings_class)}
+    values: Grid = {}
+    problems = []
+    for entry in entries:
+        name, separator, text = entry.partition("=")
+        name = name.removeprefix("--")
+        if not separator or name not in fields:
+            problems.append(f"--{flag}: {quote_value(entry)} is not FLAG=V1,V2 with a flag that --help lists")
+        elif why := forbid(name):
+            problems.append(f"--{flag}: {quote_value(entry)} {why}")
+        elif name in values:
+            problems.append(f"--{flag}: {quote_value(entry)} is given twice")
+        else:
+            try:
+                parts = text.split(";" if ";" in text else ",")
+                values[name] = tuple(dict.fromkeys(parse_value(settings_class, name, part) for part in parts))
+            except ValueError as error:
+                problems.append(f"--{flag}: {name} {error}")
+    if problems:
+        raise FlagErrors(problems)
+    return values
 
 
 def write_flags(values: Mapping[str, Any]) -> list[str]:

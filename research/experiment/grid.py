@@ -13,7 +13,7 @@ from typing import Any
 
 import research_config
 from research.errors import FlagErrors, InputError, quote_value
-from research.flags import fields_that_decide, format_value, parse_value, write_flags
+from research.flags import Grid, fields_that_decide, format_value, parse_grid, write_flags
 from research.settings.sweep import without_sweep
 from research_config import ExperimentConfig, check_config
 
@@ -21,33 +21,17 @@ from research_config import ExperimentConfig, check_config
 NOT_SWEPT = fields_that_decide(ExperimentConfig, "place", "flags")
 
 
-def parse_sweep(entries: Sequence[str]) -> dict[str, tuple[Any, ...]]:
-    """Return {flag: values} of `flag=v1,v2` entries; a `;` anywhere separates values that hold commas.
+def parse_sweep(entries: Sequence[str]) -> Grid:
+    """Return {flag: values} of --sweep.
 
     Raises:
         FlagErrors: every problem in them.
     """
-    fields = {entry.name for entry in dataclasses.fields(ExperimentConfig)}
-    values: dict[str, tuple[Any, ...]] = {}
-    problems = []
-    for entry in entries:
-        name, separator, text = entry.partition("=")
-        name = name.removeprefix("--")
-        if not separator or name not in fields:
-            problems.append(f"--sweep: {quote_value(entry)} is not FLAG=V1,V2 with a flag that --help lists")
-        elif name in NOT_SWEPT:
-            problems.append(f"--sweep: {quote_value(entry)} cannot be swept: the runs of a sweep share one --{name}")
-        elif name in values:
-            problems.append(f"--sweep: {quote_value(entry)} is swept twice")
-        else:
-            try:
-                parts = text.split(";" if ";" in text else ",")
-                values[name] = tuple(parse_value(ExperimentConfig, name, part) for part in parts)
-            except ValueError as error:
-                problems.append(f"--sweep: {name} {error}")
-    if problems:
-        raise FlagErrors(problems)
-    return values
+
+    def forbid(name: str) -> str | None:
+        return f"cannot be swept: the runs of a sweep share one --{name}" if name in NOT_SWEPT else None
+
+    return parse_grid(ExperimentConfig, "sweep", entries, forbid)
 
 
 def expand_sweep(config: ExperimentConfig) -> list[ExperimentConfig]:
@@ -61,7 +45,7 @@ def expand_sweep(config: ExperimentConfig) -> list[ExperimentConfig]:
     folder = config.run_dir
     runs: dict[Path, ExperimentConfig] = {}
     problems: list[str] = []
-    for values in itertools.product(*map(dict.fromkeys, swept.values())):
+    for values in itertools.product(*swept.values()):
         chosen = dict(zip(swept, values, strict=True))
         run = dataclasses.replace(single, **chosen, output_dir=str(folder / name_run(chosen)))
         if run.run_dir in runs:  # "a/b" and "a-b" get one name

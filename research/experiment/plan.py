@@ -16,8 +16,9 @@ from research.experiment.tokenised import token_keys
 from research.kd.teacher import output_key
 from research.names import PARTS
 from research.runs.directory import RunDirectory
+from research.settings.search import list_trials
 from research.storage.cache import digest_key
-from research_config import PIPELINES, saved_settings
+from research_config import PIPELINES, ExperimentConfig, saved_settings
 from research_distillation import choose_autocast_dtype
 
 
@@ -69,7 +70,8 @@ def list_steps(inputs: Inputs, runtime: Runtime) -> list[tuple[str, bool]]:
         for source in inputs.teachers:
             name, is_there = source.name.replace("_", " "), identities[source.name] is not None
             told = f"{name} of --teacher_checkpoint" if source.checkpoint is not None else name
-            steps.append((told if is_there else f"{name} (at most {count(config.teacher_epochs, 'epoch')} of {train})", is_there))
+            length = describe_length("teacher", config.teacher_epochs, config)
+            steps.append((told if is_there else f"{name} ({length} of {train})", is_there))
         rows = [getattr(split, part) for part in PARTS]
         if pipeline.student:
             rows.append(np.concatenate([split.train, split.unlabelled]))
@@ -81,22 +83,30 @@ def list_steps(inputs: Inputs, runtime: Runtime) -> list[tuple[str, bool]]:
             is None
         )
         steps.append((f"teacher outputs of {count(missing, 'row')}" if missing else "teacher outputs", not missing))
-    epochs = count(config.epochs, "epoch")
+    length = describe_length("student", config.epochs, config)
     if pipeline.student:
         learned = len(split.train) + (len(split.unlabelled) if pipeline.teacher else 0)
-        steps.append((f"student (at most {epochs} of {count(learned, 'row')})", False))
+        steps.append((f"student ({length} of {count(learned, 'row')})", False))
     if pipeline.tfidf:
         steps.append((f"logistic regression on character n-grams of {train}", False))
     if config.with_control:
         learned = len(split.train) + (len(split.unlabelled) if config.control_labels == "pseudo" else 0)
-        steps.append((f"control (at most {epochs} of {count(learned, 'row')})", False))
+        steps.append((f"control ({length} of {count(learned, 'row')})", False))
     return steps
+
+
+def describe_length(model: str, epochs: int, config: ExperimentConfig) -> str:
+    """Return how long a training is at most, as in "at most 8 epochs", or how many trials there are of it."""
+    trials = list_trials(config, model)
+    return f"{len(trials)} trials" if len(trials) > 1 else f"at most {count(epochs, 'epoch')}"
 
 
 def find_teacher(source: TeacherSource, inputs: Inputs, runtime: Runtime) -> dict[str, object] | None:
     """Return what identifies a teacher of the run, None while it has to be fine-tuned."""
     if source.checkpoint is not None:
         return identify_checkpoint(source, inputs)
+    if len(list_trials(inputs.config, "teacher")) > 1:  # which it will be, its search finds out
+        return None
     num_processes = find_num_processes(source, inputs, runtime, RunDirectory(inputs.config.run_dir))
     entry = runtime.cache.find("teachers", teacher_key(source, inputs, runtime, num_processes))
     try:

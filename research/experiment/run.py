@@ -23,7 +23,6 @@ from research.experiment.student_stage import train_control, train_student
 from research.experiment.teacher_stage import TeacherAnswers, get_teachers, judge_teachers, prepare_targets, training_rows
 from research.experiment.tfidf_stage import train_tfidf
 from research.experiment.tokenised import tokenise_comments
-from research.experiment.training import summarize
 from research.names import PARTS, TEACHER_TABLE
 from research.report.run_page import write_report
 from research.runs.directory import RunDirectory, Status
@@ -62,8 +61,8 @@ def run_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> d
     if pipeline.student:
         with runtime.timed("student"):
             student = train_student(teachers, context)
-        lead(partial(run_dir.write_history, student.training.history))
-        logits["student"], training["student"] = student.logits, summarize(student.training)
+        lead(partial(run_dir.write_history, student.history))
+        logits["student"], training["student"] = student.logits, student.training
     tfidf = None
     if pipeline.tfidf:
         with runtime.timed("tfidf"):
@@ -73,8 +72,8 @@ def run_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> d
     if inputs.config.with_control:
         with runtime.timed("control"):
             control = train_control(teachers, context)
-        lead(partial(run_dir.write_history, control.training.history, "history_control.csv"))
-        logits["control"], training["control"] = control.logits, summarize(control.training)
+        lead(partial(run_dir.write_history, control.history, "history_control.csv"))
+        logits["control"], training["control"] = control.logits, control.training
 
     def finish() -> dict[str, Any]:
         labels = {part: inputs.comments.labels[getattr(inputs.split, part)] for part in ("train", *PARTS)}

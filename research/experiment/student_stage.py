@@ -21,8 +21,9 @@ from research.evaluation.metrics import keep_spoken
 from research.evaluation.thresholds import choose_thresholds
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
+from research.experiment.search import Trial, search
 from research.experiment.teacher_stage import ask_teachers, prepare_targets, training_rows
-from research.experiment.training import predict_parts, train
+from research.experiment.training import predict_parts, summarize, train
 from research.kd.ensemble import Ensemble, average_logits
 from research.kd.loop import TrainingResult
 from research.kd.targets import TeacherTargets
@@ -42,10 +43,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class TrainedStudent:
-    """A student with its best epoch's weights, how it got them, and its logits {part: (N, C)}."""
+    """A student with its best epoch's weights, how it got them, and its logits {part: (N, C)}.
+
+    Attributes:
+        history: A row per epoch.
+        training: Deterministic facts of the training.
+    """
 
     model: TextClassifier
-    training: TrainingResult
+    history: list[dict[str, Any]]
+    training: dict[str, Any]
     logits: dict[str, NDArray[np.float32]]
 
 
@@ -107,6 +114,28 @@ def _train(
     labels: NDArray[np.float32] | None = None,
     **carried: Any,
 ) -> TrainedStudent:
+    """Train it, once or in every trial of --search, and ask the one that validation chose about both parts."""
+
+    def try_out(trial: RunContext, folder: str) -> Trial[tuple[TextClassifier, TrainingResult]]:
+        student, training = _fit(name, targets, teachers, rows, checkpoints / folder, trial, labels, **carried)
+        return Trial((student, training), training.best_score, summarize(training))
+
+    found = search(name, context, try_out)
+    (student, training), tokens = found.model, context.tokens.student
+    assert tokens is not None
+    return TrainedStudent(student, training.history, found.facts, predict_parts(name, student, tokens, context))
+
+
+def _fit(
+    name: str,
+    targets: TeacherTargets | None,
+    teachers: Ensemble | None,
+    rows: NDArray[np.int64],
+    checkpoints: Path,
+    context: RunContext,
+    labels: NDArray[np.float32] | None,
+    **carried: Any,
+) -> tuple[TextClassifier, TrainingResult]:
     config, tokens = context.inputs.config, context.tokens.student
     assert tokens is not None
     if config.student_kind == "static":
@@ -119,8 +148,7 @@ def _train(
     trainer = DistillationTrainer(targets, student, config, device, label_names=label_names, world=world)
     loader = context.training_batches(rows, tokens, config.seed, labels, **carried)
     identity = digest_key(training_identity(teachers, rows, context))
-    training = train(name, trainer, loader, CheckpointFolder(checkpoints, identity, world), context)
-    return TrainedStudent(student, training, predict_parts(name, student, tokens, context))
+    return student, train(name, trainer, loader, CheckpointFolder(checkpoints, identity, world), context)
 
 
 def build_student(teachers: Ensemble | None, inputs: Inputs, device: torch.device | str = "cpu") -> TextClassifier:

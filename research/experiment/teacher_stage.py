@@ -19,10 +19,12 @@ from numpy.typing import NDArray
 from research.errors import WeakTeacher
 from research.evaluation.calibration import sigmoid
 from research.evaluation.efficiency import count_parameters
-from research.evaluation.metrics import keep_spoken
+from research.evaluation.metrics import compute_metrics, keep_spoken
+from research.evaluation.thresholds import DEFAULT_THRESHOLD
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, TeacherSource, hash_rows
 from research.experiment.runtime import Runtime
+from research.experiment.search import Trial, in_trial, search
 from research.experiment.seen_texts import read_seen, storing_seen
 from research.experiment.tfidf_teacher import get_tfidf_answers
 from research.experiment.training import summarize, train
@@ -53,7 +55,15 @@ TEACHERS_FORMAT = 3
 
 def get_teachers(context: RunContext) -> Ensemble:
     """Return the teachers of --teacher_checkpoint or the fine-tuned ones, with a table's answers and those of n-grams."""
-    members = {source.name: get_teacher(source, context) for source in context.inputs.teachers}
+    members: dict[str, Teacher] = {}
+    for source in context.inputs.teachers:
+        if source.checkpoint is not None or not context.inputs.config.search:
+            members[source.name] = get_teacher(source, context)
+        elif not members:
+            first = search_teacher(source, context)
+            members[source.name] = first.model
+        else:  # what was found for the first
+            members[source.name] = get_teacher(source, in_trial(context, first.settings))
     answers, answering = {}, {}
     if (table := context.inputs.teacher_table) is not None:
         answers[TEACHER_TABLE] = logits_of_probs(table.probs)
@@ -62,6 +72,21 @@ def get_teachers(context: RunContext) -> Ensemble:
     if context.inputs.config.teacher_tfidf:
         answers[TEACHER_TFIDF], answering[TEACHER_TFIDF] = get_tfidf_answers(context)
     return Ensemble(members, answers, answering)
+
+
+def search_teacher(source: TeacherSource, context: RunContext) -> Trial[Teacher]:
+    """Return the teacher that --search chose; each trial is in the cache where a run of its settings would look for it."""
+
+    def try_out(trial: RunContext, _: str) -> Trial[Teacher]:
+        teacher, rows = get_teacher(source, trial), trial.inputs.split.validation
+        probs = sigmoid(compute_logits(teacher, trial.tokens.of_teacher(source.name), rows, trial))
+        comments = trial.inputs.comments
+        scores = compute_metrics(comments.labels[rows], probs, DEFAULT_THRESHOLD, comments.label_names)
+        return Trial(teacher, scores[trial.inputs.config.select_by], teacher.training)
+
+    found = search("teacher", context, try_out)
+    found.model.training = found.facts
+    return found
 
 
 def get_teacher(source: TeacherSource, context: RunContext) -> Teacher:
@@ -147,9 +172,9 @@ def find_num_processes(source: TeacherSource, inputs: Inputs, runtime: Runtime, 
 
 
 def seeded_config(source: TeacherSource, config: ExperimentConfig) -> ExperimentConfig:
-    """Return the config by which a teacher is fine-tuned: as the only one, with its seed as --split_seed."""
+    """Return the config by which a teacher is fine-tuned: as the only one and only trial, with its seed as --split_seed."""
     assert source.seed is not None
-    return dataclasses.replace(config, split_seed=source.seed)
+    return dataclasses.replace(config, split_seed=source.seed, search=())
 
 
 def teacher_key(source: TeacherSource, inputs: Inputs, runtime: Runtime, num_processes: int) -> dict[str, Any]:

@@ -16,7 +16,7 @@ import numpy as np
 from research.evaluation.calibration import compute_calibration
 from research.evaluation.metrics import count_confusions, most_disagreeing
 from research.flags import format_value
-from research.names import HEADLINE_METRIC, LABEL_SCORES, MODELS, PARTS, THRESHOLDS, metrics_of, order_of_model
+from research.names import HEADLINE_METRIC, LABEL_SCORES, METRIC_OF, MODELS, PARTS, THRESHOLDS, metrics_of, order_of_model
 from research.report import figures
 from research.report.document import (
     Block,
@@ -285,7 +285,27 @@ def _describe_training(run: Run) -> list[Block]:
         notes.append(f"{named} read from --teacher_checkpoint, fine-tuned elsewhere.")
     notes += [f"{model.capitalize()}: {text}" for model, history in _histories(run) if (text := _describe_progress(history))]
     blocks += [Bullets(notes)] if notes else []
+    blocks += [block for model in models if (block := _describe_trials(model, facts[model].get("trials") or (), run))]
     return [Heading("Training"), *blocks] if blocks else []
+
+
+def _describe_trials(model: str, trials: Sequence[Mapping[str, Any]], run: Run) -> Table | None:
+    """Return the trials of --search for a model, the chosen one marked."""
+    if not trials:
+        return None
+    metric = METRIC_OF[run.config["select_by"]]
+    rows = [
+        [
+            *(format_value(value) for value in trial["settings"].values()),
+            UNKNOWN if trial.get("failed") else show_number(trial["validation"]),
+            show_number(trial.get("best_epoch"), 0),
+            show_number(trial.get("epochs_run"), 0),
+            "failed" if trial.get("failed") else "chosen" if trial.get("chosen") else "",
+        ]
+        for trial in trials
+    ]
+    header = [*(f"--{flag}" for flag in trials[0]["settings"]), f"{metric.short}, validation", "Best epoch", "Epochs run", ""]
+    return Table(f"Trials of --search for the {model}, chosen on validation", header, rows)
 
 
 def _histories(run: Run) -> Iterator[tuple[str, list[dict[str, float | None]]]]:

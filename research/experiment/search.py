@@ -1,0 +1,112 @@
+"""--search: a model is trained with every combination of some settings, and validation chooses.
+
+The teacher, the student and the control each have their own trials over the same grid, so that none is better searched than
+the others. No trial sees a test row: only the chosen model is asked about them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
+
+from research.errors import TrainingFault
+from research.experiment.context import RunContext
+from research.flags import format_value
+from research.names import METRIC_OF
+from research.settings.search import list_trials
+
+log = logging.getLogger(__name__)
+Model = TypeVar("Model")
+# More of these takes longer and is hardly worse, so only their largest value is an edge.
+LENGTHS = ("epochs", "teacher_epochs", "early_stopping_patience")
+
+
+@dataclass(frozen=True)
+class Trial(Generic[Model]):
+    """A trained model and what is told of its training.
+
+    Attributes:
+        score: On validation, by --select_by.
+        facts: As `summarize` returns them, after a search with those of all trials as "trials".
+        settings: What --search chose for it.
+    """
+
+    model: Model
+    score: float
+    facts: dict[str, Any]
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+
+def search(name: str, context: RunContext, try_out: Callable[[RunContext, str], Trial[Model]]) -> Trial[Model]:
+    """Return the trial that is best on validation, the first of equal ones.
+
+    Args:
+        name: "teacher", "student" or "control".
+        try_out: Trains a model in the context of one trial, with a name for its checkpoints: "" where there is one trial only.
+
+    Raises:
+        TrainingFault: of the only trial, or of the first when all have failed.
+    """
+    config = context.inputs.config
+    if not config.search:
+        return try_out(context, "")
+    trials = list_trials(config, "teacher" if name == "teacher" else "student")
+    if trials == [{}]:  # of a search that is for others
+        return try_out(in_trial(context, {}), "")
+    found: dict[int, Trial[Model]] = {}
+    faults, told = [], []
+    for number, settings in enumerate(trials):
+        log.info("%s: trial %d of %d: %s", name, number + 1, len(trials), write_settings(settings))
+        try:
+            trial = try_out(in_trial(context, settings), f"trial_{number + 1}")
+        except TrainingFault as fault:
+            log.warning("warning: %s: trial %d failed: %s", name, number + 1, fault)
+            faults.append(fault)
+            told.append({"settings": settings, "failed": True})
+            continue
+        told.append({"settings": settings, "validation": trial.score, **trial.facts})
+        if not found or rank(trial.score) > max(rank(other.score) for other in found.values()):
+            found = {number: trial}  # the others' models are not needed any more
+    if not found:
+        raise faults[0]
+    ((chosen, best),) = found.items()
+    told[chosen]["chosen"] = True
+    short = METRIC_OF[config.select_by].short
+    log.info("%s: trial %d of %d is best, validation %s %.4f", name, chosen + 1, len(trials), short, best.score)
+    for line in describe_edges(name, trials[chosen], trials):
+        log.warning("warning: %s", line)
+    return dataclasses.replace(best, facts=best.facts | {"trials": told}, settings=trials[chosen])
+
+
+def in_trial(context: RunContext, settings: Mapping[str, Any]) -> RunContext:
+    """Return the context of a run of these settings that searches for nothing."""
+    inputs = context.inputs
+    return dataclasses.replace(
+        context, inputs=dataclasses.replace(inputs, config=dataclasses.replace(inputs.config, search=(), **settings))
+    )
+
+
+def rank(score: float) -> float:
+    """Return what orders scores; one that cannot be computed is below all others."""
+    return -math.inf if math.isnan(score) else score
+
+
+def write_settings(settings: Mapping[str, Any]) -> str:
+    """Return settings as flags, as in --lr 0.0001 --epochs 6."""
+    return " ".join(f"--{name} {format_value(value)}" for name, value in settings.items())
+
+
+def describe_edges(name: str, chosen: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Say which chosen settings are the largest or smallest of several, so that better ones may lie beyond."""
+    lines = []
+    for flag, value in chosen.items():
+        tried = {settings[flag] for settings in trials}
+        ends = {max(tried): "largest"} if flag in LENGTHS else {min(tried): "smallest", max(tried): "largest"}
+        if len(tried) > 1 and value in ends:
+            shown = f"--{flag} {format_value(value)}"
+            lines.append(f"{name}: {shown} is the {ends[value]} that was tried, so a better one may lie beyond it")
+    return lines
