@@ -6,13 +6,14 @@ Shapes: N rows, C labels, P positions of a row (tokens, or shared words when the
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -24,10 +25,11 @@ from torch import Tensor
 
 from research.evaluation.predict import predict_logits
 from research.kd.layers import ComparedLayers, LayerOutputs, align_outputs
-from research.logs import with_progress
+from research.logs import PhaseProgress, with_progress
 from research.models.classifiers import ModelShape, TextClassifier, freeze
-from research.storage.arrays import append_array, map_array, read_ragged, return_free_memory, write_array, write_npy
+from research.storage.arrays import append_array, map_array, read_ragged, return_free_memory, write_array, write_parts
 from research.storage.cache import Cache
+from research.storage.files import hash_file, write_atomic
 from research.text.batches import Batch, BatchLoader, move_batch
 
 log = logging.getLogger(__name__)
@@ -70,20 +72,39 @@ class Teacher:
         return freeze(self._load())
 
 
+# How much work a kill can cost, against how evenly long the rows of a batch are.
+ROWS_OF_PART = 32768
+
+
 def fetch_logits(teacher: Teacher, loader: BatchLoader, device: torch.device, cache: Cache) -> NDArray[np.float32]:
     """Return the teacher's logits of the loader's rows, (N, C), running it only when the cache has none.
 
     They are computed once in float32, so every run of a sweep reads the very same numbers. The loader's
-    own tokens are the teacher's.
+    own tokens are the teacher's. More than ROWS_OF_PART rows are answered part by part, in their order; a process that
+    is killed leaves the finished parts to the next, which goes on behind them.
     """
     assert loader.teacher_tokens is None
+    parts = [loader.part(start, start + ROWS_OF_PART) for start in range(0, max(loader.num_rows, 1), ROWS_OF_PART)]
 
-    def predict() -> NDArray[np.float32]:
-        batches = with_progress(loader, "teacher outputs", len(loader))
-        return predict_logits(teacher.model.to(device), batches, device, num_rows=loader.num_rows, world=loader.world)
+    def predict(scratch: Path) -> list[NDArray[np.float32]]:
+        """Return each part's logits; those of several lie on the disk."""
+        answers = []
+        with PhaseProgress("teacher outputs", sum(map(len, parts)), "batches") as progress:
+            for number, part in enumerate(parts):
+                kept = KeptPart(scratch, number)
+                if len(parts) > 1 and loader.world.lead(kept.is_there):
+                    progress.skip(len(part))
+                else:
+                    batches = counting(part, progress)
+                    logits = predict_logits(teacher.model.to(device), batches, device, num_rows=part.num_rows, world=loader.world)
+                    if len(parts) == 1:
+                        return [logits]
+                    loader.world.lead(partial(kept.write, logits))
+                answers.append(kept)
+        return [kept.read() for kept in answers] if loader.world.rank == 0 else []
 
-    def build(folder: Path, _scratch: Path) -> None:
-        write_npy(folder / "logits.npy", predict())
+    def build(folder: Path, scratch: Path) -> None:
+        write_parts(folder / "logits.npy", predict(scratch))
 
     def read(folder: Path) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = np.load(folder / "logits.npy", mmap_mode="r")
@@ -92,9 +113,49 @@ def fetch_logits(teacher: Teacher, loader: BatchLoader, device: torch.device, ca
         return logits
 
     key = output_key(teacher.identity, loader.tokens.key, loader.rows, device)
-    folder = cache.fetch("logits", key, build, read, join=lambda _scratch: predict())
+    folder = cache.fetch("logits", key, build, read, join=predict)
     return_free_memory()
     return read(folder)
+
+
+class KeptPart:
+    """The logits of some rows in a file of their own, with its checksum in its name, until all parts are one entry."""
+
+    def __init__(self, folder: Path, number: int) -> None:
+        self.folder, self.number = folder, number
+
+    def _find(self) -> Path | None:
+        found = sorted(self.folder.glob(f"logits-{self.number:06d}.*.npy"))
+        return found[-1] if found else None
+
+    def is_there(self) -> bool:
+        """Whether an earlier process finished it; a damaged file is removed."""
+        path = self._find()
+        if path is None or hash_file(path) == path.name.split(".")[1]:
+            return path is not None
+        path.unlink()
+        return False
+
+    def write(self, logits: NDArray[np.float32]) -> None:
+        """Keep the logits, (N, C), so that they survive the process."""
+        buffer = io.BytesIO()
+        np.save(buffer, logits)
+        content = buffer.getbuffer()
+        write_atomic(self.folder / f"logits-{self.number:06d}.{hashlib.sha256(content).hexdigest()}.npy", content)
+
+    def read(self) -> NDArray[np.float32]:
+        """Return the logits as a map of their file."""
+        path = self._find()
+        assert path is not None
+        logits: NDArray[np.float32] = np.load(path, mmap_mode="r")
+        return logits
+
+
+def counting(batches: BatchLoader, progress: PhaseProgress) -> Iterator[Batch]:
+    """Pass batches on and count them."""
+    for batch in batches:
+        yield batch
+        progress.advance()
 
 
 def output_key(identity: Mapping[str, Any], tokens_key: str, rows: NDArray[np.int64], device: torch.device) -> dict[str, Any]:

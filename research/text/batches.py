@@ -94,6 +94,20 @@ class BatchLoader:
         self.world = world
         self.lengths = tokens.lengths[rows]
 
+    def part(self, start: int, stop: int) -> BatchLoader:
+        """Return a loader of the rows from one position to another, alike in all else."""
+        return BatchLoader(
+            self.rows[start:stop],
+            self.tokens,
+            self.labels,
+            self.batch_size,
+            seed=self.seed,
+            token_budget=self.token_budget,
+            teacher_tokens=self.teacher_tokens,
+            words=self.words,
+            world=self.world,
+        )
+
     @property
     def num_rows(self) -> int:
         """How many rows an epoch holds."""
