@@ -17,6 +17,7 @@ from research.components import LOSS_COMPONENTS
 from research.errors import quote_value
 from research.flags import (
     RaisingParser,
+    as_tuple,
     between,
     check_fields,
     fields_of_kind,
@@ -28,7 +29,7 @@ from research.flags import (
     setting,
 )
 from research.models.mapping import parse_layer_mapping
-from research.names import BOTH_MODELS
+from research.names import BOTH_MODELS, number_name
 from research.settings.data import DataSettings
 from research.settings.runtime import RuntimeSettings
 from research.settings.search import SearchSettings, check_search
@@ -267,8 +268,7 @@ class ExperimentConfig(
     @property
     def checkpoints(self) -> tuple[str, ...]:
         """`--teacher_checkpoint` as a list."""
-        found = self.teacher_checkpoint
-        return (found,) if isinstance(found, str) else found or ()
+        return as_tuple(self.teacher_checkpoint)
 
     @property
     def num_fine_tuned(self) -> int:
@@ -324,9 +324,13 @@ def _unkeyed_defaults(config: ExperimentConfig) -> list[str]:
 
 
 def table_paths(config: ExperimentConfig) -> dict[str, Path]:
-    """Return the tables that a run reads, by what their rows are called: main, validation, ..., teacher_probs."""
-    paths = {entry.metadata["rows"]: getattr(config, entry.name) for entry in dataclasses.fields(config)}
-    return {rows: Path(path) for rows, path in paths.items() if rows is not None and path is not None}
+    """Return the tables that a run reads, by what their rows are called: main, ..., unlabelled, unlabelled_2, teacher_probs."""
+    return {
+        number_name(entry.metadata["rows"], number): Path(path)
+        for entry in dataclasses.fields(config)
+        if entry.metadata["rows"] is not None
+        for number, path in enumerate(as_tuple(getattr(config, entry.name)), 1)
+    }
 
 
 def unused_fields(pipeline: str, config: Any = ExperimentConfig) -> frozenset[str]:
@@ -452,10 +456,6 @@ def check_teachers(config: ExperimentConfig) -> list[str]:
     """Return the problems of the teachers that a run has by its flags."""
     problems = []
     checkpoints = config.checkpoints
-    if config.teacher_checkpoint == ():
-        problems.append("--teacher_checkpoint: names no model; leave it out to fine-tune --teacher_path")
-    repeated = sorted({name for name in checkpoints if checkpoints.count(name) > 1})
-    problems += [f"--teacher_checkpoint: {quote_value(name)} is given twice" for name in repeated]
     if checkpoints and config.teacher_seeds is not None:
         problems.append(
             f"--teacher_seeds: {config.teacher_seeds} would be fine-tuned from --teacher_path, and --teacher_checkpoint gives "

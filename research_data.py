@@ -12,7 +12,7 @@ import json
 import math
 from array import array
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from research.errors import InputError
+from research.names import number_name
 from research.storage.files import hash_file
 from research.text.tables import (
     UNKNOWN,
@@ -43,8 +44,12 @@ DRAWN_TEXTS = 200_000
 
 @dataclass(frozen=True)
 class Table:
-    """One table that was read, and what was read from it."""
+    """One table that was read, and what was read from it.
 
+    `name` is that of its source, or unlabelled_2, ... for those after the first.
+    """
+
+    name: str
     source: int
     path: Path
     text_column: str
@@ -80,6 +85,12 @@ class Comments:
     def __len__(self) -> int:
         return len(self.source)
 
+    def count_used(self, rows: NDArray[np.int64]) -> dict[str, int]:
+        """Return how many of some rows are of each table, by its name."""
+        ends = np.cumsum([table.rows - table.dropped for table in self.tables])
+        counts = np.bincount(np.searchsorted(ends, rows, side="right"), minlength=len(ends))
+        return {table.name: int(count) for table, count in zip(self.tables, counts, strict=True)}
+
     @property
     def text_column(self) -> str:
         """The text column of the main table."""
@@ -97,8 +108,8 @@ class Comments:
 
     @property
     def file_sha256(self) -> dict[str, str]:
-        """The tables' digests by their name in SOURCES."""
-        return {SOURCES[table.source]: table.sha256 for table in self.tables}
+        """The tables' digests by their names."""
+        return {table.name: table.sha256 for table in self.tables}
 
     def iter_texts(self) -> Iterator[str]:
         """Stream the cleaned texts again, in row order.
@@ -127,7 +138,7 @@ def load_comments(
     label_columns: Sequence[str] | None = None,
     val_path: str | Path | None = None,
     test_path: str | Path | None = None,
-    unlabelled_path: str | Path | None = None,
+    unlabelled_path: str | Path | Sequence[str | Path] | None = None,
     text_normalization: str = "nfc",
 ) -> Comments:
     """Read the main table and those given beside it; the arguments are the flags of the same names.
@@ -139,12 +150,14 @@ def load_comments(
         InputError: a table, a column or a cell is not as it must be.
     """
     columns = find_columns(dataset_path, text_column, label_columns)
-    paths = (dataset_path, val_path, test_path, unlabelled_path)
+    further = (unlabelled_path,) if isinstance(unlabelled_path, str | Path) else unlabelled_path or ()
     store = _RowStore()
     tables = []
-    for source, path in enumerate(paths):
-        if path is not None:
-            tables.append(_load_table(Path(path), source, columns, text_normalization, store))
+    for source, paths in enumerate(((dataset_path,), (val_path,), (test_path,), further)):
+        for number, path in enumerate(paths, 1):
+            if path is not None:
+                name = number_name(SOURCES[source], number)
+                tables.append(_load_table(name, Path(path), source, columns, text_normalization, store))
     codes = np.frombuffer(store.label_codes, np.int8).reshape(-1, len(columns.labels))
     source_of_row = np.frombuffer(store.source, np.int8)
     text_hash = np.frombuffer(store.text_hash, np.uint64)
@@ -188,7 +201,7 @@ class _RowStore:
         self.text_digest.update(encoded)
 
 
-def _load_table(path: Path, source: int, main: Columns, normalization: str, store: _RowStore) -> Table:
+def _load_table(name: str, path: Path, source: int, main: Columns, normalization: str, store: _RowStore) -> Table:
     text_column = main.text
     if source != MAIN:
         names = read_columns(path)
@@ -205,7 +218,7 @@ def _load_table(path: Path, source: int, main: Columns, normalization: str, stor
         rows += 1
     if not kept:
         raise InputError(f"{path}: all {rows} texts in {text_column!r} are empty. Set --text_column.")
-    return Table(source, path, text_column, hash_file(path), rows, rows - kept)
+    return Table(name, source, path, text_column, hash_file(path), rows, rows - kept)
 
 
 def hash_text(encoded: bytes) -> int:
@@ -228,7 +241,8 @@ class Split:
 
     `leaked` counts, by the part they were taken from, the rows left out because their text also
     stands in a part that is held out; `train` counts main rows that also stand in --val_path or
-    --test_path.
+    --test_path. `near_duplicates` counts those whose text nearly equals a held-out one, once they were
+    looked for: `unlabelled` rows, which are left out, and `train` rows, which stay.
     """
 
     train: NDArray[np.int64]
@@ -236,6 +250,7 @@ class Split:
     test: NDArray[np.int64]
     unlabelled: NDArray[np.int64]
     leaked: dict[str, int]
+    near_duplicates: dict[str, int] = field(default_factory=dict)
 
 
 def split_comments(
@@ -470,13 +485,16 @@ def summarize_data(comments: Comments, split: Split) -> dict[str, Any]:
                 for name, column in zip(comments.label_names, labels.T, strict=True)
             },
         }
+    used = comments.count_used(np.concatenate([getattr(split, part) for part in PARTS]))
     return {
         "text_column": comments.text_column,
         "label_names": list(comments.label_names),
         "rows": len(comments),
-        "dropped_rows": {SOURCES[table.source]: table.dropped for table in comments.tables},
+        "dropped_rows": {table.name: table.dropped for table in comments.tables},
         "duplicate_texts": comments.duplicate_texts,
         "conflicting_texts": comments.conflicting_texts,
         "leaked_rows": dict(split.leaked),
+        "near_duplicates": dict(split.near_duplicates),
+        "tables": {table.name: {"rows": table.rows, "used": used[table.name]} for table in comments.tables},
         "parts": parts,
     }

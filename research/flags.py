@@ -102,6 +102,11 @@ def find_package(name: str) -> str | None:
     return f"the package {name} is not installed; pip install {name}, or choose another"
 
 
+def as_tuple(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the values of a field that holds one text, several or none."""
+    return (value,) if isinstance(value, str) else value or ()
+
+
 def fields_that_decide(settings: Any, *what: str) -> tuple[str, ...]:
     """Return the names of the fields, of a dataclass or of one of its instances, that decide any of `what`."""
     return tuple(entry.name for entry in dataclasses.fields(settings) if entry.metadata["decides"] & set(what))
@@ -353,6 +358,10 @@ def check_fields(settings: Any) -> list[str]:
             problems.append(f"--{entry.name}: must be one of {', '.join(meta['choices'])}, got {quote_value(value)}")
         elif meta["check"] and value is not None and (problem := meta["check"](value)):
             problems.append(f"--{entry.name}: {problem}")
+        elif meta["kind"] in PATHS and isinstance(value, tuple):
+            repeated = sorted({path for path in value if value.count(path) > 1})
+            problems += [f"--{entry.name}: {quote_value(path)} is given twice" for path in repeated]
+            problems += [] if value else [f"--{entry.name}: names no {meta['kind']}; leave it out"]
     return problems
 
 

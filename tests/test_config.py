@@ -468,6 +468,27 @@ def test_tilde_that_the_shell_left_is_the_home(name: str, tmp_path: Path, monkey
     assert getattr(config, name) == values[name].replace("~", str(tmp_path))
 
 
+def test_unlabelled_path_takes_several_tables_and_reads_the_text_of_older_configs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("main", "a", "b"):
+        (tmp_path / f"{name}.csv").write_text("text,spam\n", encoding="utf-8")
+    flags = ["--dataset_path", "main.csv", "--unlabelled_path"]
+    one, two = (parse_arguments([*flags, *paths]).config for paths in (["a.csv"], ["a.csv", "b.csv"]))
+    assert saved_settings(one)["unlabelled_path"] == "a.csv"
+    assert saved_settings(two)["unlabelled_path"] == ["a.csv", "b.csv"]
+    for config in (one, two):
+        path = write_config(tmp_path, saved_settings(config))
+        assert parse_arguments(["--config", str(path)]).config == config
+    assert list(table_paths(two)) == ["main", "unlabelled", "unlabelled_2"]
+    for paths, problem in ((["a.csv", "a.csv"], "'a.csv' is given twice"), (["a.csv", "c.csv"], "no such file: 'c.csv'")):
+        with pytest.raises(FlagErrors, match=problem):
+            parse_arguments([*flags, *paths])
+    with pytest.raises(FlagErrors, match="--unlabelled_path: names no table; leave it out"):
+        parse_arguments([*flags[:2], "--config", write_config(tmp_path, {"unlabelled_path": []})])
+
+
 @pytest.mark.parametrize("name", ["output_dir", "cache_dir", "student_path"])
 def test_path_that_no_model_can_be_written_to_is_one_line(name: str, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text("text,spam\n", encoding="utf-8")

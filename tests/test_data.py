@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import subprocess
 import sys
@@ -434,6 +435,26 @@ def test_given_tables_are_whole_parts_and_their_texts_leave_training(tmp_path):
     assert comments.source_row[parts.unlabelled].tolist() == [0, 2]
     assert np.isnan(comments.labels[parts.unlabelled]).all()
     assert parts.leaked == {"train": 5, "validation": 1, "unlabelled": 1}
+
+
+def test_several_unlabelled_tables_are_read_one_after_the_other_and_counted_each(tmp_path):
+    main = make_table(tmp_path / "main.csv", 50)
+    further = [write(tmp_path / "a.csv", 'text\nnew 1\ncomment 3\n""\n'), write(tmp_path / "b.tsv", "post\tx\nnew 2\t1\n")]
+    comments = data.load_comments(main, unlabelled_path=further)
+    assert [table.name for table in comments.tables] == ["main", "unlabelled", "unlabelled_2"]
+    assert list(comments.iter_texts())[50:] == ["new 1", "comment 3", "new 2"]
+    assert comments.source[50:].tolist() == [data.UNLABELLED] * 3
+    assert comments.file_sha256["unlabelled_2"] == hashlib.sha256(further[1].read_bytes()).hexdigest()
+    one = data.load_comments(main, unlabelled_path=further[:1])
+    assert one.text_sha256 == data.load_comments(main, unlabelled_path=further[0]).text_sha256 != comments.text_sha256
+    summary = data.summarize_data(comments, split(comments))
+    assert summary["dropped_rows"] == {"main": 0, "unlabelled": 1, "unlabelled_2": 0}
+    assert summary["tables"]["unlabelled_2"] == {"rows": 1, "used": 1}
+    assert summary["tables"]["unlabelled"]["rows"] == 3
+    assert summary["tables"]["main"]["used"] == 50
+    further[1].write_text("post\tx\nother\t1\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"b\.tsv: changed since it was read"):
+        list(comments.iter_texts())
 
 
 def test_unlabelled_texts_do_not_change_the_split(tmp_path):

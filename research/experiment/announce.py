@@ -60,14 +60,23 @@ def warn_of_columns(comments: Comments) -> str | None:
 
 
 def describe_parts(comments: Comments, split: Split) -> list[str]:
-    """Return a line with each part's rows and distinct texts, and one for rows that were left out of their part."""
+    """Return a line with each part's rows and distinct texts, and what there is to say of rows left out or nearly repeated."""
     parts = {part: getattr(split, part) for part in PARTS}
     counts = [f"{part} {len(rows):,} ({len(np.unique(comments.text_hash[rows])):,})" for part, rows in parts.items() if len(rows)]
     lines = [f"rows (distinct texts) of each part: {', '.join(counts)}"]
     leaked = [f"{count:,} of {part}" for part, count in split.leaked.items() if count]
     if leaked:
         lines.append(f"left out, since their texts also stand in a part that is held out: {', '.join(leaked)}")
-    return lines
+    near = split.near_duplicates
+    if near.get("unlabelled"):
+        lines.append(f"left out, since their texts nearly equal one that is held out: {near['unlabelled']:,} of unlabelled")
+    if near.get("train"):
+        lines.append(f"kept, though their texts nearly equal one of test: {near['train']:,} of train")
+    used = comments.count_used(split.unlabelled)
+    further = [f"{table.path} {used[table.name]:,} of {table.rows:,}" for table in comments.tables if table.source == UNLABELLED]
+    if further:
+        lines.append(f"unlabelled rows used of each table: {', '.join(further)}")
+    return [escape_controls(line) for line in lines]
 
 
 def count(number: int, noun: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 
 from research.errors import InputError
 from research.experiment.announce import describe_comments, describe_parts, warn_of_columns
+from research.experiment.near_texts import leave_out_near_texts
 from research.experiment.teacher_table import TeacherTable, read_teacher_table
 from research.flags import fields_of_kind
 from research.names import PARTS
@@ -132,5 +133,6 @@ def _split_tables(config: ExperimentConfig, fold: int | None, stamps: tuple[Any,
         fold=fold,
         num_folds=config.num_folds,
     )
+    split = leave_out_near_texts(_read_tables(config, stamps), split)
     return_free_memory()  # of splitting, which takes twice what stays
     return split

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from research.errors import InputError
 from research.evaluation.calibration import sigmoid
 from research.flags import format_value
-from research.names import MODELS
+from research.names import MODELS, number_name
 from research.runs.formats import (
     HISTORY_COLUMNS,
     PLOTS,
@@ -339,7 +339,7 @@ class RunDirectory:
 
 def teacher_name(number: int) -> str:
     """Return what a run calls its teacher of that number, counted from 1, and the folder that it is saved in."""
-    return "teacher" if number == 1 else f"teacher_{number}"
+    return number_name("teacher", number)
 
 
 def find_teachers(path: Path) -> list[Path]:

@@ -30,10 +30,11 @@ class DataSettings:
         decides="data",
         kind="column",
     )
-    unlabelled_path: str | None = setting(
+    unlabelled_path: str | tuple[str, ...] | None = setting(
         None,
         "data",
-        "table of further texts without labels, for the soft, hidden and attention losses",
+        "tables of further texts without labels, for the soft, hidden and attention losses; those that equal or nearly equal a "
+        "validation or test text are left out",
         decides="distillation",
         kind="table",
         rows="unlabelled",
