@@ -29,7 +29,7 @@ from research.flags import (
 )
 from research.models.mapping import parse_layer_mapping
 from research.names import BOTH_MODELS
-from research.settings.data import DataSettings
+from research.settings.data import DataSettings, check_data_flags
 from research.settings.runtime import RuntimeSettings
 from research.settings.student import StudentSettings, check_student_flags
 from research.settings.sweep import SweepSettings, check_sweep_flags
@@ -519,24 +519,6 @@ def check_start(config: ExperimentConfig) -> list[str]:
         problems.append(
             f"--student_layer_choice: {config.student_layer_choice} chooses among trained layers; --student_init random has none"
         )
-    return problems
-
-
-def check_data_flags(config: ExperimentConfig) -> list[str]:
-    """Return the problems with the data flags that show without reading a table."""
-    problems = []
-    columns = config.label_columns
-    if columns == ():
-        problems.append("--label_columns: names no column; leave it out to have the columns found")
-    elif columns is not None and len(set(columns)) < len(columns):
-        problems.append(f"--label_columns: a column is named twice in {quote_value(' '.join(columns))}")
-    if config.text_column is not None and config.text_column in (columns or ()):
-        problems.append(f"--text_column: {quote_value(config.text_column)} is also one of --label_columns")
-    if config.num_folds > 1 and config.test_path:
-        problems.append("--num_folds: folds make their own test parts; drop --test_path")
-    shares = (0 if config.val_path else config.val_fraction) + (0 if config.test_path else config.test_fraction)
-    if shares >= 1:
-        problems.append(f"--val_fraction: must be under 1 together with --test_fraction, got {shares:g}")
     return problems
 
 

@@ -11,8 +11,8 @@ import hashlib
 import json
 import math
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,17 +20,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from research.errors import InputError
+from research.settings.data import SEPARATOR_NAMES
 from research.storage.files import hash_file
-from research.text.tables import (
-    UNKNOWN,
-    Columns,
-    check_label_names,
-    cleaned_rows,
-    find_columns,
-    find_text_column,
-    read_columns,
-    read_label_codes,
-)
+from research.text.labels import UNKNOWN, Columns, LabelList, check_label_source, find_columns, open_labels
+from research.text.tables import cleaned_rows, describe_delimiter, find_text_column, read_columns
 
 # Where a row came from; Comments.source holds positions in this tuple.
 SOURCES = ("main", "validation", "test", "unlabelled")
@@ -43,7 +36,11 @@ DRAWN_TEXTS = 200_000
 
 @dataclass(frozen=True)
 class Table:
-    """One table that was read, and what was read from it."""
+    """One table that was read, and what was read from it.
+
+    `delimiter` says what separates its cells where that is unusual; `spellings` how labels are written that
+    are not written as 0 and 1.
+    """
 
     source: int
     path: Path
@@ -51,6 +48,8 @@ class Table:
     sha256: str
     rows: int
     dropped: int
+    delimiter: str | None = None
+    spellings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,7 +86,7 @@ class Comments:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The label columns of the main table."""
+        """The labels of the main table."""
         return self.columns.labels
 
     @property
@@ -125,6 +124,8 @@ def load_comments(
     *,
     text_column: str | None = None,
     label_columns: Sequence[str] | None = None,
+    label_list_column: str | None = None,
+    label_separator: str = "|",
     val_path: str | Path | None = None,
     test_path: str | Path | None = None,
     unlabelled_path: str | Path | None = None,
@@ -132,19 +133,23 @@ def load_comments(
 ) -> Comments:
     """Read the main table and those given beside it; the arguments are the flags of the same names.
 
-    The main table decides the label columns, which --val_path and --test_path must have too. Another
+    The main table decides the labels, which --val_path and --test_path must have in the same columns. Another
     table's text column has the main one's name, or is found by name.
 
     Raises:
         InputError: a table, a column or a cell is not as it must be.
     """
-    columns = find_columns(dataset_path, text_column, label_columns)
+    label_list = None
+    if label_list_column is not None:
+        label_list = LabelList(label_list_column, SEPARATOR_NAMES.get(label_separator, label_separator))
+    columns = find_columns(dataset_path, text_column, label_columns, label_list)
+    named = label_columns is not None
     paths = (dataset_path, val_path, test_path, unlabelled_path)
     store = _RowStore()
     tables = []
     for source, path in enumerate(paths):
         if path is not None:
-            tables.append(_load_table(Path(path), source, columns, text_normalization, store))
+            tables.append(_load_table(Path(path), source, Path(dataset_path), columns, named, text_normalization, store))
     codes = np.frombuffer(store.label_codes, np.int8).reshape(-1, len(columns.labels))
     source_of_row = np.frombuffer(store.source, np.int8)
     text_hash = np.frombuffer(store.text_hash, np.uint64)
@@ -188,24 +193,27 @@ class _RowStore:
         self.text_digest.update(encoded)
 
 
-def _load_table(path: Path, source: int, main: Columns, normalization: str, store: _RowStore) -> Table:
-    text_column = main.text
+def _load_table(
+    path: Path, source: int, main: Path, columns: Columns, named: bool, normalization: str, store: _RowStore
+) -> Table:
+    text_column = columns.text
     if source != MAIN:
         names = read_columns(path)
-        text_column = find_text_column(path, names, main.text if main.text in names else None)
+        text_column = find_text_column(path, names, columns.text if columns.text in names else None)
         if source != UNLABELLED:
-            check_label_names(path, main.labels, text_column, names)
-    unknown = [UNKNOWN] * len(main.labels)
+            check_label_source(path, columns, text_column, names)
+    labels = None if source == UNLABELLED else open_labels(path, columns, main, named=named)
+    unknown = [UNKNOWN] * len(columns.labels)
     rows = kept = 0
     for line, row, text in cleaned_rows(path, text_column, normalization):
         if text:
-            codes = unknown if source == UNLABELLED else read_label_codes(path, line, row, main.labels)
-            store.add(codes, source, rows, text)
+            store.add(unknown if labels is None else labels.read(line, row), source, rows, text)
             kept += 1
         rows += 1
     if not kept:
         raise InputError(f"{path}: all {rows} texts in {text_column!r} are empty. Set --text_column.")
-    return Table(source, path, text_column, hash_file(path), rows, rows - kept)
+    spellings = {} if labels is None else labels.finish()
+    return Table(source, path, text_column, hash_file(path), rows, rows - kept, describe_delimiter(path), spellings)
 
 
 def hash_text(encoded: bytes) -> int:
