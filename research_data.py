@@ -139,10 +139,7 @@ def load_comments(
     Raises:
         InputError: a table, a column or a cell is not as it must be.
     """
-    label_list = None
-    if label_list_column is not None:
-        label_list = LabelList(label_list_column, SEPARATOR_NAMES.get(label_separator, label_separator))
-    columns = find_columns(dataset_path, text_column, label_columns, label_list)
+    columns = find_columns(dataset_path, text_column, label_columns, _make_label_list(label_list_column, label_separator))
     named = label_columns is not None
     paths = (dataset_path, val_path, test_path, unlabelled_path)
     store = _RowStore()
@@ -170,6 +167,10 @@ def load_comments(
         duplicate_texts=duplicates,
         conflicting_texts=conflicts,
     )
+
+
+def _make_label_list(column: str | None, separator: str) -> LabelList | None:
+    return None if column is None else LabelList(column, SEPARATOR_NAMES.get(separator, separator))
 
 
 class _RowStore:
