@@ -393,6 +393,16 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     return Arguments(*parse_flags(ExperimentConfig, build_parser(), argv, check_config, other_keys=("fold",)))
 
 
+EPILOG = """Examples:
+  python research_main.py --demo
+  python research_main.py --dataset_path comments.csv --student_path csebuetnlp/banglabert --student_layers 3 --pooling mean
+  python research_main.py --dataset_path tweets.csv --label_list_column labels --pipeline tfidf
+  python research_main.py --sweep kd_alpha=0.3,0.5,0.7 --sweep seed=1,2,3 --jobs 2 --output_dir results/grid
+
+Exit status: 0 done, 1 failed while running, 2 bad flags or input, 3 teacher too weak, 130 interrupted: run it again and
+it goes on."""
+
+
 def build_parser() -> RaisingParser:
     """Build the command line's parser from the fields of ExperimentConfig."""
     return make_parser(
@@ -401,8 +411,7 @@ def build_parser() -> RaisingParser:
         prog="research_main.py",
         usage="python %(prog)s [--flag VALUE ...]",
         description="Distil a large multi-label text classifier into a small one. One command is one run.",
-        epilog="Exit status: 0 done, 1 failed while running, 2 bad flags or input, 3 teacher too weak, 130 interrupted: "
-        "run it again and it goes on.",
+        epilog=EPILOG,
     )
 
 
