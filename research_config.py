@@ -30,7 +30,7 @@ from research.flags import (
 )
 from research.models.mapping import parse_layer_mapping
 from research.names import BOTH_MODELS, number_name
-from research.settings.data import DataSettings
+from research.settings.data import DataSettings, check_data_flags
 from research.settings.runtime import RuntimeSettings
 from research.settings.search import SearchSettings, check_search
 from research.settings.student import StudentSettings, check_student_flags
@@ -360,6 +360,16 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     return Arguments(*parse_flags(ExperimentConfig, build_parser(), argv, check_config, other_keys=("fold",)))
 
 
+EPILOG = """Examples:
+  python research_main.py --demo
+  python research_main.py --dataset_path comments.csv --student_path csebuetnlp/banglabert --student_layers 3 --pooling mean
+  python research_main.py --dataset_path tweets.csv --label_list_column labels --pipeline tfidf
+  python research_main.py --sweep kd_alpha=0.3,0.5,0.7 --sweep seed=1,2,3 --jobs 2 --output_dir results/grid
+
+Exit status: 0 done, 1 failed while running, 2 bad flags or input, 3 teacher too weak, 130 interrupted: run it again and
+it goes on."""
+
+
 def build_parser() -> RaisingParser:
     """Build the command line's parser from the fields of ExperimentConfig."""
     return make_parser(
@@ -368,8 +378,7 @@ def build_parser() -> RaisingParser:
         prog="research_main.py",
         usage="python %(prog)s [--flag VALUE ...]",
         description="Distil a large multi-label text classifier into a small one. One command is one run.",
-        epilog="Exit status: 0 done, 1 failed while running, 2 bad flags or input, 3 teacher too weak, 130 interrupted: "
-        "run it again and it goes on.",
+        epilog=EPILOG,
     )
 
 
@@ -492,24 +501,6 @@ def check_start(config: ExperimentConfig) -> list[str]:
         problems.append(
             f"--student_layer_choice: {config.student_layer_choice} chooses among trained layers; --student_init random has none"
         )
-    return problems
-
-
-def check_data_flags(config: ExperimentConfig) -> list[str]:
-    """Return the problems with the data flags that show without reading a table."""
-    problems = []
-    columns = config.label_columns
-    if columns == ():
-        problems.append("--label_columns: names no column; leave it out to have the columns found")
-    elif columns is not None and len(set(columns)) < len(columns):
-        problems.append(f"--label_columns: a column is named twice in {quote_value(' '.join(columns))}")
-    if config.text_column is not None and config.text_column in (columns or ()):
-        problems.append(f"--text_column: {quote_value(config.text_column)} is also one of --label_columns")
-    if config.num_folds > 1 and config.test_path:
-        problems.append("--num_folds: folds make their own test parts; drop --test_path")
-    shares = (0 if config.val_path else config.val_fraction) + (0 if config.test_path else config.test_fraction)
-    if shares >= 1:
-        problems.append(f"--val_fraction: must be under 1 together with --test_fraction, got {shares:g}")
     return problems
 
 

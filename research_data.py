@@ -11,7 +11,7 @@ import hashlib
 import json
 import math
 from array import array
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -21,17 +21,10 @@ from numpy.typing import NDArray
 
 from research.errors import InputError
 from research.names import number_name
+from research.settings.data import SEPARATOR_NAMES
 from research.storage.files import hash_file
-from research.text.tables import (
-    UNKNOWN,
-    Columns,
-    check_label_names,
-    cleaned_rows,
-    find_columns,
-    find_text_column,
-    read_columns,
-    read_label_codes,
-)
+from research.text.labels import UNKNOWN, Columns, LabelList, check_label_source, find_columns, open_labels
+from research.text.tables import cleaned_rows, describe_delimiter, find_text_column, read_columns
 
 # Where a row came from; Comments.source holds positions in this tuple.
 SOURCES = ("main", "validation", "test", "unlabelled")
@@ -46,7 +39,8 @@ DRAWN_TEXTS = 200_000
 class Table:
     """One table that was read, and what was read from it.
 
-    `name` is that of its source, or unlabelled_2, ... for those after the first.
+    `name` is that of its source, or unlabelled_2, ... for those after the first; `delimiter` says what separates its
+    cells where that is unusual; `spellings` how labels are written that are not written as 0 and 1.
     """
 
     name: str
@@ -56,6 +50,8 @@ class Table:
     sha256: str
     rows: int
     dropped: int
+    delimiter: str | None = None
+    spellings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -98,7 +94,7 @@ class Comments:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The label columns of the main table."""
+        """The labels of the main table."""
         return self.columns.labels
 
     @property
@@ -136,6 +132,8 @@ def load_comments(
     *,
     text_column: str | None = None,
     label_columns: Sequence[str] | None = None,
+    label_list_column: str | None = None,
+    label_separator: str = "|",
     val_path: str | Path | None = None,
     test_path: str | Path | None = None,
     unlabelled_path: str | Path | Sequence[str | Path] | None = None,
@@ -143,21 +141,19 @@ def load_comments(
 ) -> Comments:
     """Read the main table and those given beside it; the arguments are the flags of the same names.
 
-    The main table decides the label columns, which --val_path and --test_path must have too. Another
+    The main table decides the labels, which --val_path and --test_path must have in the same columns. Another
     table's text column has the main one's name, or is found by name.
 
     Raises:
         InputError: a table, a column or a cell is not as it must be.
     """
-    columns = find_columns(dataset_path, text_column, label_columns)
-    further = (unlabelled_path,) if isinstance(unlabelled_path, str | Path) else unlabelled_path or ()
+    columns = find_columns(dataset_path, text_column, label_columns, _make_label_list(label_list_column, label_separator))
+    named = label_columns is not None
     store = _RowStore()
-    tables = []
-    for source, paths in enumerate(((dataset_path,), (val_path,), (test_path,), further)):
-        for number, path in enumerate(paths, 1):
-            if path is not None:
-                name = number_name(SOURCES[source], number)
-                tables.append(_load_table(name, Path(path), source, columns, text_normalization, store))
+    tables = [
+        _load_table(name, path, source, Path(dataset_path), columns, named, text_normalization, store)
+        for name, path, source in _list_tables(dataset_path, val_path, test_path, unlabelled_path)
+    ]
     codes = np.frombuffer(store.label_codes, np.int8).reshape(-1, len(columns.labels))
     source_of_row = np.frombuffer(store.source, np.int8)
     text_hash = np.frombuffer(store.text_hash, np.uint64)
@@ -178,6 +174,18 @@ def load_comments(
         duplicate_texts=duplicates,
         conflicting_texts=conflicts,
     )
+
+
+def _list_tables(*of_sources: str | Path | Sequence[str | Path] | None) -> Iterator[tuple[str, Path, int]]:
+    """Yield the name, path and source of every table, given one or several paths of each source."""
+    for source, given in enumerate(of_sources):
+        paths = (given,) if isinstance(given, str | Path) else given or ()
+        for number, path in enumerate(paths, 1):
+            yield number_name(SOURCES[source], number), Path(path), source
+
+
+def _make_label_list(column: str | None, separator: str) -> LabelList | None:
+    return None if column is None else LabelList(column, SEPARATOR_NAMES.get(separator, separator))
 
 
 class _RowStore:
@@ -201,24 +209,27 @@ class _RowStore:
         self.text_digest.update(encoded)
 
 
-def _load_table(name: str, path: Path, source: int, main: Columns, normalization: str, store: _RowStore) -> Table:
-    text_column = main.text
+def _load_table(
+    name: str, path: Path, source: int, main: Path, columns: Columns, named: bool, normalization: str, store: _RowStore
+) -> Table:
+    text_column = columns.text
     if source != MAIN:
         names = read_columns(path)
-        text_column = find_text_column(path, names, main.text if main.text in names else None)
+        text_column = find_text_column(path, names, columns.text if columns.text in names else None)
         if source != UNLABELLED:
-            check_label_names(path, main.labels, text_column, names)
-    unknown = [UNKNOWN] * len(main.labels)
+            check_label_source(path, columns, text_column, names)
+    labels = None if source == UNLABELLED else open_labels(path, columns, main, named=named)
+    unknown = [UNKNOWN] * len(columns.labels)
     rows = kept = 0
     for line, row, text in cleaned_rows(path, text_column, normalization):
         if text:
-            codes = unknown if source == UNLABELLED else read_label_codes(path, line, row, main.labels)
-            store.add(codes, source, rows, text)
+            store.add(unknown if labels is None else labels.read(line, row), source, rows, text)
             kept += 1
         rows += 1
     if not kept:
         raise InputError(f"{path}: all {rows} texts in {text_column!r} are empty. Set --text_column.")
-    return Table(name, source, path, text_column, hash_file(path), rows, rows - kept)
+    spellings = {} if labels is None else labels.finish()
+    return Table(name, source, path, text_column, hash_file(path), rows, rows - kept, describe_delimiter(path), spellings)
 
 
 def hash_text(encoded: bytes) -> int:

@@ -22,7 +22,7 @@ from research.evaluation.metrics import compute_metrics
 from research.evaluation.predict import evaluating
 from research.evaluation.thresholds import DEFAULT_THRESHOLD
 from research.kd.averaging import AveragedWeights
-from research.kd.loop import EpochLoop, TrainingResult, Validate
+from research.kd.loop import EpochLoop, TrainingResult, Validate, Watch
 from research.kd.losses import MultiLabelDistillationLoss, compute_attention_loss, compute_hidden_state_loss
 from research.kd.objective import DistillationObjective, LabelObjective
 from research.kd.targets import LiveTeacher, TeacherTargets
@@ -255,18 +255,19 @@ class DistillationTrainer:
         checkpoints: CheckpointFolder | None = None,
         stop: StopRequest | None = None,
         name: str = "student",
+        watch: Watch | None = None,
     ) -> TrainingResult:
         """Train until the last epoch or until validation stops improving, resuming from a checkpoint.
 
         The student ends with the weights of its best epoch by that score of `validate` which `--select_by` names, with
-        `--ema_decay` with their average.
+        `--ema_decay` with their average. `watch` is shown the history after each epoch.
 
         Raises:
             TrainingFault: a non-finite loss or gradient; the last checkpoint stays.
             Interrupted: `stop` was requested; a checkpoint has been written.
         """
         weights = None if class_weights is None else class_weights.to(self.device)
-        return EpochLoop(self, loader, validate, weights, checkpoints, stop, name).run()
+        return EpochLoop(self, loader, validate, weights, checkpoints, stop, name, watch).run()
 
 
 class Trained(nn.Module):

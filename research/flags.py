@@ -147,6 +147,48 @@ class RaisingParser(argparse.ArgumentParser):
         raise HelpAsked(self.format_help().rstrip())
 
 
+SHELLS = ("bash", "zsh")
+# What a metavar says of the values, for a shell that completes them.
+FILES, FOLDERS = ("FILE", "TABLE"), ("FOLDER", "DIR", "RUN", "MODEL")
+
+
+def add_completion(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that prints a shell's completion of all others, and stops."""
+    parser.add_argument(
+        "--print_completion",
+        action=PrintCompletion,
+        choices=SHELLS,
+        default=argparse.SUPPRESS,
+        help="print a script that lets a shell complete the flags of the installed command, and stop (needs shtab)",
+    )
+
+
+class PrintCompletion(argparse.Action):
+    """Prints what completes a command's flags in a shell, made by shtab from its parser."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        """Print and leave, as --help does."""
+        if find_package("shtab") is not None:
+            parser.error("argument --print_completion: needs the package shtab; pip install shtab")
+        import shtab
+
+        for action in parser._actions:
+            metavar = action.metavar if isinstance(action.metavar, str) else ""
+            if metavar.startswith("{"):
+                action.choices = metavar.strip("{}").split(",")
+            elif metavar in FILES or metavar in FOLDERS:
+                action.complete = shtab.FILE if metavar in FILES else shtab.DIRECTORY  # type: ignore[attr-defined]
+        # The name that pip installs; a shell asks for completion by a command's first word.
+        parser.prog = parser.prog.removesuffix(".py").replace("_", "-")
+        script = shtab.complete(parser, values)
+        if isinstance(parser, RaisingParser):
+            raise HelpAsked(script)
+        print(script)
+        parser.exit()
+
+
 def make_parser(settings_class: type[Any], groups: Sequence[str], **texts: str) -> RaisingParser:
     """Build the parser from a dataclass's fields; values stay text until `convert`.
 
@@ -154,10 +196,16 @@ def make_parser(settings_class: type[Any], groups: Sequence[str], **texts: str) 
         groups: The order of the help's sections.
         texts: What argparse says around the flags: prog, usage, description, epilog.
     """
-    parser = RaisingParser(**texts, allow_abbrev=False, argument_default=argparse.SUPPRESS)  # type: ignore[arg-type]
+    parser = RaisingParser(
+        **texts,  # type: ignore[arg-type]
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
     parser.add_argument(
         "--config", metavar="FILE", help="take the flags of an earlier run's config.json; flags given beside it win"
     )
+    add_completion(parser)
     sections = {title: parser.add_argument_group(title) for title in groups}
     for entry in dataclasses.fields(settings_class):
         sections[entry.metadata["group"]].add_argument(f"--{entry.name}", **flag_options(settings_class, entry))

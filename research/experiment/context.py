@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from research.experiment.inputs import Inputs
 from research.experiment.runtime import Runtime
 from research.experiment.tokenised import Tokenised
+from research.report.trackers import NO_TRACKING, Tracking
 from research.runs.directory import RunDirectory
 from research.text.batches import BatchLoader
 from research.text.tokens import Tokens
@@ -22,12 +23,13 @@ EVAL_TOKENS = {"cpu": 1024, "cuda": 32768}
 
 @dataclass(frozen=True)
 class RunContext:
-    """A run's checked inputs, their tokens, where it computes, and the directory it writes."""
+    """A run's checked inputs, their tokens, where it computes, the directory it writes, and whom --track tells of it."""
 
     inputs: Inputs
     tokens: Tokenised
     runtime: Runtime
     run_dir: RunDirectory
+    tracking: Tracking = NO_TRACKING
 
     def evaluation_batches(self, rows: NDArray[np.int64], tokens: Tokens, **carried: Any) -> BatchLoader:
         """Return batches that pad little and fill the device, longest rows first.

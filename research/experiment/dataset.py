@@ -109,6 +109,8 @@ def _read_tables(config: ExperimentConfig, _stamps: tuple[Any, ...]) -> Comments
         config.dataset_path,
         text_column=config.text_column,
         label_columns=config.label_columns,
+        label_list_column=config.label_list_column,
+        label_separator=config.label_separator,
         val_path=config.val_path,
         test_path=config.test_path,
         unlabelled_path=config.unlabelled_path,

@@ -25,6 +25,7 @@ from research.experiment.tfidf_stage import train_tfidf
 from research.experiment.tokenised import tokenise_comments
 from research.names import PARTS, TEACHER_TABLE
 from research.report.run_page import write_report
+from research.report.trackers import following
 from research.runs.directory import RunDirectory, Status
 from research.runs.folds import aggregate_folds, pool_folds
 from research.runs.run import load_run
@@ -46,7 +47,16 @@ def run_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> d
         TrainingFault, Interrupted: as `train`.
     """
     with runtime.timed("tokenize"):
-        context = RunContext(inputs, tokenise_comments(inputs, runtime.cache), runtime, run_dir)
+        tokens = tokenise_comments(inputs, runtime.cache)
+    # Processes that do a run together see the same epochs.
+    tracker = "none" if runtime.world.rank else inputs.config.track
+    with following(tracker, run_dir.path) as tracking:
+        return do_stages(RunContext(inputs, tokens, runtime, run_dir, tracking))
+
+
+def do_stages(context: RunContext) -> dict[str, Any]:
+    """Train, score and save what the pipeline has; return the content of metrics.json."""
+    inputs, runtime, run_dir = context.inputs, context.runtime, context.run_dir
     pipeline, lead = PIPELINES[inputs.config.pipeline], runtime.world.lead
     logits: Logits = {}
     training: dict[str, Any] = {}

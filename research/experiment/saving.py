@@ -28,8 +28,6 @@ from research.models.folders import add_settings
 from research.models.saved import save_classifier
 from research.names import PARTS
 from research.report.run_page import write_report
-from research.report.trackers import track_run
-from research.runs.run import load_run
 from research.storage.files import publish_folder, remove
 from research.text.batches import Batch, BatchLoader
 from research.text.tokens import Tokens
@@ -80,10 +78,9 @@ def save_run(
     run_dir.write_environment(describe_environment(context))
     write_report(run_dir.path, metrics, lambda index: fetch_texts(index, inputs), plots=context.runtime.extras.plots)
     run_dir.write_metrics(metrics)
-    # Only now: a run killed before this line resumes from its last checkpoint.
+    context.tracking.finish()
+    # Only now: a run killed before metrics.json resumes from its last checkpoint.
     run_dir.drop_leavings()
-    if inputs.config.track != "none":
-        track_run(inputs.config.track, load_run(run_dir.path))
 
 
 def store_student(student: TextClassifier | TrainedTfidf, settings: dict[str, Any], inputs: Inputs) -> Callable[[Path], None]:

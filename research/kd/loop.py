@@ -53,6 +53,7 @@ class TrainingResult:
 
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
+Watch = Callable[[Sequence[Mapping[str, Any]]], None]
 # What an epoch's line leaves out: the soft loss keeps the teacher's own entropy, so it and the total look stuck.
 NOT_IN_LINE = ("total_loss", "soft_loss")
 
@@ -102,6 +103,7 @@ class EpochLoop:
         checkpoints: Where training goes on from, if anywhere.
         stop: Looked at after every step.
         name: Whose training it is, in log lines.
+        watch: Is shown the history, a row per epoch, when training begins or goes on and after each epoch's checkpoint.
     """
 
     def __init__(
@@ -113,8 +115,10 @@ class EpochLoop:
         checkpoints: CheckpointFolder | None = None,
         stop: StopRequest | None = None,
         name: str = "student",
+        watch: Watch | None = None,
     ) -> None:
         self.name = name
+        self.watch: Watch = watch or (lambda _history: None)
         self.trainer = trainer
         self.config = trainer.config
         self.loader = loader
@@ -141,6 +145,7 @@ class EpochLoop:
         """
         started = time.monotonic()
         self._resume()
+        self.watch(self.progress.history)
         patience = self.config.early_stopping_patience
         with PhaseProgress(f"{self.name} training", self.total_steps, "steps", done=self.progress.global_step) as steps:
             while self.progress.epoch < self.config.epochs and self.progress.epoch - self.progress.best_epoch < patience:
@@ -229,6 +234,7 @@ class EpochLoop:
         progress.sums, progress.rows_summed, progress.batches_done = {}, 0, 0
         log.info("%s", self._describe_epoch(means, score, time.monotonic() - started))
         self._save()
+        self.watch(progress.history)
 
     def _describe_epoch(self, means: Mapping[str, float], score: float, seconds: float) -> str:
         """Return an epoch's line: its losses, its validation score and how long both took."""

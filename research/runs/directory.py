@@ -44,10 +44,13 @@ Status = Literal["absent", "unfinished", "finished", "foreign"]
 OVERWRITING_FILE = ".overwriting"
 # On how many processes each teacher of the unfinished run it stands in was fine-tuned, when on more than one.
 PROCESSES_FILE = ".teacher_processes"
+# Which epochs of the unfinished run it stands in --track has sent, and to which session.
+TRACKING_FILE = ".tracking"
 # Everything --overwrite may remove. metrics.json goes before the rest, so that an interruption leaves no finished run.
 OWNED_FILES = (
     OVERWRITING_FILE,  # before metrics.json, so that an interruption does not make the old run look like a new one
     PROCESSES_FILE,
+    TRACKING_FILE,
     "metrics.json",
     "history.csv",
     "history_control.csv",
@@ -249,6 +252,7 @@ class RunDirectory:
         """Remove what a finished run has no use for; a process may have been killed before it did."""
         for name in CHECKPOINT_FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
+        (self.path / TRACKING_FILE).unlink(missing_ok=True)
         remove_dead_claims(self.path)
 
     def check_tables(self, file_sha256: Mapping[str, str], paths: Mapping[str, Path]) -> None:

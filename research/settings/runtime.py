@@ -50,7 +50,7 @@ class RuntimeSettings:
     track: str = setting(
         "none",
         "runtime and output",
-        "also send config, history and final scores to a tracker",
+        "also send config, each epoch as it ends, and final scores to a tracker",
         choices=("none", *TRACKERS),
         check=lambda name: None if name == "none" else find_package(name),
         decides="place",

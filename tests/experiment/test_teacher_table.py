@@ -14,7 +14,7 @@ from support.tiny_lab import ROWS, TinyLab, build_materials, columns_of, read_me
 from research.errors import InputError
 from research.experiment.teacher_table import TeacherTable, read_teacher_table
 from research.kd.ensemble import LEAST_PROBABILITY
-from research_data import Comments, Split, load_comments
+from research_data import Comments, Split, load_comments, split_comments
 
 HEADER = ["text", *LABELS]
 
@@ -45,6 +45,15 @@ def test_columns_are_found_by_name_and_others_are_passed_over(tmp_path: Path, co
     header = ["note", *reversed(LABELS), "Comment"]
     table = read(tmp_path, comments, [["x", 0.5, 0.4, 0.3, 0.2, 0.1, make_texts(12)[0]]], header)
     np.testing.assert_allclose(table.probs[0], [0.1, 0.2, 0.3, 0.4, 0.5], rtol=1e-6)
+
+
+def test_another_delimiter_is_read_and_said(tmp_path: Path, comments: Comments) -> None:
+    lines = [";".join(HEADER), *(f"{text};{';'.join(['0.5'] * 5)}" for text in make_texts(12))]
+    (tmp_path / "probs.csv").write_text("\n".join(lines), encoding="utf-8")
+    table = read_teacher_table(tmp_path / "probs.csv", comments)
+    assert (table.probs == 0.5).all()
+    split = split_comments(comments, val_fraction=0.2, test_fraction=0.2, seed=1)
+    assert "cells are separated by semicolons" in table.describe(split)[0]
 
 
 def test_repeated_texts_are_averaged_and_counted_where_they_differ(tmp_path: Path, comments: Comments) -> None:
