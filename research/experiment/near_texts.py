@@ -22,10 +22,8 @@ def leave_out_near_texts(comments: Comments, split: Split) -> Split:
     Raises:
         InputError: a table has changed since it was read.
     """
-    learned = np.concatenate([split.train, split.unlabelled])
-    near = mark_near(comments, learned, split.test)
-    near_train, near_unlabelled = np.split(near, [len(split.train)])
-    near_unlabelled |= mark_near(comments, split.unlabelled, split.validation)
+    near_train = mark_near(comments, split.train, split.test)
+    near_unlabelled = mark_near(comments, split.unlabelled, np.union1d(split.validation, split.test))
     counts = {"train": int(near_train.sum()), "unlabelled": int(near_unlabelled.sum())}
     return dataclasses.replace(split, unlabelled=split.unlabelled[~near_unlabelled], near_duplicates=counts)
 
