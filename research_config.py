@@ -30,6 +30,7 @@ from research.flags import (
 )
 from research.models.mapping import parse_layer_mapping
 from research.names import BOTH_MODELS, number_name
+from research.settings.augmentation import AugmentationSettings, check_augmentation_flags
 from research.settings.data import DataSettings
 from research.settings.runtime import RuntimeSettings
 from research.settings.student import StudentSettings, check_student_flags
@@ -118,7 +119,7 @@ GROUPS = ("what to run", "sweep", "data", "teacher", "student", "distillation", 
 
 
 @dataclass(frozen=True)
-class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings, StudentSettings, SweepSettings):
+class ExperimentConfig(DataSettings, AugmentationSettings, TrainingSettings, RuntimeSettings, StudentSettings, SweepSettings):
     """Every setting of one run; a field and its flag have the same name.
 
     Those of the data, of training, of the machine, of a sweep and of the student stand in
@@ -142,7 +143,7 @@ class ExperimentConfig(DataSettings, TrainingSettings, RuntimeSettings, StudentS
     split_seed: int = setting(
         42,
         "what to run",
-        "seed of the split and of the teacher's fine-tuning; runs that differ by --seed share test part and teacher",
+        "seed of the split, the views and the teacher's fine-tuning; runs that differ by --seed share these",
         check=between(0),
         decides=("data", "teacher"),
     )
@@ -419,6 +420,7 @@ def check_config(config: ExperimentConfig) -> list[str]:
         *check_start(config),
         *check_student_flags(config),
         *check_data_flags(config),
+        *check_augmentation_flags(config, PIPELINES.get(config.pipeline), has_layers(config)),
         *check_sweep_flags(config),
         *check_places(config),
     ]

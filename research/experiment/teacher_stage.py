@@ -25,6 +25,7 @@ from research.experiment.inputs import Inputs, TeacherSource, hash_rows
 from research.experiment.runtime import Runtime
 from research.experiment.seen_texts import read_seen, storing_seen
 from research.experiment.training import summarize, train
+from research.experiment.view_stage import pad_to_views
 from research.kd.ensemble import Ensemble, average_logits, logits_of_probs
 from research.kd.layers import compare_layers
 from research.kd.loop import TrainingResult
@@ -54,7 +55,7 @@ def get_teachers(context: RunContext) -> Ensemble:
     """Return the teachers of --teacher_checkpoint or the fine-tuned ones, and with them the table of probabilities."""
     members = {source.name: get_teacher(source, context) for source in context.inputs.teachers}
     table = context.inputs.teacher_table
-    return Ensemble(members, None if table is None else table.probs)
+    return Ensemble(members, None if table is None else pad_to_views(table.probs, context.inputs.comments))
 
 
 def get_teacher(source: TeacherSource, context: RunContext) -> Teacher:
@@ -290,11 +291,6 @@ def verify_teacher(probs: NDArray[np.float64], inputs: Inputs) -> None:
             f"the teacher is too weak to distil: validation macro-F1 {scores['f1']:.4f} is under --min_teacher_f1 "
             f"{config.min_teacher_f1:g}. Train it longer (--teacher_epochs, --lr), or go on with --allow_weak_teacher."
         )
-
-
-def training_rows(context: RunContext) -> NDArray[np.int64]:
-    """Return the rows that a student learns from with its teacher: the labelled ones, then the unlabelled ones."""
-    return np.concatenate([context.inputs.split.train, context.inputs.split.unlabelled])
 
 
 def prepare_targets(teachers: Ensemble, rows: NDArray[np.int64], context: RunContext) -> tuple[TeacherTargets, dict[str, Any]]:
