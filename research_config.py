@@ -30,6 +30,7 @@ from research.flags import (
 )
 from research.models.mapping import parse_layer_mapping
 from research.names import BOTH_MODELS, number_name
+from research.settings.augmentation import AugmentationSettings, check_augmentation_flags
 from research.settings.data import DataSettings, check_data_flags
 from research.settings.runtime import RuntimeSettings
 from research.settings.search import SearchSettings, check_search
@@ -121,7 +122,14 @@ GROUPS = ("what to run", "sweep", "data", "teacher", "student", "distillation", 
 
 @dataclass(frozen=True)
 class ExperimentConfig(
-    DataSettings, TrainingSettings, RuntimeSettings, TeacherSettings, StudentSettings, SearchSettings, SweepSettings
+    DataSettings,
+    AugmentationSettings,
+    TrainingSettings,
+    RuntimeSettings,
+    TeacherSettings,
+    StudentSettings,
+    SearchSettings,
+    SweepSettings,
 ):
     """Every setting of one run; a field and its flag have the same name.
 
@@ -146,7 +154,7 @@ class ExperimentConfig(
     split_seed: int = setting(
         42,
         "what to run",
-        "seed of the split and of the teacher's fine-tuning; runs that differ by --seed share test part and teacher",
+        "seed of the split, the views and the teacher's fine-tuning; runs that differ by --seed share these",
         check=between(0),
         decides=("data", "teacher"),
     )
@@ -391,6 +399,7 @@ def check_config(config: ExperimentConfig) -> list[str]:
         *check_start(config),
         *check_student_flags(config),
         *check_data_flags(config),
+        *check_augmentation_flags(config, PIPELINES.get(config.pipeline), has_layers(config)),
         *check_sweep_flags(config),
         *(check_search(config, list_trained(config), check_config) if config.search else ()),
         *check_places(config),

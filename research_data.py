@@ -29,6 +29,7 @@ from research.text.tables import cleaned_rows, describe_delimiter, find_text_col
 # Where a row came from; Comments.source holds positions in this tuple.
 SOURCES = ("main", "validation", "test", "unlabelled")
 MAIN, VALIDATION, TEST, UNLABELLED = range(4)
+VIEWS = 4  # of training texts, which are in no part
 PARTS = ("train", "validation", "test", "unlabelled")
 # Draws of a split to choose from where texts repeat: at most so many, over about so many texts in all.
 MAX_DRAWS = 10
@@ -59,7 +60,7 @@ class Comments:
     """All rows with a text, table after table, without the texts themselves.
 
     N rows, C labels. `labels` (N, C) float32 is 0, 1 or nan for unknown; `source` (N,) int8 is a
-    position in SOURCES; `source_row` (N,) int64 counts a table's data rows from 0, dropped rows
+    position in SOURCES or VIEWS; `source_row` (N,) int64 counts a table's data rows from 0, dropped rows
     included; equal `text_hash` (N,) uint64 means equal cleaned texts. `text_sha256` covers every
     cleaned text in order, `labels_sha256` the label names and values. `duplicate_texts` counts the
     main table's rows beyond the first of their text, `conflicting_texts` its texts that carry a 0
@@ -105,7 +106,7 @@ class Comments:
     @property
     def file_sha256(self) -> dict[str, str]:
         """The tables' digests by their names."""
-        return {table.name: table.sha256 for table in self.tables}
+        return {table.name: table.sha256 for table in self.tables if table.source != VIEWS}
 
     def iter_texts(self) -> Iterator[str]:
         """Stream the cleaned texts again, in row order.
@@ -497,15 +498,18 @@ def summarize_data(comments: Comments, split: Split) -> dict[str, Any]:
             },
         }
     used = comments.count_used(np.concatenate([getattr(split, part) for part in PARTS]))
+    views = int((comments.source == VIEWS).sum())
+    tables = [table for table in comments.tables if table.source != VIEWS]
     return {
         "text_column": comments.text_column,
         "label_names": list(comments.label_names),
-        "rows": len(comments),
-        "dropped_rows": {table.name: table.dropped for table in comments.tables},
+        "rows": len(comments) - views,
+        "views": views,
+        "dropped_rows": {table.name: table.dropped for table in tables},
         "duplicate_texts": comments.duplicate_texts,
         "conflicting_texts": comments.conflicting_texts,
         "leaked_rows": dict(split.leaked),
         "near_duplicates": dict(split.near_duplicates),
-        "tables": {table.name: {"rows": table.rows, "used": used[table.name]} for table in comments.tables},
+        "tables": {table.name: {"rows": table.rows, "used": used[table.name]} for table in tables},
         "parts": parts,
     }

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from importlib.metadata import version
 
-import numpy as np
 import torch
 
 from research.experiment.announce import count
@@ -13,6 +12,7 @@ from research.experiment.inputs import Inputs, TeacherSource
 from research.experiment.runtime import Runtime, machine_name
 from research.experiment.teacher_stage import find_num_processes, identify_checkpoint, identify_entry, teacher_key
 from research.experiment.tokenised import token_keys
+from research.experiment.view_stage import find_views, has_views, name_views, training_rows
 from research.kd.teacher import output_key
 from research.names import PARTS
 from research.runs.directory import RunDirectory
@@ -57,11 +57,16 @@ def list_steps(inputs: Inputs, runtime: Runtime) -> list[tuple[str, bool]]:
     The layers of a teacher are left out: whether they are kept at all is known once the texts are tokens.
     """
     config, split, cache = inputs.config, inputs.split, runtime.cache
-    pipeline = PIPELINES[config.pipeline]
+    pipeline, steps = PIPELINES[config.pipeline], list[tuple[str, bool]]()
+    if has_views(inputs):
+        found = find_views(inputs, runtime)
+        steps = [(name_views(inputs), found is not None)]
+        inputs = inputs if found is None else found
+    known = bool(inputs.views) or not steps  # whether all texts are, so that what is made of them can be looked for
     keys = token_keys(inputs)
     distinct = {digest_key(key): (side, key) for side, key in reversed(keys.items())}
-    steps = [
-        ("tokens" if len(distinct) == 1 else f"the {side}'s tokens", cache.find("tokens", key) is not None)
+    steps += [
+        ("tokens" if len(distinct) == 1 else f"the {side}'s tokens", known and cache.find("tokens", key) is not None)
         for side, key in reversed(distinct.values())
     ]
     train = count(len(split.train), "row")
@@ -74,14 +79,16 @@ def list_steps(inputs: Inputs, runtime: Runtime) -> list[tuple[str, bool]]:
             steps.append((told if is_there else f"{name} ({length} of {train})", is_there))
         rows = [getattr(split, part) for part in PARTS]
         if pipeline.student:
-            rows.append(np.concatenate([split.train, split.unlabelled]))
+            rows.append(training_rows(inputs)[0])
         missing = sum(
             len(part)
             for name, identity in identities.items()
             for part in rows
-            if cache.find("logits", output_key(identity or {}, digest_key(keys.get(name, keys["teacher"])), part, runtime.device))
+            if not known
+            or cache.find("logits", output_key(identity or {}, digest_key(keys.get(name, keys["teacher"])), part, runtime.device))
             is None
         )
+        missing += 0 if known else config.augment * len(split.train) * len(identities)
         steps.append((f"teacher outputs of {count(missing, 'row')}" if missing else "teacher outputs", not missing))
     length = describe_length("student", config.epochs, config)
     if pipeline.student:

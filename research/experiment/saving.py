@@ -21,6 +21,7 @@ from research.experiment.inputs import Inputs, hash_rows
 from research.experiment.runtime import machine_name
 from research.experiment.seen_texts import read_seen, storing_seen
 from research.experiment.tfidf_stage import TrainedTfidf
+from research.experiment.view_stage import training_rows
 from research.kd.ensemble import Ensemble
 from research.kd.teacher import Teacher
 from research.models.classifiers import TextClassifier
@@ -69,7 +70,7 @@ def save_run(
         settings = inputs.model_settings | {"thresholds": metrics["thresholds"]["student"]}
         store = storing_seen(
             store_student(student, settings, inputs),
-            inputs.comments.text_hash[np.concatenate([inputs.split.train, inputs.split.unlabelled])],
+            inputs.comments.text_hash[training_rows(inputs)[0]],
             *(read_seen(run_dir.path / name) for name in members),
             *([] if (start := inputs.start_seen.get("student")) is None else [start.hashes]),
             *([] if inputs.teacher_table is None else [None]),  # of which nobody knows what its maker has seen

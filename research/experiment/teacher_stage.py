@@ -28,6 +28,7 @@ from research.experiment.search import Trial, in_trial, search
 from research.experiment.seen_texts import read_seen, storing_seen
 from research.experiment.tfidf_teacher import get_tfidf_answers
 from research.experiment.training import summarize, train
+from research.experiment.view_stage import pad_to_views
 from research.kd.ensemble import Ensemble, average_logits, logits_of_probs
 from research.kd.layers import compare_layers
 from research.kd.loop import TrainingResult
@@ -66,7 +67,7 @@ def get_teachers(context: RunContext) -> Ensemble:
             members[source.name] = get_teacher(source, in_trial(context, first.settings))
     answers, answering = {}, {}
     if (table := context.inputs.teacher_table) is not None:
-        answers[TEACHER_TABLE] = logits_of_probs(table.probs)
+        answers[TEACHER_TABLE] = logits_of_probs(pad_to_views(table.probs, context.inputs.comments))
         # Whoever made the table may have seen any text.
         answering[TEACHER_TABLE] = {"source": "table", "training_texts": "unknown"}
     if context.inputs.config.teacher_tfidf:
@@ -320,11 +321,6 @@ def verify_teacher(probs: NDArray[np.float64], inputs: Inputs) -> None:
             f"the teacher is too weak to distil: validation macro-F1 {scores['f1']:.4f} is under --min_teacher_f1 "
             f"{config.min_teacher_f1:g}. Train it longer (--teacher_epochs, --lr), or go on with --allow_weak_teacher."
         )
-
-
-def training_rows(context: RunContext) -> NDArray[np.int64]:
-    """Return the rows that a student learns from with its teacher: the labelled ones, then the unlabelled ones."""
-    return np.concatenate([context.inputs.split.train, context.inputs.split.unlabelled])
 
 
 def prepare_targets(teachers: Ensemble, rows: NDArray[np.int64], context: RunContext) -> tuple[TeacherTargets, dict[str, Any]]:

@@ -14,6 +14,7 @@ from support.tiny_lab import TinyLab, build_materials, columns_of, read_metrics,
 import research_main
 from research.experiment import tfidf_teacher
 from research.experiment.context import RunContext
+from research.experiment.inputs import Views
 from research.experiment.tfidf_teacher import asked_rows, fit_answers, part_texts
 from research.models.tfidf import TfidfTrainer
 
@@ -62,6 +63,23 @@ def test_no_answer_for_a_training_text_has_seen_its_labels(context: RunContext) 
     before, after = fit_answers(context)[0], fit_answers(with_labels(context, labels))[0]
     same = (before == after).all(axis=1)
     assert same[: len(train)][part == 0].all() and not same[: len(train)][part != 0].any() and not same[len(train) :].any()
+
+
+def test_no_answer_for_a_view_has_seen_the_labels_of_its_text(context: RunContext) -> None:
+    inputs = context.inputs
+    train = inputs.split.train
+    # As views, other texts: those of validation and test, two of each training row.
+    others = np.resize(np.concatenate([inputs.split.validation, inputs.split.test]), (len(train), 2))
+    viewed = dataclasses.replace(
+        context, inputs=dataclasses.replace(inputs, views=Views(others, np.broadcast_to(train[:, None], others.shape)))
+    )
+    labels, part = inputs.comments.labels.copy(), part_texts(inputs.comments.text_hash[train])
+    labels[train[part == 0]] = 1 - labels[train[part == 0]]
+    before, after = fit_answers(viewed)[0], fit_answers(with_labels(viewed, labels))[0]
+    assert len(before) == len(asked_rows(viewed.inputs))
+    same = (before == after).all(axis=1)[-others.size :].reshape(others.shape)
+    assert same[part == 0].all() and not same[part != 0].any()
+    np.testing.assert_array_equal(before[: -others.size], fit_answers(context)[0])
 
 
 def test_labels_of_validation_and_test_rows_change_nothing(context: RunContext) -> None:
