@@ -468,6 +468,40 @@ def test_tilde_that_the_shell_left_is_the_home(name: str, tmp_path: Path, monkey
     assert getattr(config, name) == values[name].replace("~", str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (
+            "--augment 2 --epochs 2",
+            "--augment: the text itself and 2 views take an epoch each, so --epochs must be at least 3, got 2",
+        ),
+        ("--augment -1", "--augment: must be at least 0 and at most 1000, got -1"),
+        (
+            "--augment_kinds noise typos",
+            "--augment_kinds: must be of noise, dropout, swap, fill, separated by spaces, got 'typos'",
+        ),
+        (
+            "--augment_kinds noise,swap",
+            "--augment_kinds: must be of noise, dropout, swap, fill, separated by spaces, got 'noise,swap'",
+        ),
+        ("--augment_kinds noise noise", "--augment_kinds: names a kind twice: noise noise"),
+        ("--augment 2 --kd_alpha 0", "--augment: the teacher's scores are all that is known of a view, and --kd_alpha is 0"),
+    ],
+)
+def test_views_that_cannot_be_or_teach_nothing_are_refused(flags: str, problem: str) -> None:
+    assert problem_of(f"--demo {flags}").startswith(problem)
+
+
+def test_views_are_in_no_key_while_they_are_off_and_never_in_the_teachers() -> None:
+    plain, augmented = ExperimentConfig(), ExperimentConfig(augment=2, augment_kinds=("noise",))
+    assert not {"augment", "augment_kinds"} & set(settings_that_decide(plain, "student"))
+    assert settings_that_decide(augmented, "student")["augment"] == 2
+    assert settings_that_decide(augmented, "teacher") == settings_that_decide(plain, "teacher")
+    assert {"augment", "augment_kinds"} <= unused_fields("baseline")
+    for flags in ("--pipeline student_only --kd_alpha 0 --augment 1", "--augment 1 --kd_alpha 0 --kd_method hidden"):
+        assert parse_arguments(["--demo", *flags.split()]).config.augment == 1
+
+
 def test_unlabelled_path_takes_several_tables_and_reads_the_text_of_older_configs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

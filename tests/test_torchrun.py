@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -101,9 +101,11 @@ def wait_for(found: Callable[[], Any]) -> None:
         time.sleep(0.005)
 
 
-def signal_half_way(place: Path, rank: int, number: signal.Signals, phase: str = "run/checkpoint") -> list[int | None]:
+def signal_half_way(
+    place: Path, rank: int, number: signal.Signals, phase: str = "run/checkpoint", flags: Sequence[str] = FLAGS
+) -> list[int | None]:
     """Send a signal to one of two processes after some steps of the student, or of a teacher in the cache."""
-    ranks = launch(place, FLAGS)
+    ranks = launch(place, flags)
     wait_for(lambda: list(place.glob(f"{phase}/step-*[2-9].*.ckpt")))
     pid = ranks.processes[rank].pid
     assert pid is not None
@@ -160,6 +162,28 @@ def test_signal_to_one_process_stops_all_after_the_step_and_nothing_is_lost(lab:
     assert launch(place, FLAGS).wait() == [0, 0], said(place)
     assert "teacher: resuming at step" in said(place)
     assert read_results(place / "run") == lab.expected
+
+
+def test_processes_read_the_same_views_and_go_on_with_them(lab: Lab) -> None:
+    flags, results = [*FLAGS, "--augment", "1"], {}
+    for name in ("views", "views, killed", "views, alone"):
+        place = lab.place(name)
+        if "killed" in name:
+            signal_half_way(place, 1, signal.SIGKILL, flags=flags)
+        if "alone" in name:
+            assert attempt(place, flags).status == 0
+        else:
+            assert launch(place, flags).wait() == [0, 0], said(place)
+        results[name] = read_results(place / "run")
+        results[name]["views"] = next(place.glob("cache/views/*/views.jsonl")).read_bytes()
+    assert "student: resuming at step" in said(lab.folder / "views, killed")
+    assert results["views"] == results["views, killed"]
+    assert results["views"]["views"] == results["views, alone"]["views"]
+    losses = [
+        np.genfromtxt(text.splitlines(), delimiter=",", names=True)["total_loss"]
+        for text in (results[name]["history.csv"].decode() for name in ("views", "views, alone"))
+    ]
+    np.testing.assert_allclose(*losses, rtol=1e-3)
 
 
 def test_run_of_two_processes_goes_on_in_one_and_back_with_its_teacher(lab: Lab) -> None:

@@ -66,6 +66,10 @@ def check_augmentation_flags(config: Any, pipeline: Any, has_layers: bool) -> li
             f"--augment: the text itself and {config.augment} view{'s' * (config.augment > 1)} take an epoch each, so --epochs "
             f"must be at least {config.augment + 1}, got {config.epochs}"
         )
+    # A view has no labels beside a teacher, so there would be nothing to learn from it.
+    compares_logits = any([config.kd_alpha, config.rank_loss_weight, *config.label_alpha_map.values()])
+    if pipeline.teacher and not compares_logits and config.kd_method == "logit":
+        problems.append("--augment: the teacher's scores are all that is known of a view, and --kd_alpha is 0; raise it")
     if pipeline.teacher and not has_layers:
         problems.append(
             "--augment: --teacher_probs_path has no probabilities of views; add --teacher_checkpoint or --teacher_seeds"
