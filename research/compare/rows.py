@@ -225,9 +225,17 @@ def _name_group(group: Sequence[Member]) -> str:
 
 
 def _disambiguate(rows: list[Row]) -> list[Row]:
-    """Name rows by their path where two directories have the same name."""
+    """Name rows by as much of the end of their path as tells them apart, where two directories have the same name."""
     counts = Counter(row.name for row in rows)
-    return [row if counts[row.name] == 1 else dataclasses.replace(row, name=str(row.members[0].owner)) for row in rows]
+    paths = {id(row): row.members[0].owner.parts for row in rows if counts[row.name] > 1}
+
+    def shorten(parts: tuple[str, ...]) -> str:
+        for length in range(1, len(parts)):
+            if sum(other[-length:] == parts[-length:] for other in paths.values()) == 1:
+                return str(Path(*parts[-length:]))
+        return str(Path(*parts))
+
+    return [dataclasses.replace(row, name=shorten(paths[id(row)])) if id(row) in paths else row for row in rows]
 
 
 def differing_flags(rows: Sequence[Row]) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from support.comparison_runs import LABELS, make_truth, write_run
 import research_compare
 from research.compare import figures as plots
 from research.compare.frontier import collect_frontier, find_front
+from research.compare.rows import gather_rows
 from research.compare.scores import compare_runs
 from research.evaluation.bootstrap import COMPARED_METRICS
 from research.evaluation.gain import GAIN_METRICS
@@ -819,3 +820,8 @@ def test_keeps_tests_each_student_against_its_teacher(tmp_path, run_compare):
     _, text, _ = run_compare(tmp_path, "--group_by", "seed", "--keeps", "0.8")
     assert "keeps 80 %" in text and "yes, +" in text and "no, -" in text
     assert "kept" not in run_compare(tmp_path, "--group_by", "seed", "--format", "csv")[1]
+
+
+def test_runs_of_one_name_are_told_apart_by_the_end_of_their_paths(tmp_path):
+    runs = [write_run(tmp_path / parent / "seed_1", skill) for parent, skill in (("plain", 1.0), ("ngrams", 2.0))]
+    assert [row.name for row in gather_rows(runs, None, "test", None, None)[0]] == ["plain/seed_1", "ngrams/seed_1"]
