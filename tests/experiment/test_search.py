@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.builders import QUICK_EXTRAS
-from support.tiny_lab import QUICK, TinyLab, build_materials, read_metrics, repeated_bytes
+from support.tiny_lab import QUICK, TinyLab, read_metrics, repeated_bytes
 
 import research_main
 from research.errors import FlagErrors, TrainingFault
@@ -24,19 +24,6 @@ from research_config import parse_arguments
 
 GRID = "lr=1e-4,3e-3 epochs=1,2"
 TAUGHT = f"--search {GRID} --with_control"
-
-
-@pytest.fixture(scope="module")
-def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_materials(tmp_path_factory.mktemp("materials"))
-
-
-@pytest.fixture
-def lab(tmp_path: Path, materials: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> TinyLab:
-    for name in ("data", "models"):
-        (tmp_path / name).symlink_to(materials / name)
-    monkeypatch.chdir(tmp_path)
-    return TinyLab(tmp_path, lambda: tuple(capsys.readouterr()))  # type: ignore[return-value, arg-type]
 
 
 def trials_of(run_dir: Path, model: str) -> list[dict[str, Any]]:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 from support.builders import KEYWORDS, LABELS, make_table, make_texts
-from support.tiny_lab import ROWS, TinyLab, build_materials, columns_of, read_metrics, read_table, repeated_bytes, write_table
+from support.tiny_lab import ROWS, TinyLab, columns_of, read_metrics, read_table, repeated_bytes, write_table
 
 from research.errors import InputError
 from research.experiment.teacher_table import TeacherTable, read_teacher_table
@@ -107,19 +107,6 @@ def test_missing_label_column_and_a_table_of_other_texts_are_refused(tmp_path: P
 
 
 # Runs
-
-
-@pytest.fixture(scope="module")
-def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_materials(tmp_path_factory.mktemp("materials"))
-
-
-@pytest.fixture
-def lab(tmp_path: Path, materials: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> TinyLab:
-    for name in ("data", "models"):
-        (tmp_path / name).symlink_to(materials / name)
-    monkeypatch.chdir(tmp_path)
-    return TinyLab(tmp_path, lambda: tuple(capsys.readouterr()))  # type: ignore[return-value, arg-type]
 
 
 def write_probs(lab: TinyLab, rows: range = range(ROWS), high: float = 0.9) -> dict[str, list[float]]:

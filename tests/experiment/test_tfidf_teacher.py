@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from support.builders import LABELS, QUICK_EXTRAS
-from support.tiny_lab import TinyLab, build_materials, columns_of, read_metrics, read_table, repeated_bytes, write_table
+from support.tiny_lab import TinyLab, columns_of, read_metrics, read_table, repeated_bytes, write_table
 
 import research_main
 from research.experiment import tfidf_teacher
@@ -17,20 +16,6 @@ from research.experiment.context import RunContext
 from research.experiment.inputs import Views
 from research.experiment.tfidf_teacher import asked_rows, fit_answers, part_texts
 from research.models.tfidf import TfidfTrainer
-
-
-@pytest.fixture(scope="module")
-def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_materials(tmp_path_factory.mktemp("materials"))
-
-
-@pytest.fixture
-def lab(tmp_path: Path, materials: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> TinyLab:
-    (tmp_path / "models").symlink_to(materials / "models")
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "comments.csv").write_bytes((materials / "data" / "comments.csv").read_bytes())
-    monkeypatch.chdir(tmp_path)
-    return TinyLab(tmp_path, lambda: tuple(capsys.readouterr()))  # type: ignore[return-value, arg-type]
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from support.tiny_lab import TinyLab, build_materials, repeated_bytes
+from support.tiny_lab import TinyLab, repeated_bytes
 
 from research.runs.directory import TRACKING_FILE
 
@@ -33,11 +33,6 @@ def log(values, step):
 def finish():
     note("finish", run=run)
 """
-
-
-@pytest.fixture(scope="module")
-def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_materials(tmp_path_factory.mktemp("materials"))
 
 
 @pytest.fixture

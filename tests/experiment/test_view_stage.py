@@ -40,14 +40,6 @@ def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def lab(materials: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> TinyLab:
-    for name in ("data", "models"):
-        (tmp_path / name).symlink_to(materials / name)
-    monkeypatch.chdir(tmp_path)
-    return TinyLab(tmp_path, lambda: tuple(capsys.readouterr()))  # type: ignore[return-value, arg-type]
-
-
 def prepare(flags: str = VIEWS) -> tuple[Any, Runtime]:
     """Return the inputs of a run with its views, and where it computes."""
     config = parse_arguments([*QUICK.split(), "--dataset_path", "data/comments.csv", *flags.split()]).config
