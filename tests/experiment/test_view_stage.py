@@ -45,7 +45,7 @@ def lab(materials: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
     for name in ("data", "models"):
         (tmp_path / name).symlink_to(materials / name)
     monkeypatch.chdir(tmp_path)
-    return TinyLab(tmp_path, lambda: tuple(capsys.readouterr()))
+    return TinyLab(tmp_path, lambda: tuple(capsys.readouterr()))  # type: ignore[return-value, arg-type]
 
 
 def prepare(flags: str = VIEWS) -> tuple[Any, Runtime]:
