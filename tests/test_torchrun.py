@@ -179,11 +179,12 @@ def test_processes_read_the_same_views_and_go_on_with_them(lab: Lab) -> None:
     assert "student: resuming at step" in said(lab.folder / "views, killed")
     assert results["views"] == results["views, killed"]
     assert results["views"]["views"] == results["views, alone"]["views"]
-    together, alone = (
-        np.genfromtxt(text.splitlines(), delimiter=",", names=True)["total_loss"]
-        for text in (results[name]["history.csv"].decode() for name in ("views", "views, alone"))
-    )
+    together, alone = (read_losses(results[name]["history.csv"]) for name in ("views", "views, alone"))
     np.testing.assert_allclose(together, alone, rtol=1e-3)
+
+
+def read_losses(history: bytes) -> Any:
+    return np.genfromtxt(history.decode().splitlines(), delimiter=",", names=True)["total_loss"]
 
 
 def test_run_of_two_processes_goes_on_in_one_and_back_with_its_teacher(lab: Lab) -> None:

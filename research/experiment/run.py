@@ -47,8 +47,7 @@ def run_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> d
         WeakTeacher: the teacher is under --min_teacher_f1 and --allow_weak_teacher was not given.
         TrainingFault, Interrupted: as `train`.
     """
-    with runtime.timed("views"):
-        inputs = add_views(inputs, runtime)
+    inputs = add_views(inputs, runtime)
     with runtime.timed("tokenize"):
         tokens = tokenise_comments(inputs, runtime.cache)
     # Processes that do a run together see the same epochs.

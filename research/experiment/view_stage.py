@@ -57,8 +57,9 @@ def add_views(inputs: Inputs, runtime: Runtime) -> Inputs:
         write_views(folder, inputs, runtime.device)
         return_free_memory()
 
-    folder = runtime.cache.fetch("views", views_key(inputs, runtime), build, check=read_facts)
-    found = attach_views(inputs, folder)
+    with runtime.timed("views"):
+        folder = runtime.cache.fetch("views", views_key(inputs, runtime), build, check=read_facts)
+        found = attach_views(inputs, folder)
     for line in describe_views(inputs, read_facts(folder)):
         log.info("%s", line)
     return found
