@@ -58,6 +58,31 @@ def test_flags_that_a_control_never_reads_make_no_column(tmp_path):
     assert compare_runs([control, run], resamples=200).flags == ("pipeline",)
 
 
+def write_older_run(path, *missing, **settings):
+    """Write a run of a version that did not have some flags."""
+    write_run(path, **settings)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({name: value for name, value in config.items() if name not in missing}))
+    return path
+
+
+def test_a_flag_that_an_older_version_did_not_have_is_at_its_default(tmp_path):
+    runs = [
+        write_older_run(tmp_path / "seed_1", "ema_decay", "search", "control_labels", seed=1, noise_seed=1),
+        write_run(tmp_path / "seed_2", seed=2, noise_seed=2),
+        write_run(tmp_path / "averaged", seed=1, noise_seed=3, ema_decay=0.999),
+    ]
+    comparison = compare_runs(runs, group_by="seed", resamples=100)
+    assert comparison.flags == ("ema_decay",)
+    assert [sorted(result.row.seeds) for result in comparison.results] == [[1, 2], [1]]
+
+
+def test_the_control_of_an_older_version_is_found(tmp_path):
+    write_older_run(tmp_path / "labels", "ema_decay", "search", pipeline="student_only", seed=1)
+    run = write_run(tmp_path / "kd", seed=1, noise_seed=2)
+    assert compare_runs([run], resamples=100).results[0].row.name == "labels"
+
+
 def test_a_row_per_run_with_the_interval_around_its_score(tmp_path, run_compare):
     runs = [write_run(tmp_path / name, skill, kd_alpha=skill / 10) for name, skill in (("weak", 1.0), ("strong", 4.0))]
     status, out, err = run_compare(*runs, "--format", "csv")
