@@ -30,7 +30,7 @@ from research.flags import (
 from research.models.mapping import parse_layer_mapping
 from research.names import BOTH_MODELS
 from research.settings.data import DataSettings
-from research.settings.runtime import RuntimeSettings
+from research.settings.runtime import RuntimeSettings, check_runtime_flags
 from research.settings.student import StudentSettings, check_student_flags
 from research.settings.sweep import SweepSettings, check_sweep_flags
 from research.settings.training import TrainingSettings
@@ -416,6 +416,7 @@ def check_config(config: ExperimentConfig) -> list[str]:
         *check_student_flags(config),
         *check_data_flags(config),
         *check_sweep_flags(config),
+        *check_runtime_flags(config),
         *check_places(config),
     ]
 

@@ -20,7 +20,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from research.errors import InputError
-from research.storage.files import hash_file
 from research.text.tables import (
     UNKNOWN,
     Columns,
@@ -28,6 +27,7 @@ from research.text.tables import (
     cleaned_rows,
     find_columns,
     find_text_column,
+    hash_table,
     read_columns,
     read_label_codes,
 )
@@ -109,7 +109,7 @@ class Comments:
         index = 0
         for table in self.tables:
             end = index + table.rows - table.dropped
-            for _, _, text in cleaned_rows(table.path, table.text_column, self.text_normalization):
+            for _, _, text in cleaned_rows(table.path, table.text_column, self.text_normalization, ()):
                 if not text:
                     continue
                 if index == end or hash_text(text.encode()) != self.text_hash[index]:
@@ -197,7 +197,8 @@ def _load_table(path: Path, source: int, main: Columns, normalization: str, stor
             check_label_names(path, main.labels, text_column, names)
     unknown = [UNKNOWN] * len(main.labels)
     rows = kept = 0
-    for line, row, text in cleaned_rows(path, text_column, normalization):
+    label_names = () if source == UNLABELLED else main.labels
+    for line, row, text in cleaned_rows(path, text_column, normalization, label_names):
         if text:
             codes = unknown if source == UNLABELLED else read_label_codes(path, line, row, main.labels)
             store.add(codes, source, rows, text)
@@ -205,7 +206,7 @@ def _load_table(path: Path, source: int, main: Columns, normalization: str, stor
         rows += 1
     if not kept:
         raise InputError(f"{path}: all {rows} texts in {text_column!r} are empty. Set --text_column.")
-    return Table(source, path, text_column, hash_file(path), rows, rows - kept)
+    return Table(source, path, text_column, hash_table(path), rows, rows - kept)
 
 
 def hash_text(encoded: bytes) -> int:

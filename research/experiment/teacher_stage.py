@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -31,11 +33,13 @@ from research.kd.loop import TrainingResult
 from research.kd.targets import KeptTeacher, LiveTeacher, TeacherTargets
 from research.kd.teacher import Teacher, estimate_bytes, fetch_layers, fetch_logits
 from research.models.classifiers import TeacherModel, TextClassifier
+from research.models.cutting import find_layers
 from research.models.encoders import load_encoder
 from research.models.fingerprint import check_unchanged
 from research.models.saved import is_former, load_classifier, save_classifier
 from research.names import PARTS, TEACHER_TABLE
 from research.runs.directory import RunDirectory
+from research.sharding import collect, shard
 from research.storage.arrays import release_pages
 from research.storage.cache import MANIFEST
 from research.storage.checkpoints import CheckpointFolder
@@ -48,6 +52,7 @@ from research_distillation import DistillationTrainer, score_teacher
 log = logging.getLogger(__name__)
 # Part of the cache keys: raise it when the files of an entry change.
 TEACHERS_FORMAT = 3
+Model = TypeVar("Model", bound=TextClassifier)
 
 
 def get_teachers(context: RunContext) -> Ensemble:
@@ -60,17 +65,21 @@ def get_teachers(context: RunContext) -> Ensemble:
 def get_teacher(source: TeacherSource, context: RunContext) -> Teacher:
     """Return one teacher; the fine-tuned one comes from the cache when it is there."""
     inputs, checkpoint = context.inputs, source.checkpoint
+    device, num_processes = context.runtime.device, context.runtime.world.size
+    place = partial(spread, device=device, num_processes=num_processes) if inputs.config.shard_teacher else None
     if checkpoint is not None:
         return Teacher(
             identify_checkpoint(source, inputs),
             source.shape,
-            lambda: checkpoint.model,
+            # A copy where it is sharded in place: the one that was opened is saved.
+            lambda: copy.deepcopy(checkpoint.model) if inputs.config.shard_teacher else checkpoint.model,
             storing_seen(
                 lambda folder: save_classifier(checkpoint.model.cpu(), checkpoint.tokenizer, folder, inputs.model_settings),
                 read_seen(source.files.name),
             ),
             {"source": "checkpoint", "training_texts": source.seen},
             count_parameters(checkpoint.model)["parameters_total"],
+            place,
         )
 
     def build(folder: Path, scratch: Path) -> None:
@@ -105,7 +114,22 @@ def get_teacher(source: TeacherSource, context: RunContext) -> Teacher:
         store,
         facts["training"],
         facts["parameters"],
+        place,
     )
+
+
+def spread(model: Model, device: torch.device, num_processes: int) -> Model:
+    """Shard a teacher over the processes of a run, layer by layer where its layers are in a list."""
+    encoder: Any = model.encoder
+    name = find_layers(encoder)
+    if name is None:
+        log.warning(
+            "warning: --shard_teacher: the layers of a %s model are in no list of their number, so each process holds all of "
+            "its parameters while it runs",
+            encoder.config.model_type,
+        )
+    blocks = [encoder.get_input_embeddings(), *(() if name is None else encoder.get_submodule(name))]
+    return shard(model, blocks, device, num_processes)
 
 
 def identify_checkpoint(source: TeacherSource, inputs: Inputs) -> dict[str, Any]:
@@ -170,7 +194,10 @@ def teacher_key(source: TeacherSource, inputs: Inputs, runtime: Runtime, num_pro
 
 
 def fine_tune(source: TeacherSource, context: RunContext, scratch: Path) -> tuple[TeacherModel, TrainingResult]:
-    """Fine-tune a teacher on the labels; it ends with the weights of its best epoch. Its checkpoints go to `scratch`."""
+    """Fine-tune a teacher on the labels; it ends with the weights of its best epoch. Its checkpoints go to `scratch`.
+
+    The model is whole in the first process; in the others of a run with --shard_teacher it has no use.
+    """
     inputs, tokens = context.inputs, context.tokens.of_teacher(source.name)
     config = seeded_config(source, inputs.config)
     config = dataclasses.replace(config, epochs=config.teacher_epochs, seed=config.split_seed, freeze_student_encoder=False)
@@ -182,9 +209,16 @@ def fine_tune(source: TeacherSource, context: RunContext, scratch: Path) -> tupl
     num_labels = len(inputs.comments.label_names)
     model = TeacherModel(num_labels=num_labels, dropout=config.dropout, pooling=config.pooling, encoder=encoder)
     world = context.runtime.world
+    whole = copy.deepcopy(model) if config.shard_teacher and world.rank == 0 else model
+    if config.shard_teacher:
+        spread(model, context.runtime.device, world.size)
     trainer = DistillationTrainer(None, model, config, context.runtime.device, world=world)
     loader = context.training_batches(inputs.split.train, tokens, config.seed)
-    return model, train(source.name, trainer, loader, CheckpointFolder(scratch, world=world), context)
+    checkpoints = CheckpointFolder(scratch, world=world, of_each=config.shard_teacher)
+    result = train(source.name, trainer, loader, checkpoints, context)
+    if config.shard_teacher and (state := collect(model, keep=world.rank == 0)):
+        whole.load_state_dict(state)
+    return whole, result
 
 
 def store_teacher(model: TeacherModel, result: TrainingResult, source: TeacherSource, context: RunContext, folder: Path) -> None:
@@ -316,7 +350,7 @@ def prepare_targets(teachers: Ensemble, rows: NDArray[np.int64], context: RunCon
     carried = {"words": tokens.words}
     for_teacher = carried | {"teacher_tokens": None if tokens.words is None else tokens.teacher}
     # A word has at least one token, so the tokens bound the positions of both paths from above.
-    size_gb = estimate_bytes(layers, tokens.teacher.lengths[rows], teacher.shape.hidden_size) / 1e9
+    size_gb = estimate_bytes(layers, tokens.teacher.lengths_of(rows), teacher.shape.hidden_size) / 1e9
     if size_gb > config.cache_budget_gb:
         log.info(
             "the teacher runs live: its layers would take %.2f GB of cache, over --cache_budget_gb %g",

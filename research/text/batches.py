@@ -92,7 +92,20 @@ class BatchLoader:
         self.teacher_tokens = teacher_tokens
         self.words = words
         self.world = world
-        self.lengths = tokens.lengths[rows]
+        self.lengths = tokens.lengths_of(rows)
+
+    def take(self, positions: NDArray[np.int64]) -> BatchLoader:
+        """Return evaluation batches of the rows at some positions alone, in which `index` is the place among those."""
+        return BatchLoader(
+            self.rows[positions],
+            self.tokens,
+            self.labels,
+            self.batch_size,
+            token_budget=self.token_budget,
+            teacher_tokens=self.teacher_tokens,
+            words=self.words,
+            world=self.world,
+        )
 
     @property
     def num_rows(self) -> int:
@@ -166,7 +179,7 @@ class BatchLoader:
 
 def padding_ratio(loader: BatchLoader, epoch: int = 0) -> float:
     """Return padded tokens over real tokens of one epoch; 1 is no padding at all."""
-    lengths = loader.tokens.lengths[loader.rows]
+    lengths = loader.lengths
     padded = sum(len(index) * int(lengths[index].max()) for index in loader.plan(epoch))
     return padded / max(int(lengths.sum()), 1)
 
