@@ -32,7 +32,7 @@ from research.models.mapping import parse_layer_mapping
 from research.names import BOTH_MODELS, number_name
 from research.settings.augmentation import AugmentationSettings, check_augmentation_flags
 from research.settings.data import DataSettings, check_data_flags
-from research.settings.runtime import RuntimeSettings
+from research.settings.runtime import RuntimeSettings, check_runtime_flags
 from research.settings.search import SearchSettings, check_search
 from research.settings.student import StudentSettings, check_student_flags
 from research.settings.sweep import SweepSettings, check_sweep_flags
@@ -402,6 +402,7 @@ def check_config(config: ExperimentConfig) -> list[str]:
         *check_augmentation_flags(config, PIPELINES.get(config.pipeline), has_layers(config)),
         *check_sweep_flags(config),
         *(check_search(config, list_trained(config), check_config) if config.search else ()),
+        *check_runtime_flags(config),
         *check_places(config),
     ]
 

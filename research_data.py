@@ -22,9 +22,8 @@ from numpy.typing import NDArray
 from research.errors import InputError
 from research.names import number_name
 from research.settings.data import SEPARATOR_NAMES
-from research.storage.files import hash_file
 from research.text.labels import UNKNOWN, Columns, LabelList, check_label_source, find_columns, open_labels
-from research.text.tables import cleaned_rows, describe_delimiter, find_text_column, read_columns
+from research.text.tables import cleaned_rows, describe_delimiter, find_text_column, hash_table, read_columns
 
 # Where a row came from; Comments.source holds positions in this tuple.
 SOURCES = ("main", "validation", "test", "unlabelled")
@@ -117,7 +116,7 @@ class Comments:
         index = 0
         for table in self.tables:
             end = index + table.rows - table.dropped
-            for _, _, text in cleaned_rows(table.path, table.text_column, self.text_normalization):
+            for _, _, text in cleaned_rows(table.path, table.text_column, self.text_normalization, ()):
                 if not text:
                     continue
                 if index == end or hash_text(text.encode()) != self.text_hash[index]:
@@ -222,7 +221,8 @@ def _load_table(
     labels = None if source == UNLABELLED else open_labels(path, columns, main, named=named)
     unknown = [UNKNOWN] * len(columns.labels)
     rows = kept = 0
-    for line, row, text in cleaned_rows(path, text_column, normalization):
+    needed = () if source == UNLABELLED else None
+    for line, row, text in cleaned_rows(path, text_column, normalization, needed):
         if text:
             store.add(unknown if labels is None else labels.read(line, row), source, rows, text)
             kept += 1
@@ -230,7 +230,7 @@ def _load_table(
     if not kept:
         raise InputError(f"{path}: all {rows} texts in {text_column!r} are empty. Set --text_column.")
     spellings = {} if labels is None else labels.finish()
-    return Table(name, source, path, text_column, hash_file(path), rows, rows - kept, describe_delimiter(path), spellings)
+    return Table(name, source, path, text_column, hash_table(path), rows, rows - kept, describe_delimiter(path), spellings)
 
 
 def hash_text(encoded: bytes) -> int:

@@ -27,6 +27,7 @@ from research.kd.losses import MultiLabelDistillationLoss, compute_attention_los
 from research.kd.objective import DistillationObjective, LabelObjective
 from research.kd.targets import LiveTeacher, TeacherTargets
 from research.models.classifiers import ModelShape, StudentModel, TeacherModel, TextClassifier
+from research.sharding import make_whole, put_state
 from research.storage.checkpoints import CheckpointFolder
 from research.text.batches import Batch, BatchLoader, move_batch
 from research_config import ExperimentConfig
@@ -169,6 +170,7 @@ class DistillationTrainer:
         self.scaler.unscale_(optimizer)
         fused = not self.scaler.is_enabled() and optimizer.defaults.get("fused", False)
         norm = self._find_norm() if fused else nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip_norm)
+        norm = make_whole(norm)
         for batch, components in zip(batches, losses, strict=True):
             row = torch.stack([components.get(name, norm.new_zeros(())) for name in COMPONENT_NAMES] + [norm])
             self.world.add_up(row[:-1])  # so that every process sees the whole batch's losses, and acts on the same
@@ -240,7 +242,7 @@ class DistillationTrainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put a checkpoint's state back."""
-        self.student.load_state_dict(state["student"])
+        put_state(self.student, state["student"])
         self.objective.load_state_dict(state["objective"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:

@@ -417,7 +417,9 @@ def find_missing(path: str, kind: Kind) -> str | None:
     """Say that a table or a model's folder is not there; None when it is, or may be the name of a model on the hub."""
     # os.path answers no for a path the system refuses, where pathlib raises.
     if kind == "table" and not os.path.isfile(path):
-        what = "is a folder" if os.path.isdir(path) else "no such file"
+        if os.path.isdir(path) and any(Path(path).glob("*.parquet")):
+            return None
+        what = "is a folder without .parquet files" if os.path.isdir(path) else "no such file"
         return f"{what}: {quote_value(path)}. Give a .csv, .tsv or .jsonl table."
     if kind == "model" and path.startswith((".", "/", "~")) and not os.path.isdir(os.path.expanduser(path)):
         return f"no such folder: {quote_value(path)}"

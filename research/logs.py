@@ -197,13 +197,6 @@ class PhaseProgress:
         if self.bar is not None:
             self.bar.close()
 
-    def skip(self, count: int) -> None:
-        """Count units that an earlier process did."""
-        self.done += count
-        self.done_before += count
-        if self.bar is not None:
-            self.bar.update(count)
-
     def advance(self, count: int = 1) -> None:
         """Count units that have been done, and say so when it is time."""
         self.done += count

@@ -219,7 +219,7 @@ def test_problem_of_a_long_value_stays_one_short_line() -> None:
 
 def test_missing_table_and_folder_as_table_are_told_apart() -> None:
     assert problem_of("--dataset_path absent.csv").startswith("--dataset_path: no such file: 'absent.csv'")
-    assert problem_of("--val_path data").startswith("--val_path: is a folder: 'data'")
+    assert problem_of("--val_path data").startswith("--val_path: is a folder without .parquet files: 'data'")
 
 
 def test_missing_model_folder_is_a_problem_but_a_hub_name_is_not() -> None:

@@ -17,6 +17,7 @@ from research.experiment.teacher_table import TeacherTable, read_teacher_table
 from research.flags import fields_of_kind
 from research.names import PARTS
 from research.storage.arrays import return_free_memory
+from research.text.tables import list_files
 from research_config import PIPELINES, ExperimentConfig, has_layers, settings_that_decide, table_paths
 from research_data import Comments, Split, load_comments, split_comments
 
@@ -98,8 +99,8 @@ def keep_data_settings(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def stamp_tables(config: ExperimentConfig) -> tuple[Any, ...]:
-    """Return what changes with any table's file: its time and size, None for one that is not there."""
-    stats = [path.stat() if path.is_file() else None for path in table_paths(config).values()]
+    """Return what changes with any table's files: their times and sizes, None for a table that is not there."""
+    stats = [file.stat() if file.is_file() else None for path in table_paths(config).values() for file in list_files(path)]
     return tuple(None if stat is None else (stat.st_mtime_ns, stat.st_size) for stat in stats)
 
 

@@ -122,8 +122,10 @@ def measure_costs(
     if isinstance(student, TrainedTfidf):
         return student.costs
     device, tokens = context.runtime.device, context.tokens
+    # One process cannot run a sharded model, and what several need together is no cost of the model.
+    timed = {name: teacher for name, teacher in members.items() if not teacher.is_sharded}
     sides: dict[str, tuple[TextClassifier, Tokens | None]] = {
-        name: (teacher.model, tokens.of_teacher(name)) for name, teacher in members.items()
+        name: (teacher.model, tokens.of_teacher(name)) for name, teacher in timed.items()
     }
     if student is not None:
         sides["student"] = student, tokens.student
@@ -132,7 +134,7 @@ def measure_costs(
         {name: pick_timed_batches(of_model, context) for name, (_, of_model) in sides.items()},
         device,
         time_budget_s=context.runtime.extras.measure_s,
-        summed={"teacher": tuple(members)} if len(members) > 1 else {},
+        summed={"teacher": tuple(timed)} if len(timed) > 1 else {},
     )
 
 

@@ -9,12 +9,11 @@ import logging
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from research.errors import naming_flag
 from research.evaluation.calibration import sigmoid
@@ -172,7 +171,7 @@ def build_student(teachers: Ensemble | None, inputs: Inputs, device: torch.devic
     torch.manual_seed(config.seed)
     if config.student_init == "teacher":
         assert teachers is not None and teachers.first is not None
-        encoder = copy.deepcopy(cast(nn.Module, teachers.first.model.encoder)).requires_grad_(True)
+        encoder = copy.deepcopy(teachers.first.load_encoder()).requires_grad_(True)
     else:
         encoder = load_encoder(config.student_path, random_init=config.student_init == "random", pooler=native)
         check_unchanged(inputs.model_files["student"])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -35,11 +37,13 @@ from research.kd.loop import TrainingResult
 from research.kd.targets import KeptTeacher, LiveTeacher, TeacherTargets
 from research.kd.teacher import Teacher, estimate_bytes, fetch_layers, fetch_logits
 from research.models.classifiers import TeacherModel, TextClassifier
+from research.models.cutting import find_layers
 from research.models.encoders import load_encoder
 from research.models.fingerprint import check_unchanged
 from research.models.saved import is_former, load_classifier, save_classifier
 from research.names import PARTS, TEACHER_TABLE, TEACHER_TFIDF
 from research.runs.directory import RunDirectory
+from research.sharding import collect, shard
 from research.storage.arrays import release_pages
 from research.storage.cache import MANIFEST
 from research.storage.checkpoints import CheckpointFolder
@@ -52,6 +56,8 @@ from research_distillation import DistillationTrainer, score_teacher
 log = logging.getLogger(__name__)
 # Part of the cache keys: raise it when the files of an entry change.
 TEACHERS_FORMAT = 3
+Place = Callable[[TextClassifier], TextClassifier] | None
+Model = TypeVar("Model", bound=TextClassifier)
 
 
 def get_teachers(context: RunContext) -> Ensemble:
@@ -91,20 +97,35 @@ def search_teacher(source: TeacherSource, context: RunContext) -> Trial[Teacher]
 
 
 def get_teacher(source: TeacherSource, context: RunContext) -> Teacher:
-    """Return one teacher; the fine-tuned one comes from the cache when it is there."""
+    """Return one teacher, of a checkpoint or fine-tuned."""
+    device, num_processes = context.runtime.device, context.runtime.world.size
+    place = partial(spread, device=device, num_processes=num_processes) if context.inputs.config.shard_teacher else None
+    get = get_fine_tuned if source.checkpoint is None else get_checkpoint
+    return get(source, place, context)
+
+
+def get_checkpoint(source: TeacherSource, place: Place, context: RunContext) -> Teacher:
+    """Return a teacher of --teacher_checkpoint."""
     inputs, checkpoint = context.inputs, source.checkpoint
-    if checkpoint is not None:
-        return Teacher(
-            identify_checkpoint(source, inputs),
-            source.shape,
-            lambda: checkpoint.model,
-            storing_seen(
-                lambda folder: save_classifier(checkpoint.model.cpu(), checkpoint.tokenizer, folder, inputs.model_settings),
-                read_seen(source.files.name),
-            ),
-            {"source": "checkpoint", "training_texts": source.seen},
-            count_parameters(checkpoint.model)["parameters_total"],
-        )
+    assert checkpoint is not None
+    return Teacher(
+        identify_checkpoint(source, inputs),
+        source.shape,
+        # A copy where it is sharded in place: the one that was opened is saved.
+        lambda: copy.deepcopy(checkpoint.model) if inputs.config.shard_teacher else checkpoint.model,
+        storing_seen(
+            lambda folder: save_classifier(checkpoint.model.cpu(), checkpoint.tokenizer, folder, inputs.model_settings),
+            read_seen(source.files.name),
+        ),
+        {"source": "checkpoint", "training_texts": source.seen},
+        count_parameters(checkpoint.model)["parameters_total"],
+        place,
+    )
+
+
+def get_fine_tuned(source: TeacherSource, place: Place, context: RunContext) -> Teacher:
+    """Return a teacher that the run fine-tunes, from the cache when it is there."""
+    inputs = context.inputs
 
     def build(folder: Path, scratch: Path) -> None:
         store_teacher(*fine_tune(source, context, scratch), source, context, folder)
@@ -138,7 +159,22 @@ def get_teacher(source: TeacherSource, context: RunContext) -> Teacher:
         store,
         facts["training"],
         facts["parameters"],
+        place,
     )
+
+
+def spread(model: Model, device: torch.device, num_processes: int) -> Model:
+    """Shard a teacher over the processes of a run, layer by layer where its layers are in a list."""
+    encoder: Any = model.encoder
+    name = find_layers(encoder)
+    if name is None:
+        log.warning(
+            "warning: --shard_teacher: the layers of a %s model are in no list of their number, so each process holds all of "
+            "its parameters while it runs",
+            encoder.config.model_type,
+        )
+    blocks = [encoder.get_input_embeddings(), *(() if name is None else encoder.get_submodule(name))]
+    return shard(model, blocks, device, num_processes)
 
 
 def identify_checkpoint(source: TeacherSource, inputs: Inputs) -> dict[str, Any]:
@@ -203,7 +239,10 @@ def teacher_key(source: TeacherSource, inputs: Inputs, runtime: Runtime, num_pro
 
 
 def fine_tune(source: TeacherSource, context: RunContext, scratch: Path) -> tuple[TeacherModel, TrainingResult]:
-    """Fine-tune a teacher on the labels; it ends with the weights of its best epoch. Its checkpoints go to `scratch`."""
+    """Fine-tune a teacher on the labels; it ends with the weights of its best epoch. Its checkpoints go to `scratch`.
+
+    The model is whole in the first process; in the others of a run with --shard_teacher it has no use.
+    """
     inputs, tokens = context.inputs, context.tokens.of_teacher(source.name)
     config = seeded_config(source, inputs.config)
     config = dataclasses.replace(config, epochs=config.teacher_epochs, seed=config.split_seed, freeze_student_encoder=False)
@@ -215,9 +254,16 @@ def fine_tune(source: TeacherSource, context: RunContext, scratch: Path) -> tupl
     num_labels = len(inputs.comments.label_names)
     model = TeacherModel(num_labels=num_labels, dropout=config.dropout, pooling=config.pooling, encoder=encoder)
     world = context.runtime.world
+    whole = copy.deepcopy(model) if config.shard_teacher and world.rank == 0 else model
+    if config.shard_teacher:
+        spread(model, context.runtime.device, world.size)
     trainer = DistillationTrainer(None, model, config, context.runtime.device, world=world)
     loader = context.training_batches(inputs.split.train, tokens, config.seed)
-    return model, train(source.name, trainer, loader, CheckpointFolder(scratch, world=world), context)
+    checkpoints = CheckpointFolder(scratch, world=world, of_each=config.shard_teacher)
+    result = train(source.name, trainer, loader, checkpoints, context)
+    if config.shard_teacher and (state := collect(model, keep=world.rank == 0)):
+        whole.load_state_dict(state)
+    return whole, result
 
 
 def store_teacher(model: TeacherModel, result: TrainingResult, source: TeacherSource, context: RunContext, folder: Path) -> None:
@@ -342,7 +388,7 @@ def prepare_targets(teachers: Ensemble, rows: NDArray[np.int64], context: RunCon
     carried = {"words": tokens.words}
     for_teacher = carried | {"teacher_tokens": None if tokens.words is None else tokens.teacher}
     # A word has at least one token, so the tokens bound the positions of both paths from above.
-    size_gb = estimate_bytes(layers, tokens.teacher.lengths[rows], teacher.shape.hidden_size) / 1e9
+    size_gb = estimate_bytes(layers, tokens.teacher.lengths_of(rows), teacher.shape.hidden_size) / 1e9
     if size_gb > config.cache_budget_gb:
         log.info(
             "the teacher runs live: its layers would take %.2f GB of cache, over --cache_budget_gb %g",

@@ -6,14 +6,13 @@ Shapes: N rows, C labels, P positions of a row (tokens, or shared words when the
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -21,15 +20,16 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from research.evaluation.predict import predict_logits
+from research.evaluation.predict import idle_inputs
+from research.kd.labelling import Part, join_parts, label_parts
 from research.kd.layers import ComparedLayers, LayerOutputs, align_outputs
-from research.logs import PhaseProgress, with_progress
+from research.logs import with_progress
 from research.models.classifiers import ModelShape, TextClassifier, freeze
-from research.storage.arrays import append_array, map_array, read_ragged, return_free_memory, write_array, write_parts
+from research.sharding import answering, is_sharded
+from research.storage.arrays import append_array, map_array, read_ragged, return_free_memory, write_array
 from research.storage.cache import Cache
-from research.storage.files import hash_file, write_atomic
 from research.text.batches import Batch, BatchLoader, move_batch
 
 log = logging.getLogger(__name__)
@@ -48,6 +48,7 @@ class Teacher:
         store: Puts the teacher into a folder of a run.
         training: Deterministic facts of its fine-tuning.
         num_parameters: Known before it is loaded.
+        place: Puts the loaded model where it answers, as `shard` does over several processes; as it is without.
     """
 
     def __init__(
@@ -58,53 +59,43 @@ class Teacher:
         store: Callable[[Path], None],
         training: dict[str, Any],
         num_parameters: int,
+        place: Callable[[TextClassifier], TextClassifier] | None = None,
     ) -> None:
         self.identity = identity
         self.shape = shape
         self.store = store
         self.training = training
         self.num_parameters = num_parameters
+        self.is_sharded = place is not None
         self._load = load
+        self._place = place
 
     @cached_property
     def model(self) -> TextClassifier:
-        """The frozen teacher, loaded when it is first asked for."""
-        return freeze(self._load())
+        """The frozen teacher, loaded when it is first asked for, and that by all processes where it is sharded."""
+        model = freeze(self._load())
+        return model if self._place is None else self._place(model)
 
-
-# How much work a kill can cost, against how evenly long the rows of a batch are.
-ROWS_OF_PART = 32768
+    def load_encoder(self) -> nn.Module:
+        """Return the encoder of a teacher that is whole, for whoever copies it; frozen."""
+        model: Any = freeze(self._load()) if self.is_sharded else self.model
+        encoder: nn.Module = model.encoder
+        return encoder
 
 
 def fetch_logits(teacher: Teacher, loader: BatchLoader, device: torch.device, cache: Cache) -> NDArray[np.float32]:
     """Return the teacher's logits of the loader's rows, (N, C), running it only when the cache has none.
 
     They are computed once in float32, so every run of a sweep reads the very same numbers. The loader's
-    own tokens are the teacher's. More than ROWS_OF_PART rows are answered part by part, in their order; a process that
-    is killed leaves the finished parts to the next, which goes on behind them.
+    own tokens are the teacher's.
     """
     assert loader.teacher_tokens is None
-    parts = [loader.part(start, start + ROWS_OF_PART) for start in range(0, max(loader.num_rows, 1), ROWS_OF_PART)]
 
-    def predict(scratch: Path) -> list[NDArray[np.float32]]:
-        """Return each part's logits; those of several lie on the disk."""
-        answers = []
-        with PhaseProgress("teacher outputs", sum(map(len, parts)), "batches") as progress:
-            for number, part in enumerate(parts):
-                kept = KeptPart(scratch, number)
-                if len(parts) > 1 and loader.world.lead(kept.is_there):
-                    progress.skip(len(part))
-                else:
-                    batches = counting(part, progress)
-                    logits = predict_logits(teacher.model.to(device), batches, device, num_rows=part.num_rows, world=loader.world)
-                    if len(parts) == 1:
-                        return [logits]
-                    loader.world.lead(partial(kept.write, logits))
-                answers.append(kept)
-        return [kept.read() for kept in answers] if loader.world.rank == 0 else []
+    def label(scratch: Path) -> list[Part]:
+        return label_parts(lambda: teacher.model, loader, device, scratch)
 
     def build(folder: Path, scratch: Path) -> None:
-        write_parts(folder / "logits.npy", predict(scratch))
+        join_parts(label(scratch), scratch, folder / "logits.npy")
 
     def read(folder: Path) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = np.load(folder / "logits.npy", mmap_mode="r")
@@ -113,49 +104,9 @@ def fetch_logits(teacher: Teacher, loader: BatchLoader, device: torch.device, ca
         return logits
 
     key = output_key(teacher.identity, loader.tokens.key, loader.rows, device)
-    folder = cache.fetch("logits", key, build, read, join=predict)
+    folder = cache.fetch("logits", key, build, read, join=label)
     return_free_memory()
     return read(folder)
-
-
-class KeptPart:
-    """The logits of some rows in a file of their own, with its checksum in its name, until all parts are one entry."""
-
-    def __init__(self, folder: Path, number: int) -> None:
-        self.folder, self.number = folder, number
-
-    def _find(self) -> Path | None:
-        found = sorted(self.folder.glob(f"logits-{self.number:06d}.*.npy"))
-        return found[-1] if found else None
-
-    def is_there(self) -> bool:
-        """Whether an earlier process finished it; a damaged file is removed."""
-        path = self._find()
-        if path is None or hash_file(path) == path.name.split(".")[1]:
-            return path is not None
-        path.unlink()
-        return False
-
-    def write(self, logits: NDArray[np.float32]) -> None:
-        """Keep the logits, (N, C), so that they survive the process."""
-        buffer = io.BytesIO()
-        np.save(buffer, logits)
-        content = buffer.getbuffer()
-        write_atomic(self.folder / f"logits-{self.number:06d}.{hashlib.sha256(content).hexdigest()}.npy", content)
-
-    def read(self) -> NDArray[np.float32]:
-        """Return the logits as a map of their file."""
-        path = self._find()
-        assert path is not None
-        logits: NDArray[np.float32] = np.load(path, mmap_mode="r")
-        return logits
-
-
-def counting(batches: BatchLoader, progress: PhaseProgress) -> Iterator[Batch]:
-    """Pass batches on and count them."""
-    for batch in batches:
-        yield batch
-        progress.advance()
 
 
 def output_key(identity: Mapping[str, Any], tokens_key: str, rows: NDArray[np.int64], device: torch.device) -> dict[str, Any]:
@@ -320,6 +271,9 @@ def compute_layers(
                 found = keep_layers(*run_layers(model, layers, move_batch(batch, device)), batch["row"].numpy(), dtype)
             except OverflowError:
                 fits = False
+        elif is_sharded(model):
+            with answering(model):
+                model(*idle_inputs(device), **layers.request)
         if any(world.any(not fits)):
             raise OverflowError
         yield from (of_rank for of_rank in world.gather(found) if of_rank is not None)
@@ -373,7 +327,7 @@ def write_layers(folder: Path, computed: Iterable[RowLayers], dtype: type[np.flo
 def run_layers(model: TextClassifier, layers: ComparedLayers, batch: Batch) -> tuple[LayerOutputs, Tensor]:
     """Return the teacher's layer outputs at the compared positions, and which positions are real, (B, P)."""
     input_ids, attention_mask = teacher_inputs(batch)
-    with torch.inference_mode():
+    with answering(model):
         outputs = layers.pick(model(input_ids, attention_mask, **layers.request))
         return align_outputs(outputs, attention_mask, batch.get("teacher_words"), int(batch.get("num_words", 0)))
 

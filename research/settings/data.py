@@ -19,7 +19,7 @@ class DataSettings:
     dataset_path: str = setting(
         "data/comments.csv",
         "data",
-        "table of comments: .csv, .tsv, .jsonl, .xlsx (needs openpyxl), .parquet (needs pyarrow)",
+        "table of comments: .csv, .tsv, .jsonl, .xlsx (needs openpyxl), .parquet (needs pyarrow) or a folder of .parquet files",
         decides="data",
         kind="table",
         rows="main",

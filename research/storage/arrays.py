@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -27,19 +26,17 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
         append_array(file, array)
 
 
+def start_npy(file: BinaryIO, shape: tuple[int, ...], dtype: Any) -> None:
+    """Begin a file in numpy's own format; cells appended to it are read by np.load."""
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
 def write_npy(path: Path, array: NDArray[Any]) -> None:
     """Write an array with its shape in numpy's own format, to be read by np.load."""
-    write_parts(path, [array])
-
-
-def write_parts(path: Path, parts: Sequence[NDArray[Any]]) -> None:
-    """Write arrays, alike but for their first size, one behind the other as one array, as `write_npy` does."""
-    header = np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(parts[0]))
     with open(path, "wb") as file:
-        shape = (sum(map(len, parts)), *parts[0].shape[1:])
-        np.lib.format.write_array_header_1_0(file, header | {"shape": shape})
-        for part in parts:
-            append_array(file, part)
+        start_npy(file, array.shape, array.dtype)
+        append_array(file, array)
 
 
 def map_array(path: Path, dtype: Any) -> Any:

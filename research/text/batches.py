@@ -95,16 +95,15 @@ class BatchLoader:
         self.words = words
         self.turns = turns
         self.world = world
-        self.lengths = tokens.lengths[rows]
+        self.lengths = tokens.lengths_of(rows)
 
-    def part(self, start: int, stop: int) -> BatchLoader:
-        """Return a loader of the rows from one position to another, alike in all else."""
+    def take(self, positions: NDArray[np.int64]) -> BatchLoader:
+        """Return evaluation batches of the rows at some positions alone, in which `index` is the place among those."""
         return BatchLoader(
-            self.rows[start:stop],
+            self.rows[positions],
             self.tokens,
             self.labels,
             self.batch_size,
-            seed=self.seed,
             token_budget=self.token_budget,
             teacher_tokens=self.teacher_tokens,
             words=self.words,

@@ -16,8 +16,6 @@ from support.builders import QUICK_EXTRAS, TOKENIZERS, build_encoder, build_mode
 from support.fault_injection import file_size_limit, tear
 
 import research_main
-from research.evaluation.predict import predict_logits
-from research.kd import teacher as teacher_module
 from research.kd import teacher as teacher_room
 from research.kd.layers import ComparedLayers, LayerComparison
 from research.kd.targets import KeptTeacher, LiveTeacher
@@ -121,41 +119,6 @@ def test_cached_logits_are_those_of_the_live_teacher_whatever_the_order(setup: S
     kept, live = KeptTeacher(setup.teacher.shape, logits), LiveTeacher(setup.teacher.model, CPU)
     for batch in setup.loader(everything, seed=3):
         torch.testing.assert_close(kept.targets(batch).logits, live.targets(batch).logits, rtol=0, atol=1e-6)
-
-
-def test_logits_in_parts_are_kept_until_they_are_one_entry(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = fetch_logits(setup.teacher, setup.teacher_loader(), CPU, Cache(setup.cache.root / "whole"))
-    monkeypatch.setattr(teacher_module, "ROWS_OF_PART", 7)
-    untouched = fetch_logits(setup.teacher, setup.teacher_loader(), CPU, Cache(setup.cache.root / "untouched"))
-    np.testing.assert_allclose(untouched, whole, atol=1e-6)  # other rows share their batches
-    asked: list[int] = []
-
-    def dying(model: Any, loader: Any, *rest: Any, num_rows: int, **more: Any) -> np.ndarray:
-        if len(asked) == 2:
-            raise KeyboardInterrupt
-        asked.append(num_rows)
-        return predict_logits(model, loader, *rest, num_rows=num_rows, **more)
-
-    cache = Cache(setup.cache.root / "killed")
-    with monkeypatch.context() as patched:
-        patched.setattr(teacher_module, "predict_logits", dying)
-        with pytest.raises(KeyboardInterrupt):
-            fetch_logits(setup.teacher, setup.teacher_loader(), CPU, cache)
-    first, second = sorted((setup.cache.root / "killed").rglob("logits-*.npy"))
-    flipped = bytearray(second.read_bytes())
-    flipped[-1] ^= 1
-    second.write_bytes(flipped)
-    asked[:] = [0]
-
-    def counting(model: Any, loader: Any, *rest: Any, num_rows: int, **more: Any) -> np.ndarray:
-        asked.append(num_rows)
-        return predict_logits(model, loader, *rest, num_rows=num_rows, **more)
-
-    monkeypatch.setattr(teacher_module, "predict_logits", counting)
-    again = fetch_logits(setup.teacher, setup.teacher_loader(), CPU, cache)
-    np.testing.assert_array_equal(again, untouched)
-    assert sum(asked) == len(TEXTS) - 7  # the first part was there, the damaged one was made again
-    assert not first.exists() and not second.exists()
 
 
 @pytest.mark.parametrize("objective", METHODS)
