@@ -23,6 +23,7 @@ from support.shared_steps import CASES, build_loader, differ, take_all_steps, ta
 from research.components import COMPONENT_NAMES
 from research.distributed import ALONE, World, check_launch
 from research.errors import InputError
+from research.settings.search import list_values
 from research_config import ExperimentConfig
 
 
@@ -200,6 +201,7 @@ def test_processes_that_differ_are_refused(tmp_path: Path) -> None:
     ("flags", "found"),
     [
         ({"batch": 1}, "--batch: 1 rows cannot be shared by the 2"),
+        ({"search": ("batch=8,1",)}, "--batch: 1 rows cannot be shared by the 2"),
         ({"device": "cuda:1"}, "--device: each process takes the card"),
     ],
 )
@@ -207,11 +209,12 @@ def test_flags_that_processes_cannot_share_are_refused(
     flags: dict[str, Any], found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(ExperimentConfig(), **flags)
-    check_launch(config)
+    smallest = min(list_values(config, "batch"))
+    check_launch(config, smallest)
     for name, value in {"TORCHELASTIC_RUN_ID": "test", "RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=found):
-        check_launch(config)
+        check_launch(config, smallest)
 
 
 def test_torchrun_itself_runs_the_folds_of_a_teacher_that_runs_live(lab: Lab) -> None:
