@@ -91,7 +91,7 @@ def fetch_logits(teacher: Teacher, loader: BatchLoader, device: torch.device, ca
         answers = []
         with PhaseProgress("teacher outputs", sum(map(len, parts)), "batches") as progress:
             for number, part in enumerate(parts):
-                kept = KeptPart(scratch, number)
+                kept = KeptPart(scratch, number * ROWS_OF_PART, part.num_rows)
                 if len(parts) > 1 and loader.world.lead(kept.is_there):
                     progress.skip(len(part))
                 else:
@@ -121,11 +121,12 @@ def fetch_logits(teacher: Teacher, loader: BatchLoader, device: torch.device, ca
 class KeptPart:
     """The logits of some rows in a file of their own, with its checksum in its name, until all parts are one entry."""
 
-    def __init__(self, folder: Path, number: int) -> None:
-        self.folder, self.number = folder, number
+    def __init__(self, folder: Path, first: int, num_rows: int) -> None:
+        # Parts of another size, as of another version, are none of these.
+        self.folder, self.name = folder, f"logits-{first:012d}-{num_rows}"
 
     def _find(self) -> Path | None:
-        found = sorted(self.folder.glob(f"logits-{self.number:06d}.*.npy"))
+        found = sorted(self.folder.glob(f"{self.name}.*.npy"))
         return found[-1] if found else None
 
     def is_there(self) -> bool:
@@ -141,7 +142,7 @@ class KeptPart:
         buffer = io.BytesIO()
         np.save(buffer, logits)
         content = buffer.getbuffer()
-        write_atomic(self.folder / f"logits-{self.number:06d}.{hashlib.sha256(content).hexdigest()}.npy", content)
+        write_atomic(self.folder / f"{self.name}.{hashlib.sha256(content).hexdigest()}.npy", content)
 
     def read(self) -> NDArray[np.float32]:
         """Return the logits as a map of their file."""

@@ -18,7 +18,6 @@ from support.fault_injection import file_size_limit, tear
 import research_main
 from research.evaluation.predict import predict_logits
 from research.kd import teacher as teacher_module
-from research.kd import teacher as teacher_room
 from research.kd.layers import ComparedLayers, LayerComparison
 from research.kd.targets import KeptTeacher, LiveTeacher
 from research.kd.teacher import LayerStore, Teacher, estimate_bytes, fetch_layers, fetch_logits, run_layers
@@ -158,6 +157,27 @@ def test_logits_in_parts_are_kept_until_they_are_one_entry(setup: Setup, monkeyp
     assert not first.exists() and not second.exists()
 
 
+def test_parts_outlive_a_full_disk_and_those_of_another_size_are_not_taken(setup: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    untouched = fetch_logits(setup.teacher, setup.teacher_loader(), CPU, Cache(setup.cache.root / "whole"))
+    write, cache = teacher_module.write_atomic, Cache(setup.cache.root / "full")
+
+    def fill_up(path: Path, content: bytes) -> None:
+        room = 60 if list(path.parent.glob("logits-*")) else 10_000
+        with file_size_limit(room):
+            write(path, content)
+
+    monkeypatch.setattr(teacher_module, "ROWS_OF_PART", 7)
+    with monkeypatch.context() as patched:
+        patched.setattr(teacher_module, "write_atomic", fill_up)
+        with pytest.raises(OSError, match=r"File too large: '.*logits-"):
+            fetch_logits(setup.teacher, setup.teacher_loader(), CPU, cache)
+    (part,) = cache.root.rglob("*.npy")
+    assert [path.name for path in part.parent.iterdir()] == [part.name] and not list(cache.root.rglob("*.new"))
+    monkeypatch.setattr(teacher_module, "ROWS_OF_PART", 5)
+    np.testing.assert_allclose(fetch_logits(setup.teacher, setup.teacher_loader(), CPU, cache), untouched, atol=1e-6)
+    assert not part.parent.exists()
+
+
 @pytest.mark.parametrize("objective", METHODS)
 def test_cached_layers_are_those_of_the_live_teacher_after_shuffling(objective: str, setup: Setup) -> None:
     layers = compared_layers(objective)
@@ -206,7 +226,7 @@ def test_states_too_large_for_float16_are_kept_in_float32(
     for batch in setup.loader(rows, seed=4):
         live, mask = run_layers(teacher.model, layers, batch)
         stored = store.read(batch["row"].numpy()).hidden[1]
-        assert stored.dtype == torch.float32 and stored.abs().max() > teacher_room.FLOAT16_LARGEST
+        assert stored.dtype == torch.float32 and stored.abs().max() > teacher_module.FLOAT16_LARGEST
         torch.testing.assert_close(stored[mask], live.hidden[1][mask], rtol=1e-4, atol=1e-2)
 
 
@@ -255,10 +275,10 @@ def test_another_teacher_tokenizer_text_or_layer_is_another_entry(folders: dict[
 def test_another_version_of_a_library_is_another_entry(setup: Setup, monkeypatch: pytest.MonkeyPatch, library: str) -> None:
     loader = setup.teacher_loader()
     parts = (setup.teacher.identity, loader.tokens.key, loader.rows, CPU)
-    before = teacher_room.output_key(*parts)
-    installed = teacher_room.version
-    monkeypatch.setattr(teacher_room, "version", lambda name: "0.0.1" if name == library else installed(name))
-    assert teacher_room.output_key(*parts) != before
+    before = teacher_module.output_key(*parts)
+    installed = teacher_module.version
+    monkeypatch.setattr(teacher_module, "version", lambda name: "0.0.1" if name == library else installed(name))
+    assert teacher_module.output_key(*parts) != before
 
 
 @pytest.mark.parametrize("name", ["logits.npy", "hidden", "map", "rows.bin", "lengths.bin", "layout.json"])
