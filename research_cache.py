@@ -118,7 +118,7 @@ def describe(entries: Sequence[Entry], root: Path, what: str) -> str:
     used, now_s = list_used(root), time.time()
     lines = [
         f"{entry.size / 1e6:10.1f} MB  {(now_s - entry.written_s) / 86400:6.1f} days  {entry.name}"
-        f"{'  in use' if entry.name in used else ''}  {entry.origin}"
+        f"{'  in use' if entry.name.partition('.')[0] in used else ''}  {entry.origin}"
         for entry in entries
     ]
     total = sum(entry.size for entry in entries)

@@ -33,6 +33,7 @@ from research.components import COMPONENT_NAMES
 from research.distributed import ALONE, World, check_launch
 from research.errors import InputError
 from research.models.saved import load_classifier
+from research.settings.search import list_values
 from research_config import ExperimentConfig
 
 
@@ -284,6 +285,7 @@ def test_processes_that_differ_are_refused(tmp_path: Path) -> None:
     ("flags", "found"),
     [
         ({"batch": 1}, "--batch: 1 rows cannot be shared by the 2"),
+        ({"search": ("batch=8,1",)}, "--batch: 1 rows cannot be shared by the 2"),
         ({"device": "cuda:1"}, "--device: each process takes the card"),
     ],
 )
@@ -291,16 +293,17 @@ def test_flags_that_processes_cannot_share_are_refused(
     flags: dict[str, Any], found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(ExperimentConfig(), **flags)
-    check_launch(config)
+    smallest = min(list_values(config, "batch"))
+    check_launch(config, smallest)
     for name, value in {"TORCHELASTIC_RUN_ID": "test", "RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=found):
-        check_launch(config)
+        check_launch(config, smallest)
 
 
 def test_sharding_over_one_process_is_refused() -> None:
     with pytest.raises(InputError, match="--shard_teacher: .* start it as torchrun --nproc_per_node N"):
-        check_launch(dataclasses.replace(ExperimentConfig(), shard_teacher=True))
+        check_launch(dataclasses.replace(ExperimentConfig(), shard_teacher=True), 32)
 
 
 def test_torchrun_itself_runs_the_folds_of_a_teacher_that_runs_live(lab: Lab) -> None:

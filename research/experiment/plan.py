@@ -11,6 +11,7 @@ from research.experiment.announce import count
 from research.experiment.inputs import Inputs, TeacherSource
 from research.experiment.runtime import Runtime, machine_name
 from research.experiment.teacher_stage import find_num_processes, identify_checkpoint, identify_entry, teacher_key
+from research.experiment.tfidf_teacher import answers_key
 from research.experiment.tokenised import token_keys
 from research.experiment.view_stage import find_views, has_views, name_views, training_rows
 from research.kd.teacher import output_key
@@ -90,6 +91,9 @@ def list_steps(inputs: Inputs, runtime: Runtime) -> list[tuple[str, bool]]:
         )
         missing += 0 if known else config.augment * len(split.train) * len(identities)
         steps.append((f"teacher outputs of {count(missing, 'row')}" if missing else "teacher outputs", not missing))
+    if pipeline.teacher and config.teacher_tfidf:
+        fits = known and cache.find("tfidf_teachers", answers_key(inputs)) is not None
+        steps.append(("answers of character n-grams", fits))
     length = describe_length("student", config.epochs, config)
     if pipeline.student:
         learned = len(split.train) + (len(split.unlabelled) if pipeline.teacher else 0)
@@ -114,7 +118,7 @@ def find_teacher(source: TeacherSource, inputs: Inputs, runtime: Runtime) -> dic
         return identify_checkpoint(source, inputs)
     if len(list_trials(inputs.config, "teacher")) > 1:  # which it will be, its search finds out
         return None
-    num_processes = find_num_processes(source, inputs, runtime, RunDirectory(inputs.config.run_dir))
+    num_processes = find_num_processes(source, inputs, runtime, RunDirectory(inputs.config.run_dir), source.name)
     entry = runtime.cache.find("teachers", teacher_key(source, inputs, runtime, num_processes))
     try:
         return None if entry is None else identify_entry(entry)

@@ -124,13 +124,14 @@ def _train(
 ) -> TrainedStudent:
     """Train it, once or in every trial of --search, and ask the one that validation chose about both parts."""
 
-    def try_out(trial: RunContext, folder: str) -> Trial[tuple[TextClassifier, TrainingResult]]:
-        student, training = _fit(name, targets, teachers, rows, checkpoints / folder, trial, labels, turns, **carried)
+    def try_out(trial: RunContext) -> Trial[tuple[TextClassifier, TrainingResult]]:
+        student, training = _fit(name, targets, teachers, rows, checkpoints / trial.trial, trial, labels, turns, **carried)
         return Trial((student, training), training.best_score, summarize(training))
 
     found = search(name, context, try_out)
     (student, training), tokens = found.model, context.tokens.student
     assert tokens is not None
+    context.tracking.send_epochs(name, training.history)  # those of the trial that was chosen; without trials they are sent
     return TrainedStudent(student, training.history, found.facts, predict_parts(name, student, tokens, context))
 
 

@@ -84,7 +84,7 @@ def get_teachers(context: RunContext) -> Ensemble:
 def search_teacher(source: TeacherSource, context: RunContext) -> Trial[Teacher]:
     """Return the teacher that --search chose; each trial is in the cache where a run of its settings would look for it."""
 
-    def try_out(trial: RunContext, _: str) -> Trial[Teacher]:
+    def try_out(trial: RunContext) -> Trial[Teacher]:
         teacher, rows = get_teacher(source, trial), trial.inputs.split.validation
         probs = sigmoid(compute_logits(teacher, trial.tokens.of_teacher(source.name), rows, trial))
         comments = trial.inputs.comments
@@ -131,11 +131,12 @@ def get_fine_tuned(source: TeacherSource, place: Place, context: RunContext) -> 
         store_teacher(*fine_tune(source, context, scratch), source, context, folder)
 
     runtime = context.runtime
-    num_processes = find_num_processes(source, inputs, runtime, context.run_dir)
+    name = context.name_training(source.name)
+    num_processes = find_num_processes(source, inputs, runtime, context.run_dir, name)
     key = teacher_key(source, inputs, runtime, num_processes)
     folder = runtime.cache.fetch("teachers", key, build, join=lambda scratch: fine_tune(source, context, scratch))
     if not inputs.config.prepare_only:
-        runtime.world.lead(lambda: context.run_dir.keep_num_processes(source.name, num_processes))
+        runtime.world.lead(lambda: context.run_dir.keep_num_processes(name, num_processes))
 
     def load() -> TextClassifier:
         model = load_classifier(str(folder / "model"), inputs.comments.label_names).model
@@ -193,14 +194,17 @@ def identify_entry(folder: Path) -> dict[str, Any]:
     return {"files": json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]}
 
 
-def find_num_processes(source: TeacherSource, inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> int:
+def find_num_processes(source: TeacherSource, inputs: Inputs, runtime: Runtime, run_dir: RunDirectory, name: str) -> int:
     """Return on how many processes a teacher of the run is fine-tuned.
 
     Those of now, but a run that goes on with others keeps the teacher it began with.
+
+    Args:
+        name: What its training is known by.
     """
 
     def find() -> int:
-        kept = run_dir.kept_num_processes(source.name)
+        kept = run_dir.kept_num_processes(name)
         if kept is None or runtime.cache.find("teachers", teacher_key(source, inputs, runtime, kept)) is None:
             return runtime.world.size
         return kept

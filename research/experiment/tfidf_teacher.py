@@ -2,7 +2,8 @@
 
 A model that has learned a text's labels by heart answers with them, and teaches nothing that the labels do not. So the
 training texts are parted, and each part is answered by the model of the others (cross-fitting, as in stacked
-generalization: Wolpert 1992); validation, test and unlabelled texts by a model of them all.
+generalization: Wolpert 1992); validation, test and unlabelled texts, but for those that are training texts too, by a
+model of them all.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ MOST_PARTS = 5
 CHOSEN_BY = "average_precision_macro"
 ANSWERS_FILE, FACTS_FILE = "answers.npy", "facts.json"
 # Part of the cache key: raise it when the answers to the same texts change.
-FORMAT = 1
+FORMAT = 2
 
 
 def get_tfidf_answers(context: RunContext) -> tuple[NDArray[np.float32], dict[str, Any]]:
@@ -92,6 +93,16 @@ def part_texts(text_hash: NDArray[np.uint64]) -> NDArray[np.int64]:
     return np.random.default_rng(0).permutation(len(distinct))[text_of_row] % min(MOST_PARTS, len(distinct))
 
 
+def part_rows(inputs: Inputs, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Return the part of each of the asked rows, (R,): that of its text, a view's that of its source, -1 for other texts."""
+    text_hash = inputs.comments.text_hash
+    part_of_text = dict(zip(text_hash[inputs.split.train].tolist(), part_texts(text_hash[inputs.split.train]), strict=True))
+    sources = rows.copy()
+    if inputs.views is not None:
+        sources[len(rows) - inputs.views.rows.size :] = inputs.views.sources.reshape(-1)
+    return np.array([part_of_text.get(text, -1) for text in text_hash[sources].tolist()], dtype=np.int64)
+
+
 def fit_answers(context: RunContext) -> tuple[NDArray[np.float32], dict[str, Any]]:
     """Return the logits (R, C) of the asked rows and the facts of the fit.
 
@@ -103,30 +114,28 @@ def fit_answers(context: RunContext) -> tuple[NDArray[np.float32], dict[str, Any
     of_row = read_texts(context, rows)
     texts = [of_row[row] for row in rows.tolist()]
     labels = comments.labels[split.train]
-    num_train, num_views = len(labels), 0 if inputs.views is None else inputs.views.rows.size
     weights: NDArray[Any] = np.ones(labels.shape[1])
     if inputs.config.class_weights:
         weights, _ = compute_class_weights(labels, comments.label_names)
-    parts = part_texts(comments.text_hash[split.train])
-    views = len(texts) - num_views
-    held_texts = [*texts[:num_train], *texts[views:]]
-    held_parts = np.concatenate([parts, np.repeat(parts, num_views // num_train)])
-    held_out = hold_out(held_texts, held_parts, labels, weights, context)
+    parts = part_rows(inputs, rows)
+    held, others = np.flatnonzero(parts >= 0), np.flatnonzero(parts < 0)
+    held_out = hold_out([texts[row] for row in held], parts[held], labels, weights, context)
     scores = {
-        penalty: compute_metrics(labels, sigmoid(answers[:num_train]), DEFAULT_THRESHOLD, comments.label_names)[CHOSEN_BY]
+        penalty: compute_metrics(labels, sigmoid(answers[: len(labels)]), DEFAULT_THRESHOLD, comments.label_names)[CHOSEN_BY]
         for penalty, answers in held_out.items()
     }
     best = max(scores, key=lambda penalty: np.nan_to_num(scores[penalty], nan=-1.0))
     log.info("teacher_tfidf: inverse penalty %g, mAP %.4f on training texts that a fit had not seen", best, scores[best])
-    model = TfidfTrainer(texts[:num_train], labels, weights, FLAG).fit(best)
+    model = TfidfTrainer(texts[: len(labels)], labels, weights, FLAG).fit(best)
     facts = {
         "source": "tfidf",
         "inverse_penalty": best,
         "ngrams": len(model.vectorizer.vocabulary_),
         "parts": int(parts.max()) + 1,
     }
-    answers = held_out[best]
-    return np.concatenate([answers[:num_train], model.predict_logits(texts[num_train:views]), answers[num_train:]]), facts
+    answers = np.empty((len(rows), labels.shape[1]), dtype=np.float32)
+    answers[held], answers[others] = held_out[best], model.predict_logits([texts[row] for row in others])
+    return answers, facts
 
 
 def hold_out(

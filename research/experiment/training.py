@@ -49,7 +49,7 @@ def train(
         checkpoints=checkpoints,
         stop=context.runtime.stop,
         name=name,
-        watch=partial(context.tracking.send_epochs, name),
+        watch=partial(context.tracking.send_epochs, context.name_training(name)),
     )
 
 

@@ -58,6 +58,11 @@ def parse_search(config: Any) -> Grid:
     return parse_grid(type(config), "search", config.search, forbid)
 
 
+def list_values(config: Any, name: str) -> tuple[Any, ...]:
+    """Return the values that a setting has in some training of a run: those of --search, or its flag's."""
+    return parse_search(config).get(name, (getattr(config, name),))
+
+
 def list_trials(config: Any, model: str) -> list[dict[str, Any]]:
     """Return the settings of each trial of --search for a model, in their order; {} is the config as it is.
 

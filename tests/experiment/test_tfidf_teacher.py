@@ -67,6 +67,16 @@ def test_no_answer_for_a_view_has_seen_the_labels_of_its_text(context: RunContex
     np.testing.assert_array_equal(before[: -others.size], fit_answers(context)[0])
 
 
+def test_an_unlabelled_text_that_is_a_training_text_is_answered_as_that(context: RunContext) -> None:
+    split = context.inputs.split
+    both = dataclasses.replace(split, unlabelled=np.concatenate([split.train[3:6], split.test[:1]]))
+    answers = fit_answers(dataclasses.replace(context, inputs=dataclasses.replace(context.inputs, split=both)))[0]
+    plain, num_train = fit_answers(context)[0], len(split.train)
+    np.testing.assert_array_equal(answers[num_train : num_train + 3], plain[3:6])
+    np.testing.assert_array_equal(np.delete(answers, np.s_[num_train : num_train + 4], axis=0), plain)
+    np.testing.assert_array_equal(answers[num_train + 3], answers[-len(split.test)])
+
+
 def test_labels_of_validation_and_test_rows_change_nothing(context: RunContext) -> None:
     labels = np.full_like(context.inputs.comments.labels, np.nan)
     train = context.inputs.split.train
@@ -122,6 +132,16 @@ def test_beside_a_table_every_row_has_an_answer(lab: TinyLab) -> None:
     run = lab.done("run", "--teacher_probs_path probs.csv --teacher_tfidf --rank_loss_weight 1")
     metrics = read_metrics(run)
     assert metrics["teachers"].keys() == {"teacher_probs", "teacher_tfidf"} and "f1_macro" in metrics["teacher"]["test"]["at_0.5"]
+
+
+def test_the_plan_says_whether_there_are_answers(lab: TinyLab) -> None:
+    def plan(word: str) -> str:
+        errors = lab.run("--teacher_tfidf --dry_run --output_dir results/run")[1]
+        return next(line for line in errors.splitlines() if line.startswith(word))
+
+    assert "answers of character n-grams" in plan("to compute:")
+    lab.done("other", "--teacher_tfidf --pipeline baseline")
+    assert "answers of character n-grams" in plan("there already:")
 
 
 def test_folds_have_a_fit_each(lab: TinyLab) -> None:

@@ -71,6 +71,19 @@ def test_each_epoch_is_sent_while_the_run_goes_on_and_changes_no_byte(lab: TinyL
     assert not (tracked / TRACKING_FILE).exists()
 
 
+def test_trials_are_sent_by_themselves_and_the_chosen_one_as_the_model(lab: TinyLab) -> None:
+    run = lab.done("run", "--search epochs=1,2 lr=1e-4 --with_control --track trackio")
+    training = json.loads((run / "metrics.json").read_text())["training"]
+    chosen = {
+        model: next(trial for trial in training[model]["trials"] if trial.get("chosen")) for model in ("student", "control")
+    }
+    wanted = [("teacher_trial_1", 1)]
+    for model, trial in chosen.items():
+        wanted += [(f"{model}_trial_1", 1), (f"{model}_trial_2", 1), (f"{model}_trial_2", 2)]
+        wanted += [(model, epoch + 1) for epoch in range(trial["epochs_run"])]
+    assert [(model, epoch) for _, model, epoch in sent(lab)] == wanted
+
+
 def test_a_tracker_that_fails_in_the_middle_changes_no_byte(lab: TinyLab, monkeypatch: pytest.MonkeyPatch) -> None:
     plain = lab.done("plain")
     monkeypatch.setenv("FAIL_AT", "2")
