@@ -85,7 +85,7 @@ def test_files_that_do_not_belong_together_are_named(tmp_path: Path) -> None:
 
 def test_label_that_is_none_is_found_by_its_row_in_all_files(tmp_path: Path) -> None:
     folder = write_folder(tmp_path / "texts")
-    with pytest.raises(InputError, match=re.escape(f"{folder}, row 3: label 'number' is '2'")):
+    with pytest.raises(InputError, match=re.escape(f"{folder}, row 3: label 'number' is 2, not 0 or 1")):
         load_comments(folder, label_columns=["number"])
 
 
