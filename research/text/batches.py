@@ -97,19 +97,6 @@ class BatchLoader:
         self.world = world
         self.lengths = tokens.lengths_of(rows)
 
-    def take(self, positions: NDArray[np.int64]) -> BatchLoader:
-        """Return evaluation batches of the rows at some positions alone, in which `index` is the place among those."""
-        return BatchLoader(
-            self.rows[positions],
-            self.tokens,
-            self.labels,
-            self.batch_size,
-            token_budget=self.token_budget,
-            teacher_tokens=self.teacher_tokens,
-            words=self.words,
-            world=self.world,
-        )
-
     @property
     def num_rows(self) -> int:
         """How many rows an epoch holds."""
