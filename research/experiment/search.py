@@ -78,10 +78,15 @@ def search(name: str, context: RunContext, try_out: Callable[[RunContext], Trial
         raise faults[0]
     ((chosen, best),) = found.items()
     told[chosen]["chosen"] = True
-    short = METRIC_OF[config.select_by].short
-    log.info("%s: trial %d of %d is best, validation %s %.4f", name, chosen + 1, len(trials), short, best.score)
-    for line in describe_edges(name, trials[chosen], trials):
-        log.warning("warning: %s", line)
+    short, place = METRIC_OF[config.select_by].short, f"{name}: trial {chosen + 1} of {len(trials)}"
+    if math.isnan(best.score):
+        log.warning(
+            "warning: %s is taken, but not for its score: validation has no %s. Choose another --select_by.", place, short
+        )
+    else:
+        log.info("%s is best, validation %s %.4f", place, short, best.score)
+        for line in describe_edges(name, trials[chosen], trials):
+            log.warning("warning: %s", line)
     return dataclasses.replace(best, facts=best.facts | {"trials": told}, settings=trials[chosen])
 
 

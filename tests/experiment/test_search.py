@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.builders import QUICK_EXTRAS
-from support.tiny_lab import QUICK, TinyLab, read_metrics, repeated_bytes
+from support.builders import LABELS, QUICK_EXTRAS
+from support.tiny_lab import QUICK, TinyLab, read_metrics, read_table, repeated_bytes, write_table
 
 import research_main
 from research.errors import FlagErrors, TrainingFault
@@ -201,6 +201,18 @@ def test_scores_that_cannot_be_computed_are_last_and_only_ends_are_edges() -> No
     assert describe_edges("student", {"dropout": 0.0, "batch": 1}, off) == []
     assert describe_edges("student", {"dropout": 0.9, "batch": 1}, off) == []
     assert len(describe_edges("student", {"dropout": 0.1, "batch": 1}, off[:4])) == 1
+
+
+def test_a_score_that_validation_does_not_have_chooses_nothing(lab: TinyLab) -> None:
+    rows = read_table(lab.folder / "data" / "comments.csv")
+    for name, part in {"train": rows[:60], "none": [{**row, **dict.fromkeys(LABELS, 0)} for row in rows[60:70]]}.items():
+        write_table(lab.folder / f"{name}.csv", [list(rows[0]), *(list(row.values()) for row in part)])
+    status, errors = lab.run(
+        "--pipeline student_only --search lr=1e-4,3e-3 --dataset_path train.csv --val_path none.csv --output_dir results/run"
+    )
+    assert status == 0 and "may lie beyond" not in errors and "is best" not in errors
+    assert "warning: student: trial 1 of 2 is taken, but not for its score: validation has no mAP. Choose another" in errors
+    assert [trial["validation"] for trial in trials_of(lab.folder / "results/run", "student")] == [None, None]
 
 
 def test_one_value_is_a_setting_and_no_edge(lab: TinyLab) -> None:
