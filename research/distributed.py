@@ -308,11 +308,12 @@ def launched_size() -> int:
     return int(os.environ["WORLD_SIZE"]) if _under_torchrun() else 1
 
 
-def check_launch(config: Any) -> None:
+def check_launch(config: Any, smallest_batch: int) -> None:
     """Refuse flags that several processes cannot share.
 
     Args:
         config: An `ExperimentConfig`.
+        smallest_batch: The fewest rows in a batch of any training of the run.
 
     Raises:
         InputError: there is such a flag.
@@ -327,8 +328,8 @@ def check_launch(config: Any) -> None:
         )
     if config.pipeline == "tfidf":
         raise InputError("--pipeline: tfidf has no training that several processes share; start it without torchrun")
-    if config.batch < size:
-        raise InputError(f"--batch: {config.batch} rows cannot be shared by the {size} processes that torchrun started")
+    if smallest_batch < size:
+        raise InputError(f"--batch: {smallest_batch} rows cannot be shared by the {size} processes that torchrun started")
     if ":" in config.device:
         raise InputError(f"--device: each process takes the card of its own number, got {config.device}; give cuda")
 

@@ -207,11 +207,11 @@ def test_flags_that_processes_cannot_share_are_refused(
     flags: dict[str, Any], found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(ExperimentConfig(), **flags)
-    check_launch(config)
+    check_launch(config, config.batch)
     for name, value in {"TORCHELASTIC_RUN_ID": "test", "RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=found):
-        check_launch(config)
+        check_launch(config, config.batch)
 
 
 def test_torchrun_itself_runs_the_folds_of_a_teacher_that_runs_live(lab: Lab) -> None:
