@@ -17,7 +17,7 @@ from research.errors import BAD_INPUT, DONE, InputError
 from research.experiment.demo import DEMO_SETTINGS, build_demo
 from research.flags import HelpAsked
 from research.logs import print_result, quiet_libraries, report_bad_input, report_interrupt, start_logging
-from research.settings.search import list_values
+from research.settings.search import smallest_batch
 from research.storage.files import check_working_folder
 from research_config import Arguments, ExperimentConfig, parse_arguments
 
@@ -51,7 +51,7 @@ def run_arguments(arguments: Arguments, argv: list[str], extras: Extras | None) 
     from research.experiment.command import RunFailed, run_one
     from research.runs.run import result_line
 
-    check_launch(arguments.config, min(list_values(arguments.config, "batch")))
+    check_launch(arguments.config, smallest_batch(arguments.config))
     world = join_world(arguments.config.device)
     try:
         config = apply_demo(arguments, world) if arguments.config.demo else arguments.config

@@ -334,7 +334,7 @@ def check_launch(config: Any, smallest_batch: int) -> None:
 
     Args:
         config: An `ExperimentConfig`.
-        smallest_batch: The smallest --batch of its trainings.
+        smallest_batch: The fewest rows in a batch of any training of the run.
 
     Raises:
         InputError: there is such a flag.

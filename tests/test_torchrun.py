@@ -33,7 +33,7 @@ from research.components import COMPONENT_NAMES
 from research.distributed import ALONE, World, check_launch
 from research.errors import InputError
 from research.models.saved import load_classifier
-from research.settings.search import list_values
+from research.settings.search import smallest_batch
 from research_config import ExperimentConfig
 
 
@@ -293,7 +293,7 @@ def test_flags_that_processes_cannot_share_are_refused(
     flags: dict[str, Any], found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(ExperimentConfig(), **flags)
-    smallest = min(list_values(config, "batch"))
+    smallest = smallest_batch(config)
     check_launch(config, smallest)
     for name, value in {"TORCHELASTIC_RUN_ID": "test", "RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)

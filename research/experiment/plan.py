@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from importlib.metadata import version
 
@@ -17,7 +18,7 @@ from research.experiment.view_stage import find_views, has_views, name_views, tr
 from research.kd.teacher import output_key
 from research.names import PARTS
 from research.runs.directory import RunDirectory
-from research.settings.search import list_trials
+from research.settings.search import list_trials, settle_search
 from research.storage.cache import digest_key
 from research_config import PIPELINES, ExperimentConfig, saved_settings
 from research_distillation import choose_autocast_dtype
@@ -76,7 +77,9 @@ def list_steps(inputs: Inputs, runtime: Runtime) -> list[tuple[str, bool]]:
         for source in inputs.teachers:
             name, is_there = source.name.replace("_", " "), identities[source.name] is not None
             told = f"{name} of --teacher_checkpoint" if source.checkpoint is not None else name
-            length = describe_length("teacher", config.teacher_epochs, config)
+            length = describe_length("teacher", config)
+            if source is not inputs.teachers[0] and "trials" in length:
+                length = "one training"  # with what was found for the first
             steps.append((told if is_there else f"{name} ({length} of {train})", is_there))
         rows = [getattr(split, part) for part in PARTS]
         if pipeline.student:
@@ -94,22 +97,31 @@ def list_steps(inputs: Inputs, runtime: Runtime) -> list[tuple[str, bool]]:
     if pipeline.teacher and config.teacher_tfidf:
         fits = known and cache.find("tfidf_teachers", answers_key(inputs)) is not None
         steps.append(("answers of character n-grams", fits))
-    length = describe_length("student", config.epochs, config)
+    return [*steps, *list_trainings(inputs)]
+
+
+def list_trainings(inputs: Inputs) -> list[tuple[str, bool]]:
+    """Return what is trained after the teachers, none of which is kept for another run."""
+    config, split, pipeline = inputs.config, inputs.split, PIPELINES[inputs.config.pipeline]
+    train, length, trained = len(split.train), describe_length("student", config), []
     if pipeline.student:
-        learned = len(split.train) + (len(split.unlabelled) if pipeline.teacher else 0)
-        steps.append((f"student ({length} of {count(learned, 'row')})", False))
+        learned = train + (len(split.unlabelled) if pipeline.teacher else 0)
+        trained.append(f"student ({length} of {count(learned, 'row')})")
     if pipeline.tfidf:
-        steps.append((f"logistic regression on character n-grams of {train}", False))
+        trained.append(f"logistic regression on character n-grams of {count(train, 'row')}")
     if config.with_control:
-        learned = len(split.train) + (len(split.unlabelled) if config.control_labels == "pseudo" else 0)
-        steps.append((f"control ({length} of {count(learned, 'row')})", False))
-    return steps
+        learned = train + (len(split.unlabelled) if config.control_labels == "pseudo" else 0)
+        trained.append(f"control ({length} of {count(learned, 'row')})")
+    return [(told, False) for told in trained]
 
 
-def describe_length(model: str, epochs: int, config: ExperimentConfig) -> str:
+def describe_length(model: str, config: ExperimentConfig) -> str:
     """Return how long a training is at most, as in "at most 8 epochs", or how many trials there are of it."""
     trials = list_trials(config, model)
-    return f"{len(trials)} trials" if len(trials) > 1 else f"at most {count(epochs, 'epoch')}"
+    if len(trials) > 1:
+        return f"{len(trials)} trials"
+    settled = settle_search(config, model)
+    return f"at most {count(settled.teacher_epochs if model == 'teacher' else settled.epochs, 'epoch')}"
 
 
 def find_teacher(source: TeacherSource, inputs: Inputs, runtime: Runtime) -> dict[str, object] | None:
@@ -118,6 +130,7 @@ def find_teacher(source: TeacherSource, inputs: Inputs, runtime: Runtime) -> dic
         return identify_checkpoint(source, inputs)
     if len(list_trials(inputs.config, "teacher")) > 1:  # which it will be, its search finds out
         return None
+    inputs = dataclasses.replace(inputs, config=settle_search(inputs.config, "teacher"))
     num_processes = find_num_processes(source, inputs, runtime, RunDirectory(inputs.config.run_dir), source.name)
     entry = runtime.cache.find("teachers", teacher_key(source, inputs, runtime, num_processes))
     try:

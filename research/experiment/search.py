@@ -50,7 +50,8 @@ def search(name: str, context: RunContext, try_out: Callable[[RunContext], Trial
         try_out: Trains a model in the context of one trial.
 
     Raises:
-        TrainingFault: memory ran out, or the loss was not finite in the only trial, or in all: that of the first.
+        TrainingFault, FloatingPointError: of the only trial, or of the first when all have failed; or memory ran out, which
+            says nothing of the settings but of what else is on the machine, and which other processes do not know of.
     """
     config = context.inputs.config
     if not config.search:
@@ -59,16 +60,17 @@ def search(name: str, context: RunContext, try_out: Callable[[RunContext], Trial
     if trials == [{}]:  # of a search that is for others
         return try_out(in_trial(context, {}))
     found: dict[int, Trial[Model]] = {}
-    faults, told = [], []
+    faults: list[Exception] = []
+    told: list[dict[str, Any]] = []
     for number, settings in enumerate(trials):
         log.info("%s: trial %d of %d: %s", name, number + 1, len(trials), write_settings(settings))
         try:
             trial = try_out(in_trial(context, settings, f"trial_{number + 1}"))
-        except TrainingFault as fault:
-            if fault.__cause__ is not None:  # memory ran out, which says nothing of the settings, and of one process alone
+        except (TrainingFault, FloatingPointError) as fault:
+            if fault.__cause__ is not None:  # a lack of memory, see `explaining_failures`
                 raise
             log.warning("warning: %s: trial %d failed: %s", name, number + 1, fault)
-            faults.append(fault)
+            faults.append(fault.with_traceback(None))  # whose frames would keep the trial's model in memory
             told.append({"settings": settings, "failed": True})
             continue
         told.append({"settings": settings, "validation": trial.score, **trial.facts})

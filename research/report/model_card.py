@@ -178,8 +178,21 @@ def _describe_training(run: Run, model: str) -> Iterator[Block]:
     if model == "teacher" and run.config.get("teacher_checkpoint"):
         yield Paragraph("This teacher was given as a checkpoint; the run only measured it.")
         return
-    values = [[f"--{name}", format_value(run.config[name])] for name in SHOWN_FLAGS if run.config.get(name) is not None]
+    # A model's own trials say what it was trained with; the teacher's length stands in the student's card too.
+    chosen = {name: value for name, value in _chosen_settings(run, "teacher").items() if name == "teacher_epochs"}
+    chosen |= _chosen_settings(run, model)
+    flags = {name: run.config.get(name) for name in SHOWN_FLAGS} | chosen
+    values = [[f"--{name}", format_value(value)] for name, value in flags.items() if value is not None]
     yield Table("Flags of the run", ["Flag", "Value"], values)
+    if chosen:
+        names = ", ".join(f"--{name}" for name in chosen)
+        yield Paragraph(f"Chosen on validation by --search: {names}.")
+
+
+def _chosen_settings(run: Run, model: str) -> dict[str, Any]:
+    """Return what --search chose for a model, nothing without a search."""
+    trials = dig(run.scores, "training", model, "trials") or ()
+    return next((dict(trial["settings"]) for trial in trials if trial.get("chosen")), {})
 
 
 def _describe_limits(run: Run, model: str) -> Iterator[Block]:

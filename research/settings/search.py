@@ -58,9 +58,9 @@ def parse_search(config: Any) -> Grid:
     return parse_grid(type(config), "search", config.search, forbid)
 
 
-def list_values(config: Any, name: str) -> tuple[Any, ...]:
-    """Return the values that a setting has in some training of a run: those of --search, or its flag's."""
-    return parse_search(config).get(name, (getattr(config, name),))
+def smallest_batch(config: Any) -> int:
+    """Return the fewest rows that a batch of any training of a run has."""
+    return int(min(parse_search(config).get("batch", (config.batch,))))
 
 
 def list_trials(config: Any, model: str) -> list[dict[str, Any]]:
@@ -76,6 +76,16 @@ def list_trials(config: Any, model: str) -> list[dict[str, Any]]:
     return [dict(zip(grid, values, strict=True)) for values in itertools.product(*grid.values())]
 
 
+def settle_search(config: Any, model: str) -> Any:
+    """Return the config by which a model is trained where it has one trial only, else the config as it is.
+
+    Args:
+        model: As in `list_trials`.
+    """
+    trials = list_trials(config, model)
+    return dataclasses.replace(config, search=(), **trials[0]) if len(trials) == 1 else config
+
+
 def check_search(config: Any, trained: Collection[str], check: Callable[[Any], list[str]]) -> list[str]:
     """Return the problems of --search: of its values, and flags that no training of the run reads.
 
@@ -89,7 +99,9 @@ def check_search(config: Any, trained: Collection[str], check: Callable[[Any], l
         return list(error.problems)
     trials = [settings for model in trained for settings in list_trials(config, model) if settings]
     read = {name for settings in trials for name in settings}
-    problems = [f"--search: no training of this run reads --{name}" for name in grid if name not in read]
+    # Each run of a sweep is asked for itself, since the sweep may choose what it trains.
+    unread = [] if config.sweep else [name for name in grid if name not in read]
+    problems = [f"--search: no training of this run reads --{name}" for name in unread]
     swept = {entry.partition("=")[0].removeprefix("--") for entry in config.sweep}
     problems += [f"--search: {name} is swept as well; leave it to one of --search and --sweep" for name in grid if name in swept]
     known = set(check(dataclasses.replace(config, search=())))

@@ -205,7 +205,8 @@ def test_scores_that_cannot_be_computed_are_last_and_only_ends_are_edges() -> No
 
 def test_a_score_that_validation_does_not_have_chooses_nothing(lab: TinyLab) -> None:
     rows = read_table(lab.folder / "data" / "comments.csv")
-    for name, part in {"train": rows[:60], "none": [{**row, **dict.fromkeys(LABELS, 0)} for row in rows[60:70]]}.items():
+    unlabelled = [{**row, **dict.fromkeys(LABELS, "0")} for row in rows[60:70]]
+    for name, part in {"train": rows[:60], "none": unlabelled}.items():
         write_table(lab.folder / f"{name}.csv", [list(rows[0]), *(list(row.values()) for row in part)])
     status, errors = lab.run(
         "--pipeline student_only --search lr=1e-4,3e-3 --dataset_path train.csv --val_path none.csv --output_dir results/run"
