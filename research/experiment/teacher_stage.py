@@ -40,7 +40,7 @@ from research.models.saved import is_former, load_classifier, save_classifier
 from research.names import PARTS, TEACHER_TABLE, TEACHER_TFIDF
 from research.runs.directory import RunDirectory
 from research.storage.arrays import release_pages
-from research.storage.cache import MANIFEST
+from research.storage.cache import MANIFEST, digest_key
 from research.storage.checkpoints import CheckpointFolder
 from research.storage.files import copy_folder
 from research.text.tokens import Tokens, fingerprint_tokenizer
@@ -113,7 +113,8 @@ def get_teacher(source: TeacherSource, context: RunContext) -> Teacher:
     key = teacher_key(source, inputs, runtime, num_processes)
     folder = runtime.cache.fetch("teachers", key, build, join=lambda scratch: fine_tune(source, context, scratch))
     if not inputs.config.prepare_only:
-        runtime.world.lead(lambda: context.run_dir.keep_num_processes(source.name, num_processes))
+        tuning = name_tuning(source, inputs.config)
+        runtime.world.lead(lambda: context.run_dir.keep_num_processes(tuning, num_processes))
 
     def load() -> TextClassifier:
         model = load_classifier(str(folder / "model"), inputs.comments.label_names).model
@@ -163,12 +164,17 @@ def find_num_processes(source: TeacherSource, inputs: Inputs, runtime: Runtime, 
     """
 
     def find() -> int:
-        kept = run_dir.kept_num_processes(source.name)
+        kept = run_dir.kept_num_processes(name_tuning(source, inputs.config))
         if kept is None or runtime.cache.find("teachers", teacher_key(source, inputs, runtime, kept)) is None:
             return runtime.world.size
         return kept
 
     return runtime.world.lead(find)
+
+
+def name_tuning(source: TeacherSource, config: ExperimentConfig) -> str:
+    """Return what a run calls one fine-tuning of a teacher, of which a search has one for each of its trials."""
+    return f"{source.name} {digest_key(settings_that_decide(seeded_config(source, config), 'teacher'))[:12]}"
 
 
 def seeded_config(source: TeacherSource, config: ExperimentConfig) -> ExperimentConfig:

@@ -231,15 +231,15 @@ class RunDirectory:
         for name in (OVERWRITING_FILE, PROCESSES_FILE):
             (self.path / name).unlink(missing_ok=True)
 
-    def keep_num_processes(self, teacher: str, number: int) -> None:
-        """Remember, until the run is finished, on how many processes a teacher of it was fine-tuned."""
+    def keep_num_processes(self, tuning: str, number: int) -> None:
+        """Remember, until the run is finished, on how many processes one fine-tuning of a teacher was done."""
         kept = self._num_processes()
-        if kept.get(teacher, 1) != number:
-            write_json_atomic(self.path / PROCESSES_FILE, kept | {teacher: number})
+        if kept.get(tuning, 1) != number:
+            write_json_atomic(self.path / PROCESSES_FILE, kept | {tuning: number})
 
-    def kept_num_processes(self, teacher: str) -> int | None:
-        """Return on how many processes a teacher of the run was fine-tuned, None when the run may not have it yet."""
-        number = self._num_processes().get(teacher)
+    def kept_num_processes(self, tuning: str) -> int | None:
+        """Return on how many processes a fine-tuning of a teacher was done, None when the run may not have it yet."""
+        number = self._num_processes().get(tuning)
         return 1 if number is None and (self.path / CHECKPOINT_FOLDERS[0]).is_dir() else number
 
     def _num_processes(self) -> dict[str, int]:
