@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from research.errors import FAILED, InputError, describe_os_error
+from research.flags import add_completion
 from research.logs import accept_any_text, print_result, report_bad_input
 from research.storage.cache import list_used
 from research.storage.files import check_working_folder
@@ -41,6 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add_completion(parser)
     commands = parser.add_subparsers(dest="command", required=True, metavar="list|prune")
     commands.add_parser("list", parents=[common], help="size, age and origin of every entry, the oldest first")
     prune = commands.add_parser("prune", parents=[common], help="delete entries", allow_abbrev=False)
@@ -116,7 +118,7 @@ def describe(entries: Sequence[Entry], root: Path, what: str) -> str:
     used, now_s = list_used(root), time.time()
     lines = [
         f"{entry.size / 1e6:10.1f} MB  {(now_s - entry.written_s) / 86400:6.1f} days  {entry.name}"
-        f"{'  in use' if entry.name in used else ''}  {entry.origin}"
+        f"{'  in use' if entry.name.partition('.')[0] in used else ''}  {entry.origin}"
         for entry in entries
     ]
     total = sum(entry.size for entry in entries)

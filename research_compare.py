@@ -21,6 +21,7 @@ from research.compare.scores import DEFAULT_METRICS, compare_runs
 from research.compare.tables import FORMATS
 from research.errors import BAD_INPUT, InputError, escape_controls
 from research.evaluation.bootstrap import COMPARED_METRICS, RESAMPLES
+from research.flags import add_completion
 from research.logs import accept_any_text, print_result
 from research.names import MODELS, PARTS
 from research.runs.directory import RunDirectory
@@ -45,6 +46,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add_completion(parser)
     parser.add_argument(
         "runs", nargs="+", type=os.path.expanduser, metavar="DIR", help="run directories, or folders that hold some"
     )

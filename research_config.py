@@ -17,6 +17,7 @@ from research.components import LOSS_COMPONENTS
 from research.errors import quote_value
 from research.flags import (
     RaisingParser,
+    as_tuple,
     between,
     check_fields,
     fields_of_kind,
@@ -28,9 +29,10 @@ from research.flags import (
     setting,
 )
 from research.models.mapping import parse_layer_mapping
-from research.names import BOTH_MODELS
-from research.settings.data import DataSettings
-from research.settings.runtime import RuntimeSettings
+from research.names import BOTH_MODELS, number_name
+from research.settings.augmentation import AugmentationSettings, check_augmentation_flags
+from research.settings.data import DataSettings, check_data_flags
+from research.settings.runtime import RuntimeSettings, check_runtime_flags
 from research.settings.search import SearchSettings, check_search
 from research.settings.student import StudentSettings, check_student_flags
 from research.settings.sweep import SweepSettings, check_sweep_flags
@@ -120,7 +122,14 @@ GROUPS = ("what to run", "sweep", "data", "teacher", "student", "distillation", 
 
 @dataclass(frozen=True)
 class ExperimentConfig(
-    DataSettings, TrainingSettings, RuntimeSettings, TeacherSettings, StudentSettings, SearchSettings, SweepSettings
+    DataSettings,
+    AugmentationSettings,
+    TrainingSettings,
+    RuntimeSettings,
+    TeacherSettings,
+    StudentSettings,
+    SearchSettings,
+    SweepSettings,
 ):
     """Every setting of one run; a field and its flag have the same name.
 
@@ -145,7 +154,7 @@ class ExperimentConfig(
     split_seed: int = setting(
         42,
         "what to run",
-        "seed of the split and of the teacher's fine-tuning; runs that differ by --seed share test part and teacher",
+        "seed of the split, the views and the teacher's fine-tuning; runs that differ by --seed share these",
         check=between(0),
         decides=("data", "teacher"),
     )
@@ -267,8 +276,7 @@ class ExperimentConfig(
     @property
     def checkpoints(self) -> tuple[str, ...]:
         """`--teacher_checkpoint` as a list."""
-        found = self.teacher_checkpoint
-        return (found,) if isinstance(found, str) else found or ()
+        return as_tuple(self.teacher_checkpoint)
 
     @property
     def num_fine_tuned(self) -> int:
@@ -324,9 +332,13 @@ def _unkeyed_defaults(config: ExperimentConfig) -> list[str]:
 
 
 def table_paths(config: ExperimentConfig) -> dict[str, Path]:
-    """Return the tables that a run reads, by what their rows are called: main, validation, ..., teacher_probs."""
-    paths = {entry.metadata["rows"]: getattr(config, entry.name) for entry in dataclasses.fields(config)}
-    return {rows: Path(path) for rows, path in paths.items() if rows is not None and path is not None}
+    """Return the tables that a run reads, by what their rows are called: main, ..., unlabelled, unlabelled_2, teacher_probs."""
+    return {
+        number_name(entry.metadata["rows"], number): Path(path)
+        for entry in dataclasses.fields(config)
+        if entry.metadata["rows"] is not None
+        for number, path in enumerate(as_tuple(getattr(config, entry.name)), 1)
+    }
 
 
 def unused_fields(pipeline: str, config: Any = ExperimentConfig) -> frozenset[str]:
@@ -356,6 +368,16 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     return Arguments(*parse_flags(ExperimentConfig, build_parser(), argv, check_config, other_keys=("fold",)))
 
 
+EPILOG = """Examples:
+  python research_main.py --demo
+  python research_main.py --dataset_path comments.csv --student_path csebuetnlp/banglabert --student_layers 3 --pooling mean
+  python research_main.py --dataset_path tweets.csv --label_list_column labels --pipeline tfidf
+  python research_main.py --sweep kd_alpha=0.3,0.5,0.7 --sweep seed=1,2,3 --jobs 2 --output_dir results/grid
+
+Exit status: 0 done, 1 failed while running, 2 bad flags or input, 3 teacher too weak, 130 interrupted: run it again and
+it goes on."""
+
+
 def build_parser() -> RaisingParser:
     """Build the command line's parser from the fields of ExperimentConfig."""
     return make_parser(
@@ -364,8 +386,7 @@ def build_parser() -> RaisingParser:
         prog="research_main.py",
         usage="python %(prog)s [--flag VALUE ...]",
         description="Distil a large multi-label text classifier into a small one. One command is one run.",
-        epilog="Exit status: 0 done, 1 failed while running, 2 bad flags or input, 3 teacher too weak, 130 interrupted: "
-        "run it again and it goes on.",
+        epilog=EPILOG,
     )
 
 
@@ -378,8 +399,10 @@ def check_config(config: ExperimentConfig) -> list[str]:
         *check_start(config),
         *check_student_flags(config),
         *check_data_flags(config),
+        *check_augmentation_flags(config, PIPELINES.get(config.pipeline), has_layers(config)),
         *check_sweep_flags(config),
         *(check_search(config, list_trained(config), check_config) if config.search else ()),
+        *check_runtime_flags(config),
         *check_places(config),
     ]
 
@@ -452,10 +475,6 @@ def check_teachers(config: ExperimentConfig) -> list[str]:
     """Return the problems of the teachers that a run has by its flags."""
     problems = []
     checkpoints = config.checkpoints
-    if config.teacher_checkpoint == ():
-        problems.append("--teacher_checkpoint: names no model; leave it out to fine-tune --teacher_path")
-    repeated = sorted({name for name in checkpoints if checkpoints.count(name) > 1})
-    problems += [f"--teacher_checkpoint: {quote_value(name)} is given twice" for name in repeated]
     if checkpoints and config.teacher_seeds is not None:
         problems.append(
             f"--teacher_seeds: {config.teacher_seeds} would be fine-tuned from --teacher_path, and --teacher_checkpoint gives "
@@ -492,24 +511,6 @@ def check_start(config: ExperimentConfig) -> list[str]:
         problems.append(
             f"--student_layer_choice: {config.student_layer_choice} chooses among trained layers; --student_init random has none"
         )
-    return problems
-
-
-def check_data_flags(config: ExperimentConfig) -> list[str]:
-    """Return the problems with the data flags that show without reading a table."""
-    problems = []
-    columns = config.label_columns
-    if columns == ():
-        problems.append("--label_columns: names no column; leave it out to have the columns found")
-    elif columns is not None and len(set(columns)) < len(columns):
-        problems.append(f"--label_columns: a column is named twice in {quote_value(' '.join(columns))}")
-    if config.text_column is not None and config.text_column in (columns or ()):
-        problems.append(f"--text_column: {quote_value(config.text_column)} is also one of --label_columns")
-    if config.num_folds > 1 and config.test_path:
-        problems.append("--num_folds: folds make their own test parts; drop --test_path")
-    shares = (0 if config.val_path else config.val_fraction) + (0 if config.test_path else config.test_fraction)
-    if shares >= 1:
-        problems.append(f"--val_fraction: must be under 1 together with --test_fraction, got {shares:g}")
     return problems
 
 

@@ -11,8 +11,8 @@ import hashlib
 import json
 import math
 from array import array
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,21 +20,15 @@ import numpy as np
 from numpy.typing import NDArray
 
 from research.errors import InputError
-from research.storage.files import hash_file
-from research.text.tables import (
-    UNKNOWN,
-    Columns,
-    check_label_names,
-    cleaned_rows,
-    find_columns,
-    find_text_column,
-    read_columns,
-    read_label_codes,
-)
+from research.names import number_name
+from research.settings.data import SEPARATOR_NAMES
+from research.text.labels import UNKNOWN, Columns, LabelList, check_label_source, find_columns, open_labels
+from research.text.tables import cleaned_rows, describe_delimiter, find_text_column, hash_table, read_columns
 
 # Where a row came from; Comments.source holds positions in this tuple.
 SOURCES = ("main", "validation", "test", "unlabelled")
 MAIN, VALIDATION, TEST, UNLABELLED = range(4)
+VIEWS = 4  # of training texts, which are in no part
 PARTS = ("train", "validation", "test", "unlabelled")
 # Draws of a split to choose from where texts repeat: at most so many, over about so many texts in all.
 MAX_DRAWS = 10
@@ -43,14 +37,21 @@ DRAWN_TEXTS = 200_000
 
 @dataclass(frozen=True)
 class Table:
-    """One table that was read, and what was read from it."""
+    """One table that was read, and what was read from it.
 
+    `name` is that of its source, or unlabelled_2, ... for those after the first; `delimiter` says what separates its
+    cells where that is unusual; `spellings` how labels are written that are not written as 0 and 1.
+    """
+
+    name: str
     source: int
     path: Path
     text_column: str
     sha256: str
     rows: int
     dropped: int
+    delimiter: str | None = None
+    spellings: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -58,7 +59,7 @@ class Comments:
     """All rows with a text, table after table, without the texts themselves.
 
     N rows, C labels. `labels` (N, C) float32 is 0, 1 or nan for unknown; `source` (N,) int8 is a
-    position in SOURCES; `source_row` (N,) int64 counts a table's data rows from 0, dropped rows
+    position in SOURCES or VIEWS; `source_row` (N,) int64 counts a table's data rows from 0, dropped rows
     included; equal `text_hash` (N,) uint64 means equal cleaned texts. `text_sha256` covers every
     cleaned text in order, `labels_sha256` the label names and values. `duplicate_texts` counts the
     main table's rows beyond the first of their text, `conflicting_texts` its texts that carry a 0
@@ -80,6 +81,12 @@ class Comments:
     def __len__(self) -> int:
         return len(self.source)
 
+    def count_used(self, rows: NDArray[np.int64]) -> dict[str, int]:
+        """Return how many of some rows are of each table, by its name."""
+        ends = np.cumsum([table.rows - table.dropped for table in self.tables])
+        counts = np.bincount(np.searchsorted(ends, rows, side="right"), minlength=len(ends))
+        return {table.name: int(count) for table, count in zip(self.tables, counts, strict=True)}
+
     @property
     def text_column(self) -> str:
         """The text column of the main table."""
@@ -87,7 +94,7 @@ class Comments:
 
     @property
     def label_names(self) -> tuple[str, ...]:
-        """The label columns of the main table."""
+        """The labels of the main table."""
         return self.columns.labels
 
     @property
@@ -97,8 +104,8 @@ class Comments:
 
     @property
     def file_sha256(self) -> dict[str, str]:
-        """The tables' digests by their name in SOURCES."""
-        return {SOURCES[table.source]: table.sha256 for table in self.tables}
+        """The tables' digests by their names."""
+        return {table.name: table.sha256 for table in self.tables if table.source != VIEWS}
 
     def iter_texts(self) -> Iterator[str]:
         """Stream the cleaned texts again, in row order.
@@ -109,7 +116,7 @@ class Comments:
         index = 0
         for table in self.tables:
             end = index + table.rows - table.dropped
-            for _, _, text in cleaned_rows(table.path, table.text_column, self.text_normalization):
+            for _, _, text in cleaned_rows(table.path, table.text_column, self.text_normalization, ()):
                 if not text:
                     continue
                 if index == end or hash_text(text.encode()) != self.text_hash[index]:
@@ -125,26 +132,28 @@ def load_comments(
     *,
     text_column: str | None = None,
     label_columns: Sequence[str] | None = None,
+    label_list_column: str | None = None,
+    label_separator: str = "|",
     val_path: str | Path | None = None,
     test_path: str | Path | None = None,
-    unlabelled_path: str | Path | None = None,
+    unlabelled_path: str | Path | Sequence[str | Path] | None = None,
     text_normalization: str = "nfc",
 ) -> Comments:
     """Read the main table and those given beside it; the arguments are the flags of the same names.
 
-    The main table decides the label columns, which --val_path and --test_path must have too. Another
+    The main table decides the labels, which --val_path and --test_path must have in the same columns. Another
     table's text column has the main one's name, or is found by name.
 
     Raises:
         InputError: a table, a column or a cell is not as it must be.
     """
-    columns = find_columns(dataset_path, text_column, label_columns)
-    paths = (dataset_path, val_path, test_path, unlabelled_path)
+    columns = find_columns(dataset_path, text_column, label_columns, _make_label_list(label_list_column, label_separator))
+    named = label_columns is not None
     store = _RowStore()
-    tables = []
-    for source, path in enumerate(paths):
-        if path is not None:
-            tables.append(_load_table(Path(path), source, columns, text_normalization, store))
+    tables = [
+        _load_table(name, path, source, Path(dataset_path), columns, named, text_normalization, store)
+        for name, path, source in _list_tables(dataset_path, val_path, test_path, unlabelled_path)
+    ]
     codes = np.frombuffer(store.label_codes, np.int8).reshape(-1, len(columns.labels))
     source_of_row = np.frombuffer(store.source, np.int8)
     text_hash = np.frombuffer(store.text_hash, np.uint64)
@@ -165,6 +174,18 @@ def load_comments(
         duplicate_texts=duplicates,
         conflicting_texts=conflicts,
     )
+
+
+def _list_tables(*of_sources: str | Path | Sequence[str | Path] | None) -> Iterator[tuple[str, Path, int]]:
+    """Yield the name, path and source of every table, given one or several paths of each source."""
+    for source, given in enumerate(of_sources):
+        paths = (given,) if isinstance(given, str | Path) else given or ()
+        for number, path in enumerate(paths, 1):
+            yield number_name(SOURCES[source], number), Path(path), source
+
+
+def _make_label_list(column: str | None, separator: str) -> LabelList | None:
+    return None if column is None else LabelList(column, SEPARATOR_NAMES.get(separator, separator))
 
 
 class _RowStore:
@@ -188,24 +209,28 @@ class _RowStore:
         self.text_digest.update(encoded)
 
 
-def _load_table(path: Path, source: int, main: Columns, normalization: str, store: _RowStore) -> Table:
-    text_column = main.text
+def _load_table(
+    name: str, path: Path, source: int, main: Path, columns: Columns, named: bool, normalization: str, store: _RowStore
+) -> Table:
+    text_column = columns.text
     if source != MAIN:
         names = read_columns(path)
-        text_column = find_text_column(path, names, main.text if main.text in names else None)
+        text_column = find_text_column(path, names, columns.text if columns.text in names else None)
         if source != UNLABELLED:
-            check_label_names(path, main.labels, text_column, names)
-    unknown = [UNKNOWN] * len(main.labels)
+            check_label_source(path, columns, text_column, names)
+    labels = None if source == UNLABELLED else open_labels(path, columns, main, named=named)
+    unknown = [UNKNOWN] * len(columns.labels)
     rows = kept = 0
-    for line, row, text in cleaned_rows(path, text_column, normalization):
+    needed = () if source == UNLABELLED else None
+    for line, row, text in cleaned_rows(path, text_column, normalization, needed):
         if text:
-            codes = unknown if source == UNLABELLED else read_label_codes(path, line, row, main.labels)
-            store.add(codes, source, rows, text)
+            store.add(unknown if labels is None else labels.read(line, row), source, rows, text)
             kept += 1
         rows += 1
     if not kept:
         raise InputError(f"{path}: all {rows} texts in {text_column!r} are empty. Set --text_column.")
-    return Table(source, path, text_column, hash_file(path), rows, rows - kept)
+    spellings = {} if labels is None else labels.finish()
+    return Table(name, source, path, text_column, hash_table(path), rows, rows - kept, describe_delimiter(path), spellings)
 
 
 def hash_text(encoded: bytes) -> int:
@@ -228,7 +253,8 @@ class Split:
 
     `leaked` counts, by the part they were taken from, the rows left out because their text also
     stands in a part that is held out; `train` counts main rows that also stand in --val_path or
-    --test_path.
+    --test_path. `near_duplicates` counts those whose text nearly equals a held-out one, once they were
+    looked for: `unlabelled` rows, which are left out, and `train` rows, which stay.
     """
 
     train: NDArray[np.int64]
@@ -236,6 +262,7 @@ class Split:
     test: NDArray[np.int64]
     unlabelled: NDArray[np.int64]
     leaked: dict[str, int]
+    near_duplicates: dict[str, int] = field(default_factory=dict)
 
 
 def split_comments(
@@ -470,13 +497,19 @@ def summarize_data(comments: Comments, split: Split) -> dict[str, Any]:
                 for name, column in zip(comments.label_names, labels.T, strict=True)
             },
         }
+    used = comments.count_used(np.concatenate([getattr(split, part) for part in PARTS]))
+    views = int((comments.source == VIEWS).sum())
+    tables = [table for table in comments.tables if table.source != VIEWS]
     return {
         "text_column": comments.text_column,
         "label_names": list(comments.label_names),
-        "rows": len(comments),
-        "dropped_rows": {SOURCES[table.source]: table.dropped for table in comments.tables},
+        "rows": len(comments) - views,
+        "views": views,
+        "dropped_rows": {table.name: table.dropped for table in tables},
         "duplicate_texts": comments.duplicate_texts,
         "conflicting_texts": comments.conflicting_texts,
         "leaked_rows": dict(split.leaked),
+        "near_duplicates": dict(split.near_duplicates),
+        "tables": {table.name: {"rows": table.rows, "used": used[table.name]} for table in tables},
         "parts": parts,
     }

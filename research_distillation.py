@@ -22,11 +22,12 @@ from research.evaluation.metrics import compute_metrics
 from research.evaluation.predict import evaluating
 from research.evaluation.thresholds import DEFAULT_THRESHOLD
 from research.kd.averaging import AveragedWeights
-from research.kd.loop import EpochLoop, TrainingResult, Validate
+from research.kd.loop import EpochLoop, TrainingResult, Validate, Watch
 from research.kd.losses import MultiLabelDistillationLoss, compute_attention_loss, compute_hidden_state_loss
 from research.kd.objective import DistillationObjective, LabelObjective
 from research.kd.targets import LiveTeacher, TeacherTargets
 from research.models.classifiers import ModelShape, StudentModel, TeacherModel, TextClassifier
+from research.sharding import make_whole, put_state
 from research.storage.checkpoints import CheckpointFolder
 from research.text.batches import Batch, BatchLoader, move_batch
 from research_config import ExperimentConfig
@@ -169,6 +170,7 @@ class DistillationTrainer:
         self.scaler.unscale_(optimizer)
         fused = not self.scaler.is_enabled() and optimizer.defaults.get("fused", False)
         norm = self._find_norm() if fused else nn.utils.clip_grad_norm_(self.parameters, self.config.gradient_clip_norm)
+        norm = make_whole(norm)
         for batch, components in zip(batches, losses, strict=True):
             row = torch.stack([components.get(name, norm.new_zeros(())) for name in COMPONENT_NAMES] + [norm])
             self.world.add_up(row[:-1])  # so that every process sees the whole batch's losses, and acts on the same
@@ -240,7 +242,7 @@ class DistillationTrainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Put a checkpoint's state back."""
-        self.student.load_state_dict(state["student"])
+        put_state(self.student, state["student"])
         self.objective.load_state_dict(state["objective"])
         self.scaler.load_state_dict(state["scaler"])
         if self.average is not None:
@@ -255,18 +257,19 @@ class DistillationTrainer:
         checkpoints: CheckpointFolder | None = None,
         stop: StopRequest | None = None,
         name: str = "student",
+        watch: Watch | None = None,
     ) -> TrainingResult:
         """Train until the last epoch or until validation stops improving, resuming from a checkpoint.
 
         The student ends with the weights of its best epoch by that score of `validate` which `--select_by` names, with
-        `--ema_decay` with their average.
+        `--ema_decay` with their average. `watch` is shown the history after each epoch.
 
         Raises:
             TrainingFault: a non-finite loss or gradient; the last checkpoint stays.
             Interrupted: `stop` was requested; a checkpoint has been written.
         """
         weights = None if class_weights is None else class_weights.to(self.device)
-        return EpochLoop(self, loader, validate, weights, checkpoints, stop, name).run()
+        return EpochLoop(self, loader, validate, weights, checkpoints, stop, name, watch).run()
 
 
 class Trained(nn.Module):

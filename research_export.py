@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import FAILED, InputError, describe_os_error
+from research.flags import add_completion
 from research.logs import accept_any_text, print_result, quiet_libraries, report_bad_input, report_interrupt, start_logging
 from research.names import HEADLINE_METRIC
 from research.storage.files import check_working_folder
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add_completion(parser)
     parser.add_argument("run", type=os.path.expanduser, metavar="RUN", help="a finished run, or a fold of one")
     parser.add_argument("--model", choices=("student", "teacher"), default="student", help="which model (default: student)")
     parser.add_argument("--format", choices=("onnx",), default="onnx", help="what to write (default: onnx)")

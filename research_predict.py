@@ -15,6 +15,7 @@ import sys
 from collections.abc import Sequence
 
 from research.errors import DONE, FAILED, InputError, describe_os_error
+from research.flags import add_completion
 from research.logs import accept_any_text, print_result, report_bad_input, report_interrupt, start_logging
 from research.shipping.predict import predict_table
 from research.shipping.scorers import open_scorer
@@ -31,6 +32,7 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,
     )
+    add_completion(parser)
     parser.add_argument(
         "--model",
         required=True,

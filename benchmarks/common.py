@@ -25,7 +25,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from research.logs import quiet_libraries  # noqa: E402
-from research.text.tables import find_columns  # noqa: E402
+from research.text.labels import find_columns  # noqa: E402
 
 DEFAULT_DATASET = ROOT.parent / "shared" / "data" / "bn_cyberbully5.csv"
 DEFAULT_MODEL = ROOT.parent / "shared" / "models" / "me5-small-bn"

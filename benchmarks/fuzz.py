@@ -50,13 +50,22 @@ LIKELY_SUFFIXES = (".csv", ".csv", ".tsv", ".jsonl")
 NAMES = st.sampled_from(["text", "Text", "comment", "bully", "spam", "threat", "", "a b", '"', "১", "text "])
 CELLS = st.sampled_from(
     ["0", "1", "", "1.0", "0.5", "yes", "nan", "-1", "2", "ভালো", "a,b", 'say "no"', "\x00", "\u200d", "x" * 300]
+    + ["no", "true", "০", "a|b", '["a"]', "['a'", ";", "a;b"]
 )
 ENCODINGS = (*["utf-8"] * 6, "utf-8-sig", "utf-16", "latin-1")
 LINE_ENDS = (*["\n"] * 4, "\r\n", "\r")
 DELIMITERS = {".csv": (",", ",", ",", ";", "|", "\t"), ".tsv": ("\t", "\t", "\t", ",")}
 ROW_COUNTS = (60, 30, 8, 2, 0)
-TABLE_FLAGS = ("--text_column", "--label_columns", "--val_fraction", "--test_fraction", "--num_folds", "--text_normalization")
-VALUES = st.sampled_from(["text", "bully", "spam", "none", "nfkc", "0", "0.5", "0.99", "3", "-1", "x"])
+TABLE_FLAGS: tuple[str, ...] = (
+    "--text_column",
+    "--label_columns",
+    "--val_fraction",
+    "--test_fraction",
+    "--num_folds",
+    "--text_normalization",
+)
+TABLE_FLAGS += ("--label_list_column", "--label_list_column", "--label_separator")
+VALUES = st.sampled_from(["text", "bully", "spam", "none", "|", "space", "nfkc", "0", "0.5", "0.99", "3", "-1", "x"])
 
 
 @st.composite

@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,15 +29,20 @@ POLL_S = 0.05
 EARLY_SHARE = 0.1
 
 
-def write_table(path: Path, rows: int, source: Path) -> None:
-    """Write a table of texts of drawn words."""
+def draw_texts(rows: int, source: Path) -> Iterator[str]:
+    """Yield texts of drawn words of a table."""
     with source.open(encoding="utf-8-sig", newline="") as file:
         words = [word for row in csv.reader(file) for cell in row for word in cell.split()]
     draw = random.Random(common.SEED)
+    for _ in range(rows):
+        yield " ".join(draw.choices(words, k=draw.randint(3, 25)))
+
+
+def write_table(path: Path, rows: int, source: Path) -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["id", "text"])
-        writer.writerows([number, " ".join(draw.choices(words, k=draw.randint(3, 25)))] for number in range(rows))
+        writer.writerows(enumerate(draw_texts(rows, source)))
 
 
 def start(arguments: argparse.Namespace, table: Path, output: Path) -> subprocess.Popen[bytes]:

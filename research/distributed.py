@@ -15,6 +15,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from research.errors import InputError, StoppedElsewhere, list_problems
+from research.sharding import exchange_gradients, is_sharded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,12 +74,20 @@ class World:
         """Return every process's value, by rank, in the first process; nothing in the others."""
         return [value]
 
+    def gather_everywhere(self, value: Value) -> list[Value]:
+        """Return every process's value, by rank, in all processes."""
+        return [value]
+
     def in_step(self, items: Iterable[Value], count: int) -> Iterable[Value | None]:
         """Yield this process's items, then None until every process has had as many turns.
 
         Args:
             count: How many items this process has.
         """
+        return items
+
+    def take_turns(self, items: Iterable[Value]) -> Iterable[Value | None]:
+        """Do what `in_step` does where nobody knows how many items there are; the processes ask each other every turn."""
         return items
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
@@ -160,7 +169,7 @@ class JoinedWorld(World):
             result = function()
         except InputError as error:
             own = error
-        problems = self._gather_everywhere(None if own is None else list_problems(own))
+        problems = self.gather_everywhere(() if own is None else list_problems(own))
         wrong = [rank for rank, found in enumerate(problems) if found]
         if not wrong:
             return result  # type: ignore[return-value]  # nothing was raised
@@ -172,7 +181,7 @@ class JoinedWorld(World):
 
     def check_equal(self, facts: Mapping[str, Any]) -> None:
         """Compare what the processes found with what the first did."""
-        of_all = self._gather_everywhere(dict(facts))
+        of_all = self.gather_everywhere(dict(facts))
 
         def compare() -> None:
             for rank, found in enumerate(of_all):
@@ -202,10 +211,24 @@ class JoinedWorld(World):
         distributed.gather_object(value, found, dst=0)
         return found or []
 
+    def gather_everywhere(self, value: Value) -> list[Value]:
+        """Send the value to all processes."""
+        from torch import distributed
+
+        found: list[Any] = [None] * self.size
+        distributed.all_gather_object(found, value)
+        return found
+
     def in_step(self, items: Iterable[Value], count: int) -> Iterable[Value | None]:
         """Take as many turns as the process with the most items."""
         left = iter(items)
-        return (next(left, None) for _ in range(max(self._gather_everywhere(count))))
+        return (next(left, None) for _ in range(max(self.gather_everywhere(count))))
+
+    def take_turns(self, items: Iterable[Value]) -> Iterable[Value | None]:
+        """Take turns until no process has an item left."""
+        left = iter(items)
+        while any(self.any((item := next(left, None)) is not None)):
+            yield item
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
         """Take the flags' maximum over the processes."""
@@ -243,7 +266,7 @@ class JoinedWorld(World):
         import numpy as np  # which --help does without
 
         mine = np.flatnonzero(given)
-        parts = self._gather_everywhere((mine, None if values is None else values[mine]))
+        parts = self.gather_everywhere((mine, None if values is None else values[mine]))
         merged, present = None, np.zeros_like(given)
         for rows, found in parts:
             if found is None:
@@ -258,11 +281,13 @@ class JoinedWorld(World):
         return items[self.rank :: self.size]
 
     def replicate(self, module: nn.Module) -> nn.Module:
-        """Wrap the module in DistributedDataParallel.
+        """Wrap the module in DistributedDataParallel; a sharded one averages its gradients by itself.
 
         Looking for unused parameters, as the pooler of an encoder, also keeps the gradients' buckets as they were
         laid out first, so that a resumed training adds in the same order as an undisturbed one.
         """
+        if is_sharded(module):
+            return module
         from torch.nn.parallel import DistributedDataParallel
 
         with warnings.catch_warnings():
@@ -272,6 +297,9 @@ class JoinedWorld(World):
 
     def accumulate(self, module: nn.Module, *, last: bool) -> AbstractContextManager[None]:
         """Exchange gradients in the last backward pass only."""
+        if is_sharded(module):
+            exchange_gradients(module, wanted=last)
+            return nullcontext()
         return nullcontext() if last else module.no_sync()  # type: ignore[operator]
 
     def seed_step(self, seed: int, step: int) -> None:
@@ -286,13 +314,6 @@ class JoinedWorld(World):
         from torch import distributed
 
         distributed.destroy_process_group()
-
-    def _gather_everywhere(self, value: Value) -> list[Any]:
-        from torch import distributed
-
-        found: list[Any] = [None] * self.size
-        distributed.all_gather_object(found, value)
-        return found
 
 
 ALONE = World()
@@ -320,6 +341,11 @@ def check_launch(config: Any, smallest_batch: int) -> None:
     """
     size = launched_size()
     if size == 1:
+        if config.shard_teacher:
+            raise InputError(
+                "--shard_teacher: spreads the teacher over the processes of torchrun, and there is one process; start it as "
+                "torchrun --nproc_per_node N research_main.py ..., or drop the flag"
+            )
         return
     if config.sweep:
         raise InputError(

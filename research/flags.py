@@ -102,6 +102,11 @@ def find_package(name: str) -> str | None:
     return f"the package {name} is not installed; pip install {name}, or choose another"
 
 
+def as_tuple(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    """Return the values of a field that holds one text, several or none."""
+    return (value,) if isinstance(value, str) else value or ()
+
+
 def fields_that_decide(settings: Any, *what: str) -> tuple[str, ...]:
     """Return the names of the fields, of a dataclass or of one of its instances, that decide any of `what`."""
     return tuple(entry.name for entry in dataclasses.fields(settings) if entry.metadata["decides"] & set(what))
@@ -142,6 +147,48 @@ class RaisingParser(argparse.ArgumentParser):
         raise HelpAsked(self.format_help().rstrip())
 
 
+SHELLS = ("bash", "zsh")
+# What a metavar says of the values, for a shell that completes them.
+FILES, FOLDERS = ("FILE", "TABLE"), ("FOLDER", "DIR", "RUN", "MODEL")
+
+
+def add_completion(parser: argparse.ArgumentParser) -> None:
+    """Add the flag that prints a shell's completion of all others, and stops."""
+    parser.add_argument(
+        "--print_completion",
+        action=PrintCompletion,
+        choices=SHELLS,
+        default=argparse.SUPPRESS,
+        help="print a script that lets a shell complete the flags of the installed command, and stop (needs shtab)",
+    )
+
+
+class PrintCompletion(argparse.Action):
+    """Prints what completes a command's flags in a shell, made by shtab from its parser."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, namespace: argparse.Namespace, values: Any, option_string: str | None = None
+    ) -> None:
+        """Print and leave, as --help does."""
+        if find_package("shtab") is not None:
+            parser.error("argument --print_completion: needs the package shtab; pip install shtab")
+        import shtab
+
+        for action in parser._actions:
+            metavar = action.metavar if isinstance(action.metavar, str) else ""
+            if metavar.startswith("{"):
+                action.choices = metavar.strip("{}").split(",")
+            elif metavar in FILES or metavar in FOLDERS:
+                action.complete = shtab.FILE if metavar in FILES else shtab.DIRECTORY  # type: ignore[attr-defined]
+        # The name that pip installs; a shell asks for completion by a command's first word.
+        parser.prog = parser.prog.removesuffix(".py").replace("_", "-")
+        script = shtab.complete(parser, values)
+        if isinstance(parser, RaisingParser):
+            raise HelpAsked(script)
+        print(script)
+        parser.exit()
+
+
 def make_parser(settings_class: type[Any], groups: Sequence[str], **texts: str) -> RaisingParser:
     """Build the parser from a dataclass's fields; values stay text until `convert`.
 
@@ -149,10 +196,16 @@ def make_parser(settings_class: type[Any], groups: Sequence[str], **texts: str) 
         groups: The order of the help's sections.
         texts: What argparse says around the flags: prog, usage, description, epilog.
     """
-    parser = RaisingParser(**texts, allow_abbrev=False, argument_default=argparse.SUPPRESS)  # type: ignore[arg-type]
+    parser = RaisingParser(
+        **texts,  # type: ignore[arg-type]
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+        argument_default=argparse.SUPPRESS,
+    )
     parser.add_argument(
         "--config", metavar="FILE", help="take the flags of an earlier run's config.json; flags given beside it win"
     )
+    add_completion(parser)
     sections = {title: parser.add_argument_group(title) for title in groups}
     for entry in dataclasses.fields(settings_class):
         sections[entry.metadata["group"]].add_argument(f"--{entry.name}", **flag_options(settings_class, entry))
@@ -353,6 +406,10 @@ def check_fields(settings: Any) -> list[str]:
             problems.append(f"--{entry.name}: must be one of {', '.join(meta['choices'])}, got {quote_value(value)}")
         elif meta["check"] and value is not None and (problem := meta["check"](value)):
             problems.append(f"--{entry.name}: {problem}")
+        elif meta["kind"] in PATHS and isinstance(value, tuple):
+            repeated = sorted({path for path in value if value.count(path) > 1})
+            problems += [f"--{entry.name}: {quote_value(path)} is given twice" for path in repeated]
+            problems += [] if value else [f"--{entry.name}: names no {meta['kind']}; leave it out"]
     return problems
 
 
@@ -360,7 +417,9 @@ def find_missing(path: str, kind: Kind) -> str | None:
     """Say that a table or a model's folder is not there; None when it is, or may be the name of a model on the hub."""
     # os.path answers no for a path the system refuses, where pathlib raises.
     if kind == "table" and not os.path.isfile(path):
-        what = "is a folder" if os.path.isdir(path) else "no such file"
+        if os.path.isdir(path) and any(Path(path).glob("*.parquet")):
+            return None
+        what = "is a folder without .parquet files" if os.path.isdir(path) else "no such file"
         return f"{what}: {quote_value(path)}. Give a .csv, .tsv or .jsonl table."
     if kind == "model" and path.startswith((".", "/", "~")) and not os.path.isdir(os.path.expanduser(path)):
         return f"no such folder: {quote_value(path)}"

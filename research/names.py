@@ -21,6 +21,11 @@ THRESHOLDS = {"at_0.5": "0.5", "tuned": "tuned"}  # what metrics.json calls them
 MetricKind = Literal["decisions", "ranking", "probabilities"]
 
 
+def number_name(name: str, number: int) -> str:
+    """Return what the things of one name are called, counted from 1: teacher, teacher_2, ..."""
+    return name if number == 1 else f"{name}_{number}"
+
+
 def order_of_model(name: str) -> tuple[int, int, str]:
     """Return what sorts the models of a run as MODELS does, and its teachers by their numbers."""
     return [*MODELS, name].index(name.partition("_")[0] if name.startswith("teacher") else name), len(name), name

@@ -18,8 +18,8 @@ import research_main
 from research_config import parse_arguments
 
 sys.path.insert(0, str(ROOT / "benchmarks"))
-NAMES = "common evidence fold_coverage memory peers predicting profile_step quality reference_loop scale step"
-common, evidence, fold_coverage, memory, peers, predicting, profile_step, quality, reference_loop, scale, step = map(
+NAMES = "common evidence fold_coverage labelling memory peers predicting profile_step quality reference_loop scale step"
+common, evidence, fold_coverage, labelling, memory, peers, predicting, profile_step, quality, reference_loop, scale, step = map(
     importlib.import_module, NAMES.split()
 )
 
@@ -100,6 +100,12 @@ def test_predicting_is_killed_and_leaves_the_same_bytes(inputs, capsys, tmp_path
     assert predicting.main([*inputs, "--model_dir", str(tmp_path), "--rows", "300", "--kills", "2"]) == 0
     result = read_result(capsys)
     assert result["same_bytes"] and result["litter"] == [] and 0 < result["peak_mb_early"] <= result["peak_mb"]
+
+
+def test_labelling_of_shards_that_is_killed_leaves_the_same_cache(inputs, capsys):
+    assert labelling.main([*inputs, "--rows", "200", "--shards", "3", "--format", "csv", "--kills", "1"]) == 0
+    result = read_result(capsys)
+    assert result["same_bytes"] and result["cache_bytes_per_row"] > 0 and 0 < result["peak_mb_early"] <= result["peak_mb"]
 
 
 def test_profile_names_what_a_step_spends_its_time_on(inputs, capsys):

@@ -65,6 +65,9 @@ def test_what_is_in_use_is_named_and_stays(cache: Path, monkeypatch: pytest.Monk
     assert kinds(cache) == ["logits"]
     assert research_cache.main(["list"]) == 0
     assert f"{logits}  in use" in capsys.readouterr().out
+    (cache / f"{logits}.work").mkdir()  # what its builder keeps meanwhile
+    assert research_cache.main(["list"]) == 0
+    assert f"{logits}.work  in use  unfinished" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

@@ -219,7 +219,7 @@ def test_problem_of_a_long_value_stays_one_short_line() -> None:
 
 def test_missing_table_and_folder_as_table_are_told_apart() -> None:
     assert problem_of("--dataset_path absent.csv").startswith("--dataset_path: no such file: 'absent.csv'")
-    assert problem_of("--val_path data").startswith("--val_path: is a folder: 'data'")
+    assert problem_of("--val_path data").startswith("--val_path: is a folder without .parquet files: 'data'")
 
 
 def test_missing_model_folder_is_a_problem_but_a_hub_name_is_not() -> None:
@@ -466,6 +466,61 @@ def test_tilde_that_the_shell_left_is_the_home(name: str, tmp_path: Path, monkey
     values = table | {name: "~/z/a.csv" if name in ("dataset_path", "val_path") else "~/z"}
     config = parse_arguments([f"--{flag}={value}" for flag, value in values.items()]).config
     assert getattr(config, name) == values[name].replace("~", str(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("flags", "problem"),
+    [
+        (
+            "--augment 2 --epochs 2",
+            "--augment: the text itself and 2 views take an epoch each, so --epochs must be at least 3, got 2",
+        ),
+        ("--augment -1", "--augment: must be at least 0 and at most 1000, got -1"),
+        (
+            "--augment_kinds noise typos",
+            "--augment_kinds: must be of noise, dropout, swap, fill, separated by spaces, got 'typos'",
+        ),
+        (
+            "--augment_kinds noise,swap",
+            "--augment_kinds: must be of noise, dropout, swap, fill, separated by spaces, got 'noise,swap'",
+        ),
+        ("--augment_kinds noise noise", "--augment_kinds: names a kind twice: noise noise"),
+        ("--augment 2 --kd_alpha 0", "--augment: the teacher's scores are all that is known of a view, and --kd_alpha is 0"),
+    ],
+)
+def test_views_that_cannot_be_or_teach_nothing_are_refused(flags: str, problem: str) -> None:
+    assert problem_of(f"--demo {flags}").startswith(problem)
+
+
+def test_views_are_in_no_key_while_they_are_off_and_never_in_the_teachers() -> None:
+    plain, augmented = ExperimentConfig(), ExperimentConfig(augment=2, augment_kinds=("noise",))
+    assert not {"augment", "augment_kinds"} & set(settings_that_decide(plain, "student"))
+    assert settings_that_decide(augmented, "student")["augment"] == 2
+    assert settings_that_decide(augmented, "teacher") == settings_that_decide(plain, "teacher")
+    assert {"augment", "augment_kinds"} <= unused_fields("baseline")
+    for flags in ("--pipeline student_only --kd_alpha 0 --augment 1", "--augment 1 --kd_alpha 0 --kd_method hidden"):
+        assert parse_arguments(["--demo", *flags.split()]).config.augment == 1
+
+
+def test_unlabelled_path_takes_several_tables_and_reads_the_text_of_older_configs(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("main", "a", "b"):
+        (tmp_path / f"{name}.csv").write_text("text,spam\n", encoding="utf-8")
+    flags = ["--dataset_path", "main.csv", "--unlabelled_path"]
+    one, two = (parse_arguments([*flags, *paths]).config for paths in (["a.csv"], ["a.csv", "b.csv"]))
+    assert saved_settings(one)["unlabelled_path"] == "a.csv"
+    assert saved_settings(two)["unlabelled_path"] == ["a.csv", "b.csv"]
+    for config in (one, two):
+        path = write_config(tmp_path, saved_settings(config))
+        assert parse_arguments(["--config", str(path)]).config == config
+    assert list(table_paths(two)) == ["main", "unlabelled", "unlabelled_2"]
+    for paths, problem in ((["a.csv", "a.csv"], "'a.csv' is given twice"), (["a.csv", "c.csv"], "no such file: 'c.csv'")):
+        with pytest.raises(FlagErrors, match=problem):
+            parse_arguments([*flags, *paths])
+    with pytest.raises(FlagErrors, match="--unlabelled_path: names no table; leave it out"):
+        parse_arguments([*flags[:2], "--config", write_config(tmp_path, {"unlabelled_path": []})])
 
 
 @pytest.mark.parametrize("name", ["output_dir", "cache_dir", "student_path"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import json
 import subprocess
 import sys
@@ -18,6 +19,7 @@ from support.strategies import TABLE_BYTES
 import research_data as data
 from research.errors import InputError
 from research.text import tables
+from research.text.labels import DEFAULT_LABELS, MOST_LABELS_FOUND, find_columns
 
 PROJECT = Path(data.__file__).resolve().parent
 REAL_DATA = PROJECT.parent / "shared" / "data"
@@ -39,7 +41,7 @@ def write(path: Path, content: str | bytes) -> Path:
 def write_rows(path: Path, texts: list[str], labels: np.ndarray) -> Path:
     with path.open("w", encoding="utf-8", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["text", *tables.DEFAULT_LABELS])
+        writer.writerow(["text", *DEFAULT_LABELS])
         writer.writerows([text, *row] for text, row in zip(texts, labels.tolist(), strict=True))
     return path
 
@@ -149,7 +151,7 @@ def test_bad_json_names_the_line(tmp_path, line, reason):
     fault(path, "line 3", reason)
 
 
-@pytest.mark.parametrize("cell", ["2", "0.5", "yes", "-1", "nan"])
+@pytest.mark.parametrize("cell", ["2", "0.5", "maybe", "-1", "nan"])
 def test_label_that_is_not_binary_names_line_column_and_value(tmp_path, cell):
     path = write(tmp_path / "a.csv", HEADER + f"a,0,0,0,0,0\nb,0,0,0,{cell},0\n")
     message = fault(path, "line 3", "'threat'", repr(cell))
@@ -198,35 +200,36 @@ def test_no_label_column_is_an_error(tmp_path):
 
 def test_no_text_column_is_an_error_and_a_wrong_delimiter_is_suspected(tmp_path):
     fault(write(tmp_path / "a.csv", "words,spam\na,0\n"), "no text column", "--text_column")
-    fault(write(tmp_path / "b.csv", "text;spam\na;0\n"), "Separate the cells by commas")
+    fault(write(tmp_path / "b.csv", "text;spam\na;0;1\n"), "Separate the cells alike in every row")
+    fault(write(tmp_path / "b.tsv", "text;spam\na;0\n"), "in .tsv by tabs")
 
 
 def test_text_column_is_found_in_any_case(tmp_path):
     path = write(tmp_path / "a.csv", "Id,Tweet,spam\n7,a,0\n8,b,1\n")
-    columns = tables.find_columns(path)
+    columns = find_columns(path)
     assert (columns.text, columns.labels) == ("Tweet", ("spam",))
 
 
 def test_column_without_values_or_name_is_no_label(tmp_path):
     path = write(tmp_path / "a.csv", ",text,none,half,spam\n0,a,,0,0.0\n1,b,,,1.0\n")
-    assert tables.find_columns(path).labels == ("half", "spam")
+    assert find_columns(path).labels == ("half", "spam")
 
 
 def test_default_labels_win_over_other_binary_columns(tmp_path):
     path = write(tmp_path / "a.csv", "is_female,spam,threat,religious,sexual,bully,text\n1,0,0,0,0,1,a\n")
-    columns = tables.find_columns(path)
-    assert columns.labels == tables.DEFAULT_LABELS
+    columns = find_columns(path)
+    assert columns.labels == DEFAULT_LABELS
     assert columns.others == {"is_female": None}
 
 
 def test_column_that_is_no_label_is_named_with_its_first_other_cell(tmp_path):
     content = "Gender,text,hate,likes,score,nothing\n,a,0,1,0,\n,b,1,0,1,\nfemale,c,1,0,7,\n"
-    columns = tables.find_columns(write(tmp_path / "a.csv", content))
+    columns = find_columns(write(tmp_path / "a.csv", content))
     assert columns.labels == ("hate", "likes")
     assert {name: str(reason) for name, reason in columns.others.items()} == {
         "Gender": "is 'female' on line 4", "score": "is '7' on line 4", "nothing": "is empty",
     }  # fmt: skip
-    assert tables.find_columns(tmp_path / "a.csv", label_columns=["hate"]).others == {}
+    assert find_columns(tmp_path / "a.csv", label_columns=["hate"]).others == {}
 
 
 @pytest.mark.parametrize("header", ["text,bully", "text,bully,bully"])
@@ -246,10 +249,10 @@ def test_table_of_60000_columns_is_read_at_once(tmp_path, header):
 
 
 def test_thousands_of_binary_columns_are_no_labels_unless_they_are_named(tmp_path):
-    names = [f"c{number}" for number in range(tables.MOST_LABELS_FOUND + 1)]
+    names = [f"c{number}" for number in range(MOST_LABELS_FOUND + 1)]
     path = write(tmp_path / "a.csv", f"text,{','.join(names)}\na{',0' * len(names)}\nb{',1' * len(names)}\n")
     fault(path, "5001 columns hold only 0 and 1", "--label_columns")
-    assert tables.find_columns(path, label_columns=names).labels == tuple(names)
+    assert find_columns(path, label_columns=names).labels == tuple(names)
 
 
 def test_key_that_only_a_later_json_line_has_is_a_column(tmp_path):
@@ -294,9 +297,7 @@ def test_jsonl_and_tsv_equal_csv(tmp_path):
     texts = ["one\ntwo", 'say "no"', "a, b", "খ"]
     labels = np.array([[0, 1, 0, 1, 0], [1, 1, 1, 1, 1], [0, 0, 0, 0, 0], [1, 0, 0, 0, 0]])
     paths = [write_rows(tmp_path / "a.csv", texts, labels)]
-    rows = [
-        {"text": t, **dict(zip(tables.DEFAULT_LABELS, row.tolist(), strict=True))} for t, row in zip(texts, labels, strict=True)
-    ]
+    rows = [{"text": t, **dict(zip(DEFAULT_LABELS, row.tolist(), strict=True))} for t, row in zip(texts, labels, strict=True)]
     paths.append(write(tmp_path / "a.jsonl", "".join(json.dumps(row) + "\n" for row in rows)))
     with (tmp_path / "a.tsv").open("w", encoding="utf-8", newline="") as file:
         writer = csv.DictWriter(file, list(rows[0]), delimiter="\t")
@@ -436,6 +437,26 @@ def test_given_tables_are_whole_parts_and_their_texts_leave_training(tmp_path):
     assert parts.leaked == {"train": 5, "validation": 1, "unlabelled": 1}
 
 
+def test_several_unlabelled_tables_are_read_one_after_the_other_and_counted_each(tmp_path):
+    main = make_table(tmp_path / "main.csv", 50)
+    further = [write(tmp_path / "a.csv", 'text\nnew 1\ncomment 3\n""\n'), write(tmp_path / "b.tsv", "post\tx\nnew 2\t1\n")]
+    comments = data.load_comments(main, unlabelled_path=further)
+    assert [table.name for table in comments.tables] == ["main", "unlabelled", "unlabelled_2"]
+    assert list(comments.iter_texts())[50:] == ["new 1", "comment 3", "new 2"]
+    assert comments.source[50:].tolist() == [data.UNLABELLED] * 3
+    assert comments.file_sha256["unlabelled_2"] == hashlib.sha256(further[1].read_bytes()).hexdigest()
+    one = data.load_comments(main, unlabelled_path=further[:1])
+    assert one.text_sha256 == data.load_comments(main, unlabelled_path=further[0]).text_sha256 != comments.text_sha256
+    summary = data.summarize_data(comments, split(comments))
+    assert summary["dropped_rows"] == {"main": 0, "unlabelled": 1, "unlabelled_2": 0}
+    assert summary["tables"]["unlabelled_2"] == {"rows": 1, "used": 1}
+    assert summary["tables"]["unlabelled"]["rows"] == 3
+    assert summary["tables"]["main"]["used"] == 50
+    further[1].write_text("post\tx\nother\t1\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"b\.tsv: changed since it was read"):
+        list(comments.iter_texts())
+
+
 def test_unlabelled_texts_do_not_change_the_split(tmp_path):
     main = make_table(tmp_path / "main.csv", 50)
     plain = split(data.load_comments(main))
@@ -509,7 +530,7 @@ def test_bn_cyberbully5_keeps_its_counts_and_splits_alike():
     assert len(comments) == 12_546
     assert len(np.unique(comments.text_hash)) == 10_206
     assert (comments.duplicate_texts, comments.conflicting_texts) == (2_340, 367)
-    assert comments.label_names == tables.DEFAULT_LABELS
+    assert comments.label_names == DEFAULT_LABELS
     assert np.nansum(comments.labels, axis=0).tolist() == [8052, 2059, 1607, 1422, 1089]
     assert sum("\n" in text for text in comments.iter_texts()) >= 300
     parts = split(comments)
@@ -522,8 +543,8 @@ def test_bn_cyberbully5_keeps_its_counts_and_splits_alike():
 
 def test_gender_and_profession_are_no_labels():
     path = real_table("bn_cyberbully5.csv")
-    assert set(tables.find_columns(path).others) == {"Gender", "Profession"}
-    assert None not in tables.find_columns(path).others.values()
+    assert set(find_columns(path).others) == {"Gender", "Profession"}
+    assert None not in find_columns(path).others.values()
 
 
 @pytest.mark.parametrize(
@@ -535,7 +556,7 @@ def test_gender_and_profession_are_no_labels():
     ],
 )
 def test_columns_of_real_tables_are_found(name, text_column, labels):
-    columns = tables.find_columns(real_table(name))
+    columns = find_columns(real_table(name))
     assert (columns.text, columns.labels) == (text_column, tuple(labels.split()))
 
 

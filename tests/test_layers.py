@@ -22,7 +22,7 @@ COMMANDS = ("research_main", "research_compare", "research_predict", "research_e
 # What costs start-up time, or comes with an extra: the reason for importing it inside a function is known.
 SLOW = {"torch", "transformers", "tokenizers", "sklearn", "scipy", "iterstrat", "safetensors", "huggingface_hub"}
 SLOW |= {"matplotlib", "fontTools", "jinja2", "difflib"}
-SLOW |= {"openpyxl", "pyarrow", "onnx", "onnxruntime", "wandb", "mlflow"}
+SLOW |= {"openpyxl", "pyarrow", "onnx", "onnxruntime", "wandb", "mlflow", "shtab"}
 # What does not keep the rules yet; a name that does must leave its list.
 UNEXPLAINED_IMPORTS: set[str] = set()
 LONG_FILES: set[str] = set()

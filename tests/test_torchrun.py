@@ -9,20 +9,31 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from support.builders import ROOT
 from support.fault_injection import FLAGS, attempt, build_inputs, copy_inputs, find_litter, read_results, stop_half_way
 from support.processes import Ranks, launch, said
-from support.shared_steps import CASES, build_loader, differ, take_all_steps, take_steps
+from support.shared_steps import (
+    CASES,
+    build_loader,
+    differ,
+    shard_teacher,
+    take_all_steps,
+    take_steps,
+    take_steps_of_teacher,
+)
 
 from research.components import COMPONENT_NAMES
 from research.distributed import ALONE, World, check_launch
 from research.errors import InputError
+from research.models.saved import load_classifier
+from research.settings.search import smallest_batch
 from research_config import ExperimentConfig
 
 
@@ -101,9 +112,11 @@ def wait_for(found: Callable[[], Any]) -> None:
         time.sleep(0.005)
 
 
-def signal_half_way(place: Path, rank: int, number: signal.Signals, phase: str = "run/checkpoint") -> list[int | None]:
+def signal_half_way(
+    place: Path, rank: int, number: signal.Signals, phase: str = "run/checkpoint", flags: Sequence[str] = FLAGS
+) -> list[int | None]:
     """Send a signal to one of two processes after some steps of the student, or of a teacher in the cache."""
-    ranks = launch(place, FLAGS)
+    ranks = launch(place, flags)
     wait_for(lambda: list(place.glob(f"{phase}/step-*[2-9].*.ckpt")))
     pid = ranks.processes[rank].pid
     assert pid is not None
@@ -141,6 +154,55 @@ def test_teacher_outputs_are_bit_equal_to_those_of_one_process(lab: Lab) -> None
         assert one == two
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_sharded_teacher_takes_the_steps_and_gives_the_logits_of_a_whole_one(size: int, tmp_path: Path) -> None:
+    """With a checkpoint half way, of which each process keeps its own pieces."""
+    expected = take_steps_of_teacher(ALONE, tmp_path / "alone", sharded=False)
+    assert Ranks(size, shard_teacher, tmp_path).wait() == [0] * size
+    of_ranks = [dict(np.load(tmp_path / f"{rank}.npz")) for rank in range(size)]
+    for found in of_ranks:
+        np.testing.assert_allclose(found["losses"][:, :-1], expected["losses"][:, :-1], rtol=1e-6, atol=1e-6)
+        np.testing.assert_allclose(found["losses"][:, -1], expected["losses"][:, -1], rtol=1e-5)
+        np.testing.assert_allclose(found["logits"], expected["logits"], rtol=0, atol=1e-6)
+        np.testing.assert_allclose(found["weights"], expected["weights"], rtol=0, atol=1e-4)
+        # A row of a matrix is not cut, so pieces differ by a few rows.
+        assert found["held"] < expected["held"] * (1 / size + 0.06)
+    assert sum(found["held"] for found in of_ranks) == expected["held"]
+    assert np.ptp(expected["losses"][:, 0]) > 1e-3, "a training that does not move proves nothing"
+
+
+def test_run_of_a_sharded_teacher_goes_on_where_it_was_killed_and_leaves_an_ordinary_teacher(lab: Lab) -> None:
+    flags = [*FLAGS, "--shard_teacher", "--cache_budget_gb", "0"]
+    whole, killed = lab.place("sharded"), lab.place("sharded, killed")
+    assert launch(whole, flags).wait() == [0, 0], said(whole)
+    assert "the teacher runs live" in said(whole)
+    ranks = launch(killed, flags)
+    wait_for(lambda: list(killed.glob("cache/teachers/*.work/process_1/step-*[2-9].*.ckpt")))
+    os.kill(ranks.processes[1].pid or 0, signal.SIGKILL)
+    ranks.wait()
+    assert launch(killed, flags).wait() == [0, 0], said(killed)
+    assert "teacher: resuming at step" in said(killed)
+    assert read_results(killed / "run") == read_results(whole / "run")
+    assert not find_litter(whole) and not find_litter(killed)
+    folders = [place / "run" / "teacher" for place in (whole, lab.folder / "whole")]
+    saved, plain = (load_classifier(str(folder)).model.state_dict() for folder in folders)
+    assert saved.keys() == plain.keys()
+    # The same steps, dropout included, but for sums in another order.
+    assert all(torch.allclose(tensor, plain[name], rtol=0, atol=1e-3) for name, tensor in saved.items())
+    assert set(json.loads((whole / "run" / "efficiency.json").read_text())) == {"student"}
+
+
+def test_outputs_of_a_sharded_teacher_are_bit_equal_to_those_of_a_whole_one(lab: Lab) -> None:
+    flags = [*FLAGS, "--epochs", "1", "--teacher_checkpoint", str(lab.folder / "whole" / "run" / "teacher")]
+    kept = {}
+    for name, further in {"whole": [], "in pieces": ["--shard_teacher", "--student_init", "teacher"]}.items():
+        place = lab.place(f"outputs {name}")
+        assert launch(place, [*flags, *further]).wait() == [0, 0], said(place)
+        # Under other names, since the second student reads the teacher's tokens, of which no words have to be known.
+        kept[name] = {path.read_bytes() for path in place.glob("cache/logits/*/logits.npy")}
+    assert kept["whole"] == kept["in pieces"] and len(kept["whole"]) == 3
+
+
 @pytest.mark.parametrize("rank", [0, 1])
 def test_run_whose_process_is_killed_stops_in_one_line_and_goes_on_to_the_same_bytes(rank: int, lab: Lab) -> None:
     place = lab.place(f"killed {rank}")
@@ -160,6 +222,29 @@ def test_signal_to_one_process_stops_all_after_the_step_and_nothing_is_lost(lab:
     assert launch(place, FLAGS).wait() == [0, 0], said(place)
     assert "teacher: resuming at step" in said(place)
     assert read_results(place / "run") == lab.expected
+
+
+def test_processes_read_the_same_views_and_go_on_with_them(lab: Lab) -> None:
+    flags, results = [*FLAGS, "--augment", "1"], {}
+    for name in ("views", "views, killed", "views, alone"):
+        place = lab.place(name)
+        if "killed" in name:
+            signal_half_way(place, 1, signal.SIGKILL, flags=flags)
+        if "alone" in name:
+            assert attempt(place, flags).status == 0
+        else:
+            assert launch(place, flags).wait() == [0, 0], said(place)
+        results[name] = read_results(place / "run")
+        results[name]["views"] = next(place.glob("cache/views/*/views.jsonl")).read_bytes()
+    assert "student: resuming at step" in said(lab.folder / "views, killed")
+    assert results["views"] == results["views, killed"]
+    assert results["views"]["views"] == results["views, alone"]["views"]
+    together, alone = (read_losses(results[name]["history.csv"]) for name in ("views", "views, alone"))
+    np.testing.assert_allclose(together, alone, rtol=1e-3)
+
+
+def read_losses(history: bytes) -> Any:
+    return np.genfromtxt(history.decode().splitlines(), delimiter=",", names=True)["total_loss"]
 
 
 def test_run_of_two_processes_goes_on_in_one_and_back_with_its_teacher(lab: Lab) -> None:
@@ -200,6 +285,7 @@ def test_processes_that_differ_are_refused(tmp_path: Path) -> None:
     ("flags", "found"),
     [
         ({"batch": 1}, "--batch: 1 rows cannot be shared by the 2"),
+        ({"search": ("batch=8,1",)}, "--batch: 1 rows cannot be shared by the 2"),
         ({"device": "cuda:1"}, "--device: each process takes the card"),
     ],
 )
@@ -207,11 +293,17 @@ def test_flags_that_processes_cannot_share_are_refused(
     flags: dict[str, Any], found: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(ExperimentConfig(), **flags)
-    check_launch(config, config.batch)
+    smallest = smallest_batch(config)
+    check_launch(config, smallest)
     for name, value in {"TORCHELASTIC_RUN_ID": "test", "RANK": "0", "WORLD_SIZE": "2"}.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(InputError, match=found):
-        check_launch(config, config.batch)
+        check_launch(config, smallest)
+
+
+def test_sharding_over_one_process_is_refused() -> None:
+    with pytest.raises(InputError, match="--shard_teacher: .* start it as torchrun --nproc_per_node N"):
+        check_launch(dataclasses.replace(ExperimentConfig(), shard_teacher=True), 32)
 
 
 def test_torchrun_itself_runs_the_folds_of_a_teacher_that_runs_live(lab: Lab) -> None:

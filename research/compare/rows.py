@@ -21,7 +21,7 @@ from research.flags import fields_that_decide
 from research.runs.directory import RunDirectory, is_fold
 from research.runs.formats import dig, read_json
 from research.runs.run import Predictions, Run, load_run
-from research_config import ExperimentConfig, unused_fields
+from research_config import ExperimentConfig, saved_settings, unused_fields
 
 FloatArray = npt.NDArray[np.floating[Any]]
 Key = tuple[int | None, int | None]  # seed and fold: what pairs a member of one row with a member of another
@@ -129,6 +129,7 @@ def load_members(paths: Iterable[Path], part: str, model: str | None, group_by: 
     for path in paths:
         run = load_run(path)
         for fold in run.folds:
+            fold = dataclasses.replace(fold, config=complete(fold.config))
             owner, number = path, None
             if run.num_folds > 1 or (group_by == "fold" and is_fold(path)):
                 owner = path if run.num_folds > 1 else path.parent
@@ -138,6 +139,14 @@ def load_members(paths: Iterable[Path], part: str, model: str | None, group_by: 
     if group_by == "fold" and all(member.key[1] is None for member in members.values()):
         raise InputError("--group_by fold: none of the runs has folds (--num_folds 2 or more, or DIR/fold_1 ...).")
     return list(members.values())
+
+
+def complete(config: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the flags of a config.json, with those that the run's version did not have at their defaults.
+
+    A new flag's default is what was done before there was one, so runs of two versions differ by what was asked for alone.
+    """
+    return saved_settings(ExperimentConfig()) | dict(config)
 
 
 def _load_member(run: Run, owner: Path, key: Key, part: str, model: str | None) -> Member:
@@ -225,9 +234,17 @@ def _name_group(group: Sequence[Member]) -> str:
 
 
 def _disambiguate(rows: list[Row]) -> list[Row]:
-    """Name rows by their path where two directories have the same name."""
+    """Name rows by as much of the end of their path as tells them apart, where two directories have the same name."""
     counts = Counter(row.name for row in rows)
-    return [row if counts[row.name] == 1 else dataclasses.replace(row, name=str(row.members[0].owner)) for row in rows]
+    paths = {id(row): row.members[0].owner.parts for row in rows if counts[row.name] > 1}
+
+    def shorten(parts: tuple[str, ...]) -> str:
+        for length in range(1, len(parts)):
+            if sum(other[-length:] == parts[-length:] for other in paths.values()) == 1:
+                return str(Path(*parts[-length:]))
+        return str(Path(*parts))
+
+    return [dataclasses.replace(row, name=shorten(paths[id(row)])) if id(row) in paths else row for row in rows]
 
 
 def differing_flags(rows: Sequence[Row]) -> tuple[str, ...]:
@@ -254,7 +271,7 @@ def find_sibling_controls(members: Sequence[Member]) -> list[Path]:
     for parent in dict.fromkeys(member.owner.resolve().parent for member in members):
         for path in sorted(parent.iterdir(), key=_natural_order):
             if path.is_dir() and RunDirectory(path).status() == "finished":
-                config = read_json(path / "config.json")
+                config = complete(read_json(path / "config.json"))
                 if config["pipeline"] == "student_only" and control_key(config) in wanted:
                     found.setdefault(control_key(config), _relative_to_here(path))
     return list(found.values())
@@ -282,7 +299,7 @@ def own_controls(members: Sequence[Member]) -> list[Member]:
 
 
 def _control_labels(config: Mapping[str, Any]) -> str:
-    return str(config.get("control_labels") or "gold")  # of an older version, which knew no other
+    return str(config["control_labels"])
 
 
 def best_control(rows: Sequence[Row]) -> Row | None:

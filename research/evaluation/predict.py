@@ -10,10 +10,14 @@ import numpy as np
 import numpy.typing as npt
 
 from research.distributed import ALONE, World
+from research.sharding import answering, is_sharded
 
 if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
+
+# More than one, which some models need to pool or to make a map.
+IDLE_TOKENS = 4
 
 
 @contextmanager
@@ -29,6 +33,14 @@ def evaluating(model: nn.Module) -> Iterator[None]:
     finally:
         for module, was_training in training_flags:
             module.training = was_training
+
+
+def idle_inputs(device: torch.device | str) -> tuple[Tensor, Tensor]:
+    """Return ids and mask, (1, L), for a process that runs a sharded model only because the others do."""
+    import torch
+
+    ids = torch.zeros((1, IDLE_TOKENS), dtype=torch.int64, device=device)
+    return ids, torch.ones_like(ids)
 
 
 def predict_logits(
@@ -58,10 +70,14 @@ def predict_logits(
     logits: Tensor | None = None
     given = np.zeros(num_rows, dtype=bool)
     with evaluating(model):
-        for batch in loader:
+        for batch in world.take_turns(loader) if is_sharded(model) else loader:
+            if batch is None:
+                with answering(model):
+                    model(*idle_inputs(device))
+                continue
             input_ids = batch["input_ids"].to(device, non_blocking=True)
             attention_mask = batch["attention_mask"].to(device, non_blocking=True)
-            with torch.inference_mode():
+            with answering(model):
                 computed = model(input_ids, attention_mask)["logits"].float()  # (B, C)
             if logits is None:
                 logits = torch.empty(num_rows, computed.shape[1], device=device)

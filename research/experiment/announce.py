@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 
 from research.errors import escape_controls
-from research.text.tables import DEFAULT_LABELS
-from research_data import MAIN, PARTS, UNLABELLED, Comments, Split
+from research.text.labels import DEFAULT_LABELS
+from research_data import MAIN, PARTS, UNLABELLED, Comments, Split, Table
 
 # More labels or columns than these would hide the lines around theirs.
 MOST_NAMED = 20
 
 
 def describe_comments(comments: Comments) -> list[str]:
-    """Return a line for the rows, one for the labels and, where nobody named these, one for how they were chosen."""
+    """Return what was read: rows, how a table is written where that is unusual, labels, and how they were chosen unasked."""
     main = comments.tables[0]
     of_main = comments.text_hash[comments.source == MAIN]
     texts = count(len(np.unique(of_main)), "distinct text")
@@ -24,7 +24,18 @@ def describe_comments(comments: Comments) -> list[str]:
         rows += f"; left out: {count(comments.dropped, 'row')} without a text"
     if comments.conflicting_texts:
         rows += f"; with a 0 and a 1 for one label: {count(comments.conflicting_texts, 'text')}"
-    return [escape_controls(line) for line in (rows, _describe_labels(comments), _describe_columns(comments)) if line]
+    lines = (rows, *map(_describe_writing, comments.tables), _describe_labels(comments), _describe_columns(comments))
+    return [escape_controls(line) for line in lines if line]
+
+
+def _describe_writing(table: Table) -> str | None:
+    """Say how a table is written where that is not with commas, 0 and 1."""
+    labels_of: dict[str, list[str]] = {}
+    for label, spelling in table.spellings.items():
+        labels_of.setdefault(spelling, []).append(label)
+    notes = [f"{spelling} read as labels in {join_names(labels)}" for spelling, labels in labels_of.items()]
+    notes = notes if table.delimiter is None else [table.delimiter, *notes]
+    return f"{table.path}: {'; '.join(notes)}" if notes else None
 
 
 def _describe_labels(comments: Comments) -> str:
@@ -35,7 +46,9 @@ def _describe_labels(comments: Comments) -> str:
         share = f"{name} {_percent(positives, of_label.sum())}"
         unknown = len(of_label) - of_label.sum()
         shares.append(share + (f" ({_percent(unknown, len(of_label))} unknown)" if unknown else ""))
-    return f"labels, with their share of positives: {join_names(shares)}"
+    listed = comments.columns.label_list
+    what = "labels" if listed is None else f"labels that column '{listed.column}' lists"
+    return f"{what}, with their share of positives: {join_names(shares)}"
 
 
 def _describe_columns(comments: Comments) -> str | None:
@@ -43,7 +56,8 @@ def _describe_columns(comments: Comments) -> str | None:
     if not others:
         return None
     known = comments.label_names == DEFAULT_LABELS
-    chosen = "the five known ones" if known else "every column that holds only 0, 1 and empty cells"
+    held = "one spelling of no and yes" if comments.tables[0].spellings else "0, 1"
+    chosen = "the five known ones" if known else f"every column that holds only {held} and empty cells"
     left = join_names([f"{name} ({reason or 'holds only 0 and 1'})" for name, reason in others.items()])
     return f"label columns: {chosen}; left: {left}. --label_columns names others."
 
@@ -60,14 +74,23 @@ def warn_of_columns(comments: Comments) -> str | None:
 
 
 def describe_parts(comments: Comments, split: Split) -> list[str]:
-    """Return a line with each part's rows and distinct texts, and one for rows that were left out of their part."""
+    """Return a line with each part's rows and distinct texts, and what there is to say of rows left out or nearly repeated."""
     parts = {part: getattr(split, part) for part in PARTS}
     counts = [f"{part} {len(rows):,} ({len(np.unique(comments.text_hash[rows])):,})" for part, rows in parts.items() if len(rows)]
     lines = [f"rows (distinct texts) of each part: {', '.join(counts)}"]
     leaked = [f"{count:,} of {part}" for part, count in split.leaked.items() if count]
     if leaked:
         lines.append(f"left out, since their texts also stand in a part that is held out: {', '.join(leaked)}")
-    return lines
+    near = split.near_duplicates
+    if near.get("unlabelled"):
+        lines.append(f"left out, since their texts nearly equal one that is held out: {near['unlabelled']:,} of unlabelled")
+    if near.get("train"):
+        lines.append(f"kept, though their texts nearly equal one of test: {near['train']:,} of train")
+    used = comments.count_used(split.unlabelled)
+    further = [f"{table.path} {used[table.name]:,} of {table.rows:,}" for table in comments.tables if table.source == UNLABELLED]
+    if further:
+        lines.append(f"unlabelled rows used of each table: {', '.join(further)}")
+    return [escape_controls(line) for line in lines]
 
 
 def count(number: int, noun: str) -> str:

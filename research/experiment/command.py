@@ -36,7 +36,7 @@ from research.flags import fields_of_kind
 from research.logs import LINE_OF_ONE, log_to_file, quiet_libraries, remembering, report_interrupt, report_problems
 from research.runs.directory import DirectoryInUse, RunDirectory
 from research.runs.formats import read_json
-from research.storage.files import hash_file
+from research.text.tables import hash_table
 from research_config import ExperimentConfig, saved_settings, table_paths
 
 if TYPE_CHECKING:
@@ -147,7 +147,7 @@ def find_finished(config: ExperimentConfig) -> dict[str, Any] | None:
         return None
     run_dir.claim(saved_settings(config), unresolved=fields_of_kind(config, "column"))
     paths = table_paths(config)
-    file_sha256 = {rows: hash_file(path) for rows, path in paths.items() if path.is_file()}
+    file_sha256 = {rows: hash_table(path) for rows, path in paths.items() if path.exists()}
     folds = [RunDirectory(run_dir.path / f"fold_{fold + 1}") for fold in range(config.num_folds)]
     for part in folds if config.num_folds > 1 else [run_dir]:
         part.check_tables(file_sha256, paths)

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from research.experiment.inputs import Inputs
 from research.experiment.runtime import Runtime
 from research.experiment.tokenised import Tokenised
+from research.report.trackers import NO_TRACKING, Tracking
 from research.runs.directory import RunDirectory
 from research.text.batches import BatchLoader
 from research.text.tokens import Tokens
@@ -22,12 +23,22 @@ EVAL_TOKENS = {"cpu": 1024, "cuda": 32768}
 
 @dataclass(frozen=True)
 class RunContext:
-    """A run's checked inputs, their tokens, where it computes, and the directory it writes."""
+    """A run's checked inputs, their tokens, where it computes, the directory it writes, and whom --track tells of it.
+
+    Attributes:
+        trial: Which trial of --search it is, as in trial_1; empty outside of one.
+    """
 
     inputs: Inputs
     tokens: Tokenised
     runtime: Runtime
     run_dir: RunDirectory
+    tracking: Tracking = NO_TRACKING
+    trial: str = ""
+
+    def name_training(self, name: str) -> str:
+        """Return what a model's training is known by beside those of other trials, as in student_trial_1."""
+        return f"{name}_{self.trial}" if self.trial else name
 
     def evaluation_batches(self, rows: NDArray[np.int64], tokens: Tokens, **carried: Any) -> BatchLoader:
         """Return batches that pad little and fill the device, longest rows first.

@@ -12,10 +12,12 @@ import numpy as np
 
 from research.errors import InputError
 from research.experiment.announce import describe_comments, describe_parts, warn_of_columns
+from research.experiment.near_texts import leave_out_near_texts
 from research.experiment.teacher_table import TeacherTable, read_teacher_table
 from research.flags import fields_of_kind
 from research.names import PARTS
 from research.storage.arrays import return_free_memory
+from research.text.tables import list_files
 from research_config import PIPELINES, ExperimentConfig, has_layers, settings_that_decide, table_paths
 from research_data import Comments, Split, load_comments, split_comments
 
@@ -97,8 +99,8 @@ def keep_data_settings(config: ExperimentConfig) -> ExperimentConfig:
 
 
 def stamp_tables(config: ExperimentConfig) -> tuple[Any, ...]:
-    """Return what changes with any table's file: its time and size, None for one that is not there."""
-    stats = [path.stat() if path.is_file() else None for path in table_paths(config).values()]
+    """Return what changes with any table's files: their times and sizes, None for a table that is not there."""
+    stats = [file.stat() if file.is_file() else None for path in table_paths(config).values() for file in list_files(path)]
     return tuple(None if stat is None else (stat.st_mtime_ns, stat.st_size) for stat in stats)
 
 
@@ -108,6 +110,8 @@ def _read_tables(config: ExperimentConfig, _stamps: tuple[Any, ...]) -> Comments
         config.dataset_path,
         text_column=config.text_column,
         label_columns=config.label_columns,
+        label_list_column=config.label_list_column,
+        label_separator=config.label_separator,
         val_path=config.val_path,
         test_path=config.test_path,
         unlabelled_path=config.unlabelled_path,
@@ -132,5 +136,6 @@ def _split_tables(config: ExperimentConfig, fold: int | None, stamps: tuple[Any,
         fold=fold,
         num_folds=config.num_folds,
     )
+    split = leave_out_near_texts(_read_tables(config, stamps), split)
     return_free_memory()  # of splitting, which takes twice what stays
     return split

@@ -24,6 +24,7 @@ from research.experiment.teacher_table import TeacherTable
 from research.kd.layers import LayerComparison, compare_layers
 from research.models.classifiers import ModelShape
 from research.models.encoders import load_model_config, load_tokenizer
+from research.models.filling import load_filler
 from research.models.fingerprint import ModelFiles, load_settled, read_model_files
 from research.models.saved import SavedClassifier, load_classifier
 from research.models.trial import Demands, try_classifier, try_encoder, try_pretrained
@@ -58,9 +59,27 @@ class TeacherSource:
     seen: Known = "known"
 
 
+@dataclass(frozen=True, eq=False)
+class Views:
+    """The views among the rows of the comments, (R, N) int64 each for R training rows with N views.
+
+    Attributes:
+        rows: Where they are.
+        sources: The training rows that they are views of.
+    """
+
+    rows: NDArray[np.int64]
+    sources: NDArray[np.int64]
+
+
 @dataclass(frozen=True)
 class Inputs:
-    """Everything that can be wrong with what the user supplied, loaded and checked before anything is written."""
+    """Everything that can be wrong with what the user supplied, loaded and checked before anything is written.
+
+    Attributes:
+        fill: The encoder whose masked-language head fills words in, None without one.
+        views: Those of --augment, once they are made; the comments hold them after the tables' rows.
+    """
 
     config: ExperimentConfig
     comments: Comments
@@ -72,6 +91,13 @@ class Inputs:
     model_files: Mapping[str, ModelFiles]
     start_seen: Mapping[str, SeenTexts]
     student_pieces: Pieces | None = None
+    fill: ModelFiles | None = None
+    views: Views | None = None
+
+    @property
+    def view_kinds(self) -> tuple[str, ...]:
+        """Those of --augment_kinds that there can be."""
+        return tuple(kind for kind in self.config.augment_kinds if kind != "fill" or self.fill is not None)
 
     @property
     def teacher_tokenizer(self) -> Any:
@@ -131,7 +157,30 @@ def load_inputs(dataset: Dataset) -> Inputs:
         split, _ = part_from_seen(seen, config, comments, split)
     try_models(config, teachers, check_mapping(config, shapes), pieces)
     table = dataset.teacher_table
-    return Inputs(config, comments, split, teachers, table, student_tokenizer, shapes, files, starts, pieces)
+    fill = find_fill(config, teachers, files.get("student")) if parts.student and config.augment else None
+    return Inputs(config, comments, split, teachers, table, student_tokenizer, shapes, files, starts, pieces, fill)
+
+
+def find_fill(config: ExperimentConfig, teachers: Sequence[TeacherSource], student: ModelFiles | None) -> ModelFiles | None:
+    """Return the first pretrained encoder of the run that has its masked-language head, the teacher's before the student's.
+
+    Raises:
+        InputError: --augment_kinds asks for words that are filled in alone, and none has.
+    """
+    if "fill" not in config.augment_kinds:
+        return None
+    encoders = {source.files.name: source.files for source in teachers[:1] if source.checkpoint is None}
+    if student is not None and config.student_init == "pretrained":
+        encoders.setdefault(student.name, student)
+    for name, files in encoders.items():
+        if load_filler(name, config.max_length) is not None:
+            return files
+    reason = f"there is no masked-language head, or no mask token, in {' and '.join(encoders) or 'any model of this run'}"
+    others = [kind for kind in config.augment_kinds if kind != "fill"]
+    if not others:
+        raise InputError(f"--augment_kinds: fill needs an encoder that can fill words in; {reason}. Add another kind.")
+    log.info("no words are filled in, since %s; views are made by %s", reason, ", ".join(others))
+    return None
 
 
 def open_checkpoints(config: ExperimentConfig, comments: Comments, split: Split) -> tuple[tuple[TeacherSource, ...], Split]:

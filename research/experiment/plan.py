@@ -6,14 +6,15 @@ import dataclasses
 import json
 from importlib.metadata import version
 
-import numpy as np
 import torch
 
 from research.experiment.announce import count
 from research.experiment.inputs import Inputs, TeacherSource
 from research.experiment.runtime import Runtime, machine_name
 from research.experiment.teacher_stage import find_num_processes, identify_checkpoint, identify_entry, teacher_key
+from research.experiment.tfidf_teacher import answers_key
 from research.experiment.tokenised import token_keys
+from research.experiment.view_stage import find_views, has_views, name_views, training_rows
 from research.kd.teacher import output_key
 from research.names import PARTS
 from research.runs.directory import RunDirectory
@@ -58,11 +59,16 @@ def list_steps(inputs: Inputs, runtime: Runtime) -> list[tuple[str, bool]]:
     The layers of a teacher are left out: whether they are kept at all is known once the texts are tokens.
     """
     config, split, cache = inputs.config, inputs.split, runtime.cache
-    pipeline = PIPELINES[config.pipeline]
+    pipeline, steps = PIPELINES[config.pipeline], list[tuple[str, bool]]()
+    if has_views(inputs):
+        found = find_views(inputs, runtime)
+        steps = [(name_views(inputs), found is not None)]
+        inputs = inputs if found is None else found
+    known = bool(inputs.views) or not steps  # whether all texts are, so that what is made of them can be looked for
     keys = token_keys(inputs)
     distinct = {digest_key(key): (side, key) for side, key in reversed(keys.items())}
-    steps = [
-        ("tokens" if len(distinct) == 1 else f"the {side}'s tokens", cache.find("tokens", key) is not None)
+    steps += [
+        ("tokens" if len(distinct) == 1 else f"the {side}'s tokens", known and cache.find("tokens", key) is not None)
         for side, key in reversed(distinct.values())
     ]
     train = count(len(split.train), "row")
@@ -77,25 +83,36 @@ def list_steps(inputs: Inputs, runtime: Runtime) -> list[tuple[str, bool]]:
             steps.append((told if is_there else f"{name} ({length} of {train})", is_there))
         rows = [getattr(split, part) for part in PARTS]
         if pipeline.student:
-            rows.append(np.concatenate([split.train, split.unlabelled]))
+            rows.append(training_rows(inputs)[0])
         missing = sum(
             len(part)
             for name, identity in identities.items()
             for part in rows
-            if cache.find("logits", output_key(identity or {}, digest_key(keys.get(name, keys["teacher"])), part, runtime.device))
+            if not known
+            or cache.find("logits", output_key(identity or {}, digest_key(keys.get(name, keys["teacher"])), part, runtime.device))
             is None
         )
+        missing += 0 if known else config.augment * len(split.train) * len(identities)
         steps.append((f"teacher outputs of {count(missing, 'row')}" if missing else "teacher outputs", not missing))
-    length = describe_length("student", config)
+    if pipeline.teacher and config.teacher_tfidf:
+        fits = known and cache.find("tfidf_teachers", answers_key(inputs)) is not None
+        steps.append(("answers of character n-grams", fits))
+    return [*steps, *list_trainings(inputs)]
+
+
+def list_trainings(inputs: Inputs) -> list[tuple[str, bool]]:
+    """Return what is trained after the teachers, none of which is kept for another run."""
+    config, split, pipeline = inputs.config, inputs.split, PIPELINES[inputs.config.pipeline]
+    train, length, trained = len(split.train), describe_length("student", config), []
     if pipeline.student:
-        learned = len(split.train) + (len(split.unlabelled) if pipeline.teacher else 0)
-        steps.append((f"student ({length} of {count(learned, 'row')})", False))
+        learned = train + (len(split.unlabelled) if pipeline.teacher else 0)
+        trained.append(f"student ({length} of {count(learned, 'row')})")
     if pipeline.tfidf:
-        steps.append((f"logistic regression on character n-grams of {train}", False))
+        trained.append(f"logistic regression on character n-grams of {count(train, 'row')}")
     if config.with_control:
-        learned = len(split.train) + (len(split.unlabelled) if config.control_labels == "pseudo" else 0)
-        steps.append((f"control ({length} of {count(learned, 'row')})", False))
-    return steps
+        learned = train + (len(split.unlabelled) if config.control_labels == "pseudo" else 0)
+        trained.append(f"control ({length} of {count(learned, 'row')})")
+    return [(told, False) for told in trained]
 
 
 def describe_length(model: str, config: ExperimentConfig) -> str:
@@ -114,7 +131,7 @@ def find_teacher(source: TeacherSource, inputs: Inputs, runtime: Runtime) -> dic
     if len(list_trials(inputs.config, "teacher")) > 1:  # which it will be, its search finds out
         return None
     inputs = dataclasses.replace(inputs, config=settle_search(inputs.config, "teacher"))
-    num_processes = find_num_processes(source, inputs, runtime, RunDirectory(inputs.config.run_dir))
+    num_processes = find_num_processes(source, inputs, runtime, RunDirectory(inputs.config.run_dir), source.name)
     entry = runtime.cache.find("teachers", teacher_key(source, inputs, runtime, num_processes))
     try:
         return None if entry is None else identify_entry(entry)

@@ -20,11 +20,13 @@ from research.experiment.runtime import Runtime
 from research.experiment.saving import first_of_texts, save_run
 from research.experiment.sources import check_models
 from research.experiment.student_stage import train_control, train_student
-from research.experiment.teacher_stage import TeacherAnswers, get_teachers, judge_teachers, prepare_targets, training_rows
+from research.experiment.teacher_stage import TeacherAnswers, get_teachers, judge_teachers, prepare_targets
 from research.experiment.tfidf_stage import train_tfidf
 from research.experiment.tokenised import tokenise_comments
+from research.experiment.view_stage import add_views, training_rows
 from research.names import PARTS, TEACHER_TABLE
 from research.report.run_page import write_report
+from research.report.trackers import following
 from research.runs.directory import RunDirectory, Status
 from research.runs.folds import aggregate_folds, pool_folds
 from research.runs.run import load_run
@@ -45,8 +47,18 @@ def run_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> d
         WeakTeacher: the teacher is under --min_teacher_f1 and --allow_weak_teacher was not given.
         TrainingFault, Interrupted: as `train`.
     """
+    inputs = add_views(inputs, runtime)
     with runtime.timed("tokenize"):
-        context = RunContext(inputs, tokenise_comments(inputs, runtime.cache), runtime, run_dir)
+        tokens = tokenise_comments(inputs, runtime.cache)
+    # Processes that do a run together see the same epochs.
+    tracker = "none" if runtime.world.rank else inputs.config.track
+    with following(tracker, run_dir.path) as tracking:
+        return do_stages(RunContext(inputs, tokens, runtime, run_dir, tracking))
+
+
+def do_stages(context: RunContext) -> dict[str, Any]:
+    """Train, score and save what the pipeline has; return the content of metrics.json."""
+    inputs, runtime, run_dir = context.inputs, context.runtime, context.run_dir
     pipeline, lead = PIPELINES[inputs.config.pipeline], runtime.world.lead
     logits: Logits = {}
     training: dict[str, Any] = {}
@@ -96,13 +108,14 @@ def prepare_experiment(inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) 
     for fold in range(config.num_folds):
         if fold > 0:
             inputs = runtime.world.together(partial(load_fold, config, fold))
+        inputs = add_views(inputs, runtime)
         context = RunContext(inputs, tokenise_comments(inputs, runtime.cache), runtime, run_dir)
         if not pipeline.teacher:
             continue
         teachers = get_teachers(context)
         judge_teachers(teachers, context)
         if pipeline.student:
-            prepare_targets(teachers, training_rows(context), context)
+            prepare_targets(teachers, training_rows(inputs)[0], context)
 
 
 def score(

@@ -21,6 +21,7 @@ from research.experiment.inputs import Inputs, hash_rows
 from research.experiment.runtime import machine_name
 from research.experiment.seen_texts import read_seen, storing_seen
 from research.experiment.tfidf_stage import TrainedTfidf
+from research.experiment.view_stage import training_rows
 from research.kd.ensemble import Ensemble
 from research.kd.teacher import Teacher
 from research.models.classifiers import TextClassifier
@@ -28,8 +29,6 @@ from research.models.folders import add_settings
 from research.models.saved import save_classifier
 from research.names import PARTS
 from research.report.run_page import write_report
-from research.report.trackers import track_run
-from research.runs.run import load_run
 from research.storage.files import publish_folder, remove
 from research.text.batches import Batch, BatchLoader
 from research.text.tokens import Tokens
@@ -71,7 +70,7 @@ def save_run(
         settings = inputs.model_settings | {"thresholds": metrics["thresholds"]["student"]}
         store = storing_seen(
             store_student(student, settings, inputs),
-            inputs.comments.text_hash[np.concatenate([inputs.split.train, inputs.split.unlabelled])],
+            inputs.comments.text_hash[training_rows(inputs)[0]],
             *(read_seen(run_dir.path / name) for name in members),
             *([] if (start := inputs.start_seen.get("student")) is None else [start.hashes]),
             *([] if inputs.teacher_table is None else [None]),  # of which nobody knows what its maker has seen
@@ -80,10 +79,9 @@ def save_run(
     run_dir.write_environment(describe_environment(context))
     write_report(run_dir.path, metrics, lambda index: fetch_texts(index, inputs), plots=context.runtime.extras.plots)
     run_dir.write_metrics(metrics)
-    # Only now: a run killed before this line resumes from its last checkpoint.
+    context.tracking.finish()
+    # Only now: a run killed before metrics.json resumes from its last checkpoint.
     run_dir.drop_leavings()
-    if inputs.config.track != "none":
-        track_run(inputs.config.track, load_run(run_dir.path))
 
 
 def store_student(student: TextClassifier | TrainedTfidf, settings: dict[str, Any], inputs: Inputs) -> Callable[[Path], None]:
@@ -124,8 +122,10 @@ def measure_costs(
     if isinstance(student, TrainedTfidf):
         return student.costs
     device, tokens = context.runtime.device, context.tokens
+    # One process cannot run a sharded model, and what several need together is no cost of the model.
+    timed = {name: teacher for name, teacher in members.items() if not teacher.is_sharded}
     sides: dict[str, tuple[TextClassifier, Tokens | None]] = {
-        name: (teacher.model, tokens.of_teacher(name)) for name, teacher in members.items()
+        name: (teacher.model, tokens.of_teacher(name)) for name, teacher in timed.items()
     }
     if student is not None:
         sides["student"] = student, tokens.student
@@ -134,7 +134,7 @@ def measure_costs(
         {name: pick_timed_batches(of_model, context) for name, (_, of_model) in sides.items()},
         device,
         time_budget_s=context.runtime.extras.measure_s,
-        summed={"teacher": tuple(members)} if len(members) > 1 else {},
+        summed={"teacher": tuple(timed)} if len(timed) > 1 else {},
     )
 
 

@@ -15,9 +15,10 @@ from typing import Any, Generic, TypeVar
 
 from research.errors import TrainingFault
 from research.experiment.context import RunContext
-from research.flags import format_value
+from research.flags import accepts, format_value
 from research.names import METRIC_OF
 from research.settings.search import list_trials
+from research_config import ExperimentConfig
 
 log = logging.getLogger(__name__)
 Model = TypeVar("Model")
@@ -41,12 +42,12 @@ class Trial(Generic[Model]):
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-def search(name: str, context: RunContext, try_out: Callable[[RunContext, str], Trial[Model]]) -> Trial[Model]:
+def search(name: str, context: RunContext, try_out: Callable[[RunContext], Trial[Model]]) -> Trial[Model]:
     """Return the trial that is best on validation, the first of equal ones.
 
     Args:
         name: "teacher", "student" or "control".
-        try_out: Trains a model in the context of one trial, with a name for its checkpoints: "" where there is one trial only.
+        try_out: Trains a model in the context of one trial.
 
     Raises:
         TrainingFault, FloatingPointError: of the only trial, or of the first when all have failed; or memory ran out, which
@@ -54,17 +55,17 @@ def search(name: str, context: RunContext, try_out: Callable[[RunContext, str], 
     """
     config = context.inputs.config
     if not config.search:
-        return try_out(context, "")
+        return try_out(context)
     trials = list_trials(config, "teacher" if name == "teacher" else "student")
     if trials == [{}]:  # of a search that is for others
-        return try_out(in_trial(context, {}), "")
+        return try_out(in_trial(context, {}))
     found: dict[int, Trial[Model]] = {}
     faults: list[Exception] = []
     told: list[dict[str, Any]] = []
     for number, settings in enumerate(trials):
         log.info("%s: trial %d of %d: %s", name, number + 1, len(trials), write_settings(settings))
         try:
-            trial = try_out(in_trial(context, settings), f"trial_{number + 1}")
+            trial = try_out(in_trial(context, settings, f"trial_{number + 1}"))
         except (TrainingFault, FloatingPointError) as fault:
             if fault.__cause__ is not None:  # a lack of memory, see `explaining_failures`
                 raise
@@ -79,19 +80,22 @@ def search(name: str, context: RunContext, try_out: Callable[[RunContext, str], 
         raise faults[0]
     ((chosen, best),) = found.items()
     told[chosen]["chosen"] = True
-    short = METRIC_OF[config.select_by].short
-    log.info("%s: trial %d of %d is best, validation %s %.4f", name, chosen + 1, len(trials), short, best.score)
-    for line in describe_edges(name, trials[chosen], trials):
-        log.warning("warning: %s", line)
+    short, place = METRIC_OF[config.select_by].short, f"{name}: trial {chosen + 1} of {len(trials)}"
+    if math.isnan(best.score):
+        log.warning(
+            "warning: %s is taken, but not for its score: validation has no %s. Choose another --select_by.", place, short
+        )
+    else:
+        log.info("%s is best, validation %s %.4f", place, short, best.score)
+        for line in describe_edges(name, trials[chosen], trials):
+            log.warning("warning: %s", line)
     return dataclasses.replace(best, facts=best.facts | {"trials": told}, settings=trials[chosen])
 
 
-def in_trial(context: RunContext, settings: Mapping[str, Any]) -> RunContext:
+def in_trial(context: RunContext, settings: Mapping[str, Any], trial: str = "") -> RunContext:
     """Return the context of a run of these settings that searches for nothing."""
-    inputs = context.inputs
-    return dataclasses.replace(
-        context, inputs=dataclasses.replace(inputs, config=dataclasses.replace(inputs.config, search=(), **settings))
-    )
+    config = dataclasses.replace(context.inputs.config, search=(), **settings)
+    return dataclasses.replace(context, inputs=dataclasses.replace(context.inputs, config=config), trial=trial)
 
 
 def rank(score: float) -> float:
@@ -105,12 +109,20 @@ def write_settings(settings: Mapping[str, Any]) -> str:
 
 
 def describe_edges(name: str, chosen: Mapping[str, Any], trials: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Say which chosen settings are the largest or smallest of several, so that better ones may lie beyond."""
+    """Say which chosen settings are the largest or smallest of several, where the flag takes some beyond."""
     lines = []
     for flag, value in chosen.items():
         tried = {settings[flag] for settings in trials}
         ends = {max(tried): "largest"} if flag in LENGTHS else {min(tried): "smallest", max(tried): "largest"}
-        if len(tried) > 1 and value in ends:
+        if len(tried) > 1 and value in ends and takes_beyond(flag, value, ends[value]):
             shown = f"--{flag} {format_value(value)}"
             lines.append(f"{name}: {shown} is the {ends[value]} that was tried, so a better one may lie beyond it")
     return lines
+
+
+def takes_beyond(flag: str, value: float, end: str) -> bool:
+    """Return whether a flag takes a value smaller than a "smallest", or larger than a "largest"."""
+    sign = 1 if end == "largest" else -1
+    check = ExperimentConfig.__dataclass_fields__[flag].metadata["check"]
+    beyond = value + sign if accepts(ExperimentConfig, flag, int) else math.nextafter(value, sign * math.inf)
+    return check(beyond) is None

@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import hashlib
 import logging
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
 
 from research.errors import naming_flag
 from research.evaluation.calibration import sigmoid
@@ -22,8 +22,9 @@ from research.evaluation.thresholds import choose_thresholds
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
 from research.experiment.search import Trial, search
-from research.experiment.teacher_stage import ask_teachers, prepare_targets, training_rows
+from research.experiment.teacher_stage import ask_teachers, prepare_targets
 from research.experiment.training import predict_parts, summarize, train
+from research.experiment.view_stage import label_views, rows_in_turn, training_rows
 from research.kd.ensemble import Ensemble, average_logits
 from research.kd.loop import TrainingResult
 from research.kd.targets import TeacherTargets
@@ -58,13 +59,15 @@ class TrainedStudent:
 
 def train_student(teachers: Ensemble | None, context: RunContext) -> TrainedStudent:
     """Build the student and train it, from its teachers or from the labels alone."""
-    split, folder = context.inputs.split, context.run_dir.path / "checkpoint"
+    inputs, folder = context.inputs, context.run_dir.path / "checkpoint"
     if teachers is None:
-        return _train("student", None, teachers, split.train, folder, context)
-    rows = training_rows(context)
+        rows, turns = rows_in_turn(inputs, inputs.split.train)
+        labels = label_views(inputs, inputs.comments.labels)
+        return _train("student", None, teachers, rows, folder, context, labels, turns=turns)
+    rows, turns = training_rows(inputs)
     with context.runtime.timed("teacher_outputs"):
         targets, carried = prepare_targets(teachers, rows, context)
-    return _train("student", targets, teachers, rows, folder, context, **carried)
+    return _train("student", targets, teachers, rows, folder, context, turns=turns, **carried)
 
 
 def train_control(teachers: Ensemble | None, context: RunContext) -> TrainedStudent:
@@ -72,16 +75,20 @@ def train_control(teachers: Ensemble | None, context: RunContext) -> TrainedStud
 
     It starts from the same weights with the same seed and sees the same batches, as a student_only run
     of the same flags does; unlabelled rows, which have nothing to teach it, are left out. With --control_labels pseudo
-    they come with the teacher's decisions, so that the batches are those of the student in every case.
+    they come with the teacher's decisions, so that the batches are those of the student in every case. It reads the
+    views that the student reads, with the labels of their texts.
     """
-    folder, split = context.run_dir.path / "checkpoint_control", context.inputs.split
-    if context.inputs.config.control_labels == "gold":
+    folder, inputs = context.run_dir.path / "checkpoint_control", context.inputs
+    if inputs.config.control_labels == "gold":
         log.info("training the control: the same student on the labels alone")
-        return _train("control", None, teachers, split.train, folder, context)
+        rows, turns = rows_in_turn(inputs, inputs.split.train)
+        labels = label_views(inputs, inputs.comments.labels)
+        return _train("control", None, teachers, rows, folder, context, labels, turns=turns)
     assert teachers is not None
     log.info("training the control: the same student on the labels and, of unlabelled rows, the teacher's decisions")
-    rows = training_rows(context)
-    return _train("control", None, teachers, rows, folder, context, labels=pseudo_label(teachers, rows, context))
+    rows, turns = training_rows(inputs)
+    labels = label_views(inputs, pseudo_label(teachers, rows, context))
+    return _train("control", None, teachers, rows, folder, context, labels, turns=turns)
 
 
 def pseudo_label(teachers: Ensemble, rows: NDArray[np.int64], context: RunContext) -> NDArray[np.float32]:
@@ -98,7 +105,7 @@ def pseudo_label(teachers: Ensemble, rows: NDArray[np.int64], context: RunContex
         return sigmoid(average_logits(list(ask_teachers(teachers, asked, context).values()), 1.0))
 
     known, spoken = keep_spoken(comments.labels[split.validation], answer(split.validation))
-    probs = answer(rows)[len(split.train) :]
+    probs = answer(rows)[len(split.train) : len(split.train) + len(split.unlabelled)]
     labels = comments.labels.copy()
     labels[split.unlabelled] = np.where(np.isnan(probs), np.nan, probs >= choose_thresholds(known, spoken))
     return labels
@@ -112,17 +119,19 @@ def _train(
     checkpoints: Path,
     context: RunContext,
     labels: NDArray[np.float32] | None = None,
+    turns: NDArray[np.int64] | None = None,
     **carried: Any,
 ) -> TrainedStudent:
     """Train it, once or in every trial of --search, and ask the one that validation chose about both parts."""
 
-    def try_out(trial: RunContext, folder: str) -> Trial[tuple[TextClassifier, TrainingResult]]:
-        student, training = _fit(name, targets, teachers, rows, checkpoints / folder, trial, labels, **carried)
+    def try_out(trial: RunContext) -> Trial[tuple[TextClassifier, TrainingResult]]:
+        student, training = _fit(name, targets, teachers, rows, checkpoints / trial.trial, trial, labels, turns, **carried)
         return Trial((student, training), training.best_score, summarize(training))
 
     found = search(name, context, try_out)
     (student, training), tokens = found.model, context.tokens.student
     assert tokens is not None
+    context.tracking.send_epochs(name, training.history)  # those of the trial that was chosen; without trials they are sent
     return TrainedStudent(student, training.history, found.facts, predict_parts(name, student, tokens, context))
 
 
@@ -134,6 +143,7 @@ def _fit(
     checkpoints: Path,
     context: RunContext,
     labels: NDArray[np.float32] | None,
+    turns: NDArray[np.int64] | None,
     **carried: Any,
 ) -> tuple[TextClassifier, TrainingResult]:
     config, tokens = context.inputs.config, context.tokens.student
@@ -146,8 +156,8 @@ def _fit(
     label_names = context.inputs.comments.label_names
     device, world = context.runtime.device, context.runtime.world
     trainer = DistillationTrainer(targets, student, config, device, label_names=label_names, world=world)
-    loader = context.training_batches(rows, tokens, config.seed, labels, **carried)
-    identity = digest_key(training_identity(teachers, rows, context))
+    loader = context.training_batches(rows, tokens, config.seed, labels, turns=turns, **carried)
+    identity = digest_key(training_identity(teachers, rows, turns, context))
     return student, train(name, trainer, loader, CheckpointFolder(checkpoints, identity, world), context)
 
 
@@ -162,7 +172,7 @@ def build_student(teachers: Ensemble | None, inputs: Inputs, device: torch.devic
     torch.manual_seed(config.seed)
     if config.student_init == "teacher":
         assert teachers is not None and teachers.first is not None
-        encoder = copy.deepcopy(cast(nn.Module, teachers.first.model.encoder)).requires_grad_(True)
+        encoder = copy.deepcopy(teachers.first.load_encoder()).requires_grad_(True)
     else:
         encoder = load_encoder(config.student_path, random_init=config.student_init == "random", pooler=native)
         check_unchanged(inputs.model_files["student"])
@@ -191,11 +201,14 @@ def build_student(teachers: Ensemble | None, inputs: Inputs, device: torch.devic
     )
 
 
-def training_identity(teachers: Ensemble | None, rows: NDArray[np.int64], context: RunContext) -> dict[str, Any]:
+def training_identity(
+    teachers: Ensemble | None, rows: NDArray[np.int64], turns: NDArray[np.int64] | None, context: RunContext
+) -> dict[str, Any]:
     """Return what a checkpoint must share, beside the config, with the run that goes on from it."""
     comments, student = context.inputs.comments, context.inputs.model_files.get("student")
     read = (context.tokens.student, context.tokens.teacher, *context.tokens.others.values())
-    return {
+    in_turn = {} if turns is None else {"turns": hashlib.sha256(turns.tobytes()).hexdigest()}
+    return in_turn | {
         "teacher": None if teachers is None else teachers.identity,
         "student": None if student is None else student.sha256,  # none of its own when it starts as the teacher
         "tokens": [tokens.key for tokens in read if tokens is not None],

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -28,19 +30,22 @@ from research.experiment.search import Trial, in_trial, search
 from research.experiment.seen_texts import read_seen, storing_seen
 from research.experiment.tfidf_teacher import get_tfidf_answers
 from research.experiment.training import summarize, train
+from research.experiment.view_stage import pad_to_views
 from research.kd.ensemble import Ensemble, average_logits, logits_of_probs
 from research.kd.layers import compare_layers
 from research.kd.loop import TrainingResult
 from research.kd.targets import KeptTeacher, LiveTeacher, TeacherTargets
 from research.kd.teacher import Teacher, estimate_bytes, fetch_layers, fetch_logits
 from research.models.classifiers import TeacherModel, TextClassifier
+from research.models.cutting import find_layers
 from research.models.encoders import load_encoder
 from research.models.fingerprint import check_unchanged
 from research.models.saved import is_former, load_classifier, save_classifier
 from research.names import PARTS, TEACHER_TABLE, TEACHER_TFIDF
 from research.runs.directory import RunDirectory
+from research.sharding import collect, shard
 from research.storage.arrays import release_pages
-from research.storage.cache import MANIFEST, digest_key
+from research.storage.cache import MANIFEST
 from research.storage.checkpoints import CheckpointFolder
 from research.storage.files import copy_folder
 from research.text.tokens import Tokens, fingerprint_tokenizer
@@ -51,6 +56,8 @@ from research_distillation import DistillationTrainer, score_teacher
 log = logging.getLogger(__name__)
 # Part of the cache keys: raise it when the files of an entry change.
 TEACHERS_FORMAT = 3
+Place = Callable[[TextClassifier], TextClassifier] | None
+Model = TypeVar("Model", bound=TextClassifier)
 
 
 def get_teachers(context: RunContext) -> Ensemble:
@@ -66,7 +73,7 @@ def get_teachers(context: RunContext) -> Ensemble:
             members[source.name] = get_teacher(source, in_trial(context, first.settings))
     answers, answering = {}, {}
     if (table := context.inputs.teacher_table) is not None:
-        answers[TEACHER_TABLE] = logits_of_probs(table.probs)
+        answers[TEACHER_TABLE] = logits_of_probs(pad_to_views(table.probs, context.inputs.comments))
         # Whoever made the table may have seen any text.
         answering[TEACHER_TABLE] = {"source": "table", "training_texts": "unknown"}
     if context.inputs.config.teacher_tfidf:
@@ -77,7 +84,7 @@ def get_teachers(context: RunContext) -> Ensemble:
 def search_teacher(source: TeacherSource, context: RunContext) -> Trial[Teacher]:
     """Return the teacher that --search chose; each trial is in the cache where a run of its settings would look for it."""
 
-    def try_out(trial: RunContext, _: str) -> Trial[Teacher]:
+    def try_out(trial: RunContext) -> Trial[Teacher]:
         teacher, rows = get_teacher(source, trial), trial.inputs.split.validation
         probs = sigmoid(compute_logits(teacher, trial.tokens.of_teacher(source.name), rows, trial))
         comments = trial.inputs.comments
@@ -90,31 +97,46 @@ def search_teacher(source: TeacherSource, context: RunContext) -> Trial[Teacher]
 
 
 def get_teacher(source: TeacherSource, context: RunContext) -> Teacher:
-    """Return one teacher; the fine-tuned one comes from the cache when it is there."""
+    """Return one teacher, of a checkpoint or fine-tuned."""
+    device, num_processes = context.runtime.device, context.runtime.world.size
+    place = partial(spread, device=device, num_processes=num_processes) if context.inputs.config.shard_teacher else None
+    get = get_fine_tuned if source.checkpoint is None else get_checkpoint
+    return get(source, place, context)
+
+
+def get_checkpoint(source: TeacherSource, place: Place, context: RunContext) -> Teacher:
+    """Return a teacher of --teacher_checkpoint."""
     inputs, checkpoint = context.inputs, source.checkpoint
-    if checkpoint is not None:
-        return Teacher(
-            identify_checkpoint(source, inputs),
-            source.shape,
-            lambda: checkpoint.model,
-            storing_seen(
-                lambda folder: save_classifier(checkpoint.model.cpu(), checkpoint.tokenizer, folder, inputs.model_settings),
-                read_seen(source.files.name),
-            ),
-            {"source": "checkpoint", "training_texts": source.seen},
-            count_parameters(checkpoint.model)["parameters_total"],
-        )
+    assert checkpoint is not None
+    return Teacher(
+        identify_checkpoint(source, inputs),
+        source.shape,
+        # A copy where it is sharded in place: the one that was opened is saved.
+        lambda: copy.deepcopy(checkpoint.model) if inputs.config.shard_teacher else checkpoint.model,
+        storing_seen(
+            lambda folder: save_classifier(checkpoint.model.cpu(), checkpoint.tokenizer, folder, inputs.model_settings),
+            read_seen(source.files.name),
+        ),
+        {"source": "checkpoint", "training_texts": source.seen},
+        count_parameters(checkpoint.model)["parameters_total"],
+        place,
+    )
+
+
+def get_fine_tuned(source: TeacherSource, place: Place, context: RunContext) -> Teacher:
+    """Return a teacher that the run fine-tunes, from the cache when it is there."""
+    inputs = context.inputs
 
     def build(folder: Path, scratch: Path) -> None:
         store_teacher(*fine_tune(source, context, scratch), source, context, folder)
 
     runtime = context.runtime
-    num_processes = find_num_processes(source, inputs, runtime, context.run_dir)
+    name = context.name_training(source.name)
+    num_processes = find_num_processes(source, inputs, runtime, context.run_dir, name)
     key = teacher_key(source, inputs, runtime, num_processes)
     folder = runtime.cache.fetch("teachers", key, build, join=lambda scratch: fine_tune(source, context, scratch))
     if not inputs.config.prepare_only:
-        tuning = name_tuning(source, inputs.config)
-        runtime.world.lead(lambda: context.run_dir.keep_num_processes(tuning, num_processes))
+        runtime.world.lead(lambda: context.run_dir.keep_num_processes(name, num_processes))
 
     def load() -> TextClassifier:
         model = load_classifier(str(folder / "model"), inputs.comments.label_names).model
@@ -138,7 +160,22 @@ def get_teacher(source: TeacherSource, context: RunContext) -> Teacher:
         store,
         facts["training"],
         facts["parameters"],
+        place,
     )
+
+
+def spread(model: Model, device: torch.device, num_processes: int) -> Model:
+    """Shard a teacher over the processes of a run, layer by layer where its layers are in a list."""
+    encoder: Any = model.encoder
+    name = find_layers(encoder)
+    if name is None:
+        log.warning(
+            "warning: --shard_teacher: the layers of a %s model are in no list of their number, so each process holds all of "
+            "its parameters while it runs",
+            encoder.config.model_type,
+        )
+    blocks = [encoder.get_input_embeddings(), *(() if name is None else encoder.get_submodule(name))]
+    return shard(model, blocks, device, num_processes)
 
 
 def identify_checkpoint(source: TeacherSource, inputs: Inputs) -> dict[str, Any]:
@@ -157,24 +194,22 @@ def identify_entry(folder: Path) -> dict[str, Any]:
     return {"files": json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["files"]}
 
 
-def find_num_processes(source: TeacherSource, inputs: Inputs, runtime: Runtime, run_dir: RunDirectory) -> int:
+def find_num_processes(source: TeacherSource, inputs: Inputs, runtime: Runtime, run_dir: RunDirectory, name: str) -> int:
     """Return on how many processes a teacher of the run is fine-tuned.
 
     Those of now, but a run that goes on with others keeps the teacher it began with.
+
+    Args:
+        name: What its training is known by.
     """
 
     def find() -> int:
-        kept = run_dir.kept_num_processes(name_tuning(source, inputs.config))
+        kept = run_dir.kept_num_processes(name)
         if kept is None or runtime.cache.find("teachers", teacher_key(source, inputs, runtime, kept)) is None:
             return runtime.world.size
         return kept
 
     return runtime.world.lead(find)
-
-
-def name_tuning(source: TeacherSource, config: ExperimentConfig) -> str:
-    """Return what a run calls one fine-tuning of a teacher, of which a search has one for each of its trials."""
-    return f"{source.name} {digest_key(settings_that_decide(seeded_config(source, config), 'teacher'))[:12]}"
 
 
 def seeded_config(source: TeacherSource, config: ExperimentConfig) -> ExperimentConfig:
@@ -208,7 +243,10 @@ def teacher_key(source: TeacherSource, inputs: Inputs, runtime: Runtime, num_pro
 
 
 def fine_tune(source: TeacherSource, context: RunContext, scratch: Path) -> tuple[TeacherModel, TrainingResult]:
-    """Fine-tune a teacher on the labels; it ends with the weights of its best epoch. Its checkpoints go to `scratch`."""
+    """Fine-tune a teacher on the labels; it ends with the weights of its best epoch. Its checkpoints go to `scratch`.
+
+    The model is whole in the first process; in the others of a run with --shard_teacher it has no use.
+    """
     inputs, tokens = context.inputs, context.tokens.of_teacher(source.name)
     config = seeded_config(source, inputs.config)
     config = dataclasses.replace(config, epochs=config.teacher_epochs, seed=config.split_seed, freeze_student_encoder=False)
@@ -220,9 +258,16 @@ def fine_tune(source: TeacherSource, context: RunContext, scratch: Path) -> tupl
     num_labels = len(inputs.comments.label_names)
     model = TeacherModel(num_labels=num_labels, dropout=config.dropout, pooling=config.pooling, encoder=encoder)
     world = context.runtime.world
+    whole = copy.deepcopy(model) if config.shard_teacher and world.rank == 0 else model
+    if config.shard_teacher:
+        spread(model, context.runtime.device, world.size)
     trainer = DistillationTrainer(None, model, config, context.runtime.device, world=world)
     loader = context.training_batches(inputs.split.train, tokens, config.seed)
-    return model, train(source.name, trainer, loader, CheckpointFolder(scratch, world=world), context)
+    checkpoints = CheckpointFolder(scratch, world=world, of_each=config.shard_teacher)
+    result = train(source.name, trainer, loader, checkpoints, context)
+    if config.shard_teacher and (state := collect(model, keep=world.rank == 0)):
+        whole.load_state_dict(state)
+    return whole, result
 
 
 def store_teacher(model: TeacherModel, result: TrainingResult, source: TeacherSource, context: RunContext, folder: Path) -> None:
@@ -328,11 +373,6 @@ def verify_teacher(probs: NDArray[np.float64], inputs: Inputs) -> None:
         )
 
 
-def training_rows(context: RunContext) -> NDArray[np.int64]:
-    """Return the rows that a student learns from with its teacher: the labelled ones, then the unlabelled ones."""
-    return np.concatenate([context.inputs.split.train, context.inputs.split.unlabelled])
-
-
 def prepare_targets(teachers: Ensemble, rows: NDArray[np.int64], context: RunContext) -> tuple[TeacherTargets, dict[str, Any]]:
     """Return what answers for the teachers while the student trains on some rows, and what its batches must carry.
 
@@ -352,7 +392,7 @@ def prepare_targets(teachers: Ensemble, rows: NDArray[np.int64], context: RunCon
     carried = {"words": tokens.words}
     for_teacher = carried | {"teacher_tokens": None if tokens.words is None else tokens.teacher}
     # A word has at least one token, so the tokens bound the positions of both paths from above.
-    size_gb = estimate_bytes(layers, tokens.teacher.lengths[rows], teacher.shape.hidden_size) / 1e9
+    size_gb = estimate_bytes(layers, tokens.teacher.lengths_of(rows), teacher.shape.hidden_size) / 1e9
     if size_gb > config.cache_budget_gb:
         log.info(
             "the teacher runs live: its layers would take %.2f GB of cache, over --cache_budget_gb %g",

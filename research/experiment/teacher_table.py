@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from research.errors import InputError, escape_controls, quote_value
 from research.experiment.announce import count, join_names
 from research.storage.files import hash_file
-from research.text.tables import LONGEST_CELL, Row, cleaned_rows, find_text_column, read_columns
+from research.text.tables import LONGEST_CELL, Row, cleaned_rows, describe_delimiter, find_text_column, read_columns
 from research_data import PARTS, Comments, Split, hash_text
 
 # Cells of one text that differ by less are one probability, written twice.
@@ -34,6 +34,7 @@ class TeacherTable:
         texts: Distinct texts that it says something of.
         unknown_texts: Of these, those that are in no table of the run.
         differing_texts: Those that stand there several times with different probabilities; their mean counts.
+        delimiter: What separates its cells, in words, where that is unusual.
     """
 
     path: Path
@@ -42,6 +43,7 @@ class TeacherTable:
     texts: int
     unknown_texts: int
     differing_texts: int
+    delimiter: str | None = None
 
     def count_covered(self, rows: NDArray[np.int64]) -> int:
         """Return how many of some rows the table says anything of."""
@@ -52,7 +54,7 @@ class TeacherTable:
         return not np.isnan(self.probs[rows]).any()
 
     def describe(self, split: Split) -> list[str]:
-        """Return a line that says of how many rows of each part it speaks."""
+        """Return a line that says of how many rows of each part it speaks, after one of its delimiter where that is unusual."""
         parts = {part: getattr(split, part) for part in PARTS}
         shares = [
             f"{part} {self.count_covered(rows):,} of {len(rows):,} ({100 * self.count_covered(rows) / len(rows):.1f} %)"
@@ -61,7 +63,9 @@ class TeacherTable:
         ]
         unknown = f" ({count(self.unknown_texts, 'text')} of it in no table)" if self.unknown_texts else ""
         texts = f"{count(self.texts, 'distinct text')}{unknown}"
-        return [escape_controls(f"{self.path}: probabilities of {texts}; rows it speaks of: {', '.join(shares)}")]
+        line = f"{self.path}: probabilities of {texts}; rows it speaks of: {', '.join(shares)}"
+        delimiter = [] if self.delimiter is None else [f"{self.path}: {self.delimiter}"]
+        return [escape_controls(text) for text in (*delimiter, line)]
 
     def warn(self) -> str | None:
         """Return what a reader should know of texts that stand there with different probabilities."""
@@ -105,7 +109,7 @@ def read_teacher_table(path: str | Path, comments: Comments) -> TeacherTable:
     aligned = np.full((len(comments), probs.shape[1]), np.nan, dtype=np.float32)
     aligned[found] = averaged[np.searchsorted(texts, comments.text_hash[found])]
     unknown = int((~np.isin(texts, comments.text_hash)).sum())
-    return TeacherTable(path, hash_file(path), aligned, len(texts), unknown, differing)
+    return TeacherTable(path, hash_file(path), aligned, len(texts), unknown, differing, describe_delimiter(path))
 
 
 def read_probabilities(path: Path, line: int, row: Row, labels: Sequence[str]) -> list[float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 
 import numpy as np
 import torch
@@ -34,7 +35,7 @@ def train(
     """Train with class weights, choosing the best epoch on validation.
 
     Args:
-        name: Whose training it is, in log lines.
+        name: Whose training it is, in log lines and for --track.
 
     Raises:
         TrainingFault: the loss or a gradient is not finite, or memory ran out.
@@ -48,6 +49,7 @@ def train(
         checkpoints=checkpoints,
         stop=context.runtime.stop,
         name=name,
+        watch=partial(context.tracking.send_epochs, context.name_training(name)),
     )
 
 

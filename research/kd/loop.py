@@ -18,6 +18,7 @@ from research.errors import Interrupted, StopRequest
 from research.logs import PhaseProgress, format_duration
 from research.models.classifiers import TextClassifier
 from research.names import METRIC_OF, epoch_flag
+from research.sharding import copy_state, own_pieces, put_state, restore_optimizer
 from research.storage.checkpoints import CheckpointFolder
 from research.text.batches import Batch, BatchLoader
 from research_config import ExperimentConfig
@@ -53,6 +54,7 @@ class TrainingResult:
 
 
 Validate = Callable[[nn.Module], Mapping[str, float]]
+Watch = Callable[[Sequence[Mapping[str, Any]]], None]
 # What an epoch's line leaves out: the soft loss keeps the teacher's own entropy, so it and the total look stuck.
 NOT_IN_LINE = ("total_loss", "soft_loss")
 
@@ -102,6 +104,7 @@ class EpochLoop:
         checkpoints: Where training goes on from, if anywhere.
         stop: Looked at after every step.
         name: Whose training it is, in log lines.
+        watch: Is shown the history, a row per epoch, when training begins or goes on and after each epoch's checkpoint.
     """
 
     def __init__(
@@ -113,8 +116,10 @@ class EpochLoop:
         checkpoints: CheckpointFolder | None = None,
         stop: StopRequest | None = None,
         name: str = "student",
+        watch: Watch | None = None,
     ) -> None:
         self.name = name
+        self.watch: Watch = watch or (lambda _history: None)
         self.trainer = trainer
         self.config = trainer.config
         self.loader = loader
@@ -141,6 +146,7 @@ class EpochLoop:
         """
         started = time.monotonic()
         self._resume()
+        self.watch(self.progress.history)
         patience = self.config.early_stopping_patience
         with PhaseProgress(f"{self.name} training", self.total_steps, "steps", done=self.progress.global_step) as steps:
             while self.progress.epoch < self.config.epochs and self.progress.epoch - self.progress.best_epoch < patience:
@@ -152,7 +158,7 @@ class EpochLoop:
                     self._save()
                     raise Interrupted
                 self._finish_epoch(epoch_started)
-        self.trainer.student.load_state_dict(self.best_state)
+        put_state(self.trainer.student, self.best_state)
         progress = self.progress
         if progress.best_epoch == progress.epoch:
             log.warning("warning: %s", self._describe_improving())
@@ -224,11 +230,11 @@ class EpochLoop:
         if score > progress.best_score or not self.best_state:
             progress.best_score, progress.best_epoch = score, progress.epoch
             with self.trainer.judged_weights():
-                student = self.trainer.student.state_dict()
-                self.best_state = {name: tensor.detach().cpu().clone() for name, tensor in student.items()}
+                self.best_state = copy_state(self.trainer.student)
         progress.sums, progress.rows_summed, progress.batches_done = {}, 0, 0
         log.info("%s", self._describe_epoch(means, score, time.monotonic() - started))
         self._save()
+        self.watch(progress.history)
 
     def _describe_epoch(self, means: Mapping[str, float], score: float, seconds: float) -> str:
         """Return an epoch's line: its losses, its validation score and how long both took."""
@@ -261,8 +267,8 @@ class EpochLoop:
         if self.checkpoints is None:
             return
         device = self.trainer.device
-        state = self.trainer.state_dict() | {
-            "optimizer": self.optimizer.state_dict(),
+        state = own_pieces(self.trainer.state_dict()) | {
+            "optimizer": own_pieces(self.optimizer.state_dict()),
             "best_state": self.best_state,
             "progress": vars(self.progress),
             "rng": torch.get_rng_state(),
@@ -276,7 +282,7 @@ class EpochLoop:
         if state is None:
             return
         self.trainer.load_state_dict(state)
-        self.optimizer.load_state_dict(state["optimizer"])
+        restore_optimizer(self.optimizer, state["optimizer"])
         self.best_state = state["best_state"]
         self.progress = Progress(**state["progress"])
         torch.set_rng_state(state["rng"])

@@ -20,13 +20,15 @@ from typing import Any, BinaryIO
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from research.evaluation.predict import predict_logits
+from research.evaluation.predict import idle_inputs
+from research.kd.labelling import Part, join_parts, label_parts
 from research.kd.layers import ComparedLayers, LayerOutputs, align_outputs
 from research.logs import with_progress
 from research.models.classifiers import ModelShape, TextClassifier, freeze
-from research.storage.arrays import append_array, map_array, read_ragged, return_free_memory, write_array, write_npy
+from research.sharding import answering, is_sharded
+from research.storage.arrays import append_array, map_array, read_ragged, return_free_memory, write_array
 from research.storage.cache import Cache
 from research.text.batches import Batch, BatchLoader, move_batch
 
@@ -46,6 +48,7 @@ class Teacher:
         store: Puts the teacher into a folder of a run.
         training: Deterministic facts of its fine-tuning.
         num_parameters: Known before it is loaded.
+        place: Puts the loaded model where it answers, as `shard` does over several processes; as it is without.
     """
 
     def __init__(
@@ -56,18 +59,28 @@ class Teacher:
         store: Callable[[Path], None],
         training: dict[str, Any],
         num_parameters: int,
+        place: Callable[[TextClassifier], TextClassifier] | None = None,
     ) -> None:
         self.identity = identity
         self.shape = shape
         self.store = store
         self.training = training
         self.num_parameters = num_parameters
+        self.is_sharded = place is not None
         self._load = load
+        self._place = place
 
     @cached_property
     def model(self) -> TextClassifier:
-        """The frozen teacher, loaded when it is first asked for."""
-        return freeze(self._load())
+        """The frozen teacher, loaded when it is first asked for, and that by all processes where it is sharded."""
+        model = freeze(self._load())
+        return model if self._place is None else self._place(model)
+
+    def load_encoder(self) -> nn.Module:
+        """Return the encoder of a teacher that is whole, for whoever copies it; frozen."""
+        model: Any = freeze(self._load()) if self.is_sharded else self.model
+        encoder: nn.Module = model.encoder
+        return encoder
 
 
 def fetch_logits(teacher: Teacher, loader: BatchLoader, device: torch.device, cache: Cache) -> NDArray[np.float32]:
@@ -78,12 +91,11 @@ def fetch_logits(teacher: Teacher, loader: BatchLoader, device: torch.device, ca
     """
     assert loader.teacher_tokens is None
 
-    def predict() -> NDArray[np.float32]:
-        batches = with_progress(loader, "teacher outputs", len(loader))
-        return predict_logits(teacher.model.to(device), batches, device, num_rows=loader.num_rows, world=loader.world)
+    def label(scratch: Path) -> list[Part]:
+        return label_parts(lambda: teacher.model, loader, device, scratch)
 
-    def build(folder: Path, _scratch: Path) -> None:
-        write_npy(folder / "logits.npy", predict())
+    def build(folder: Path, scratch: Path) -> None:
+        join_parts(label(scratch), scratch, folder / "logits.npy")
 
     def read(folder: Path) -> NDArray[np.float32]:
         logits: NDArray[np.float32] = np.load(folder / "logits.npy", mmap_mode="r")
@@ -92,7 +104,7 @@ def fetch_logits(teacher: Teacher, loader: BatchLoader, device: torch.device, ca
         return logits
 
     key = output_key(teacher.identity, loader.tokens.key, loader.rows, device)
-    folder = cache.fetch("logits", key, build, read, join=lambda _scratch: predict())
+    folder = cache.fetch("logits", key, build, read, join=label)
     return_free_memory()
     return read(folder)
 
@@ -259,6 +271,9 @@ def compute_layers(
                 found = keep_layers(*run_layers(model, layers, move_batch(batch, device)), batch["row"].numpy(), dtype)
             except OverflowError:
                 fits = False
+        elif is_sharded(model):
+            with answering(model):
+                model(*idle_inputs(device), **layers.request)
         if any(world.any(not fits)):
             raise OverflowError
         yield from (of_rank for of_rank in world.gather(found) if of_rank is not None)
@@ -312,7 +327,7 @@ def write_layers(folder: Path, computed: Iterable[RowLayers], dtype: type[np.flo
 def run_layers(model: TextClassifier, layers: ComparedLayers, batch: Batch) -> tuple[LayerOutputs, Tensor]:
     """Return the teacher's layer outputs at the compared positions, and which positions are real, (B, P)."""
     input_ids, attention_mask = teacher_inputs(batch)
-    with torch.inference_mode():
+    with answering(model):
         outputs = layers.pick(model(input_ids, attention_mask, **layers.request))
         return align_outputs(outputs, attention_mask, batch.get("teacher_words"), int(batch.get("num_words", 0)))
 

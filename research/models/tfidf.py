@@ -88,14 +88,15 @@ class TfidfTrainer:
         truth = self._labels[:, column]
         known = np.flatnonzero(~np.isnan(truth))
         positives = int((truth[known] == 1).sum())
+        weight = float(self._positive_weights[column])
         if not 0 < positives < len(known):  # nothing to tell apart: the log-odds, half a row added to either side
-            odds = (positives + 0.5) / (len(known) - positives + 0.5)
+            odds = weight * (positives + 0.5) / (len(known) - positives + 0.5)
             return np.zeros(self._features.shape[1]), float(np.log(odds))
         # liblinear runs on one thread, so the digits are the same on any number of cores.
         model = LogisticRegression(
             C=inverse_penalty,
             solver="liblinear",
-            class_weight={0: 1.0, 1: float(self._positive_weights[column])},
+            class_weight={0: 1.0, 1: weight},
             random_state=0,
         )
         model.fit(self._features[known], truth[known].astype(np.int8))

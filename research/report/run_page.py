@@ -351,6 +351,10 @@ def _describe_data(run: Run) -> list[Block]:
         "conflicting_texts": "texts carry contradicting labels",
     }
     notes += [f"{dataset[key]:,} {text}" for key, text in counted.items() if dataset.get(key)]
+    near = dataset.get("near_duplicates") or {}  # which runs of earlier versions did not count
+    told = {"unlabelled": "unlabelled rows left out because their text nearly equals a held-out one"}
+    told["train"] = "training rows kept whose text nearly equals one of test"
+    notes += [f"{near[part]:,} {text}" for part, text in told.items() if near.get(part)]
     blocks: list[Block] = [Heading("Data"), Table("Rows and positives of each part", ["Count", *parts], rows)]
     return [*blocks, Paragraph("; ".join(notes) + ".")] if notes else blocks
 

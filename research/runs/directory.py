@@ -22,7 +22,7 @@ import numpy.typing as npt
 from research.errors import InputError
 from research.evaluation.calibration import sigmoid
 from research.flags import format_value
-from research.names import MODELS
+from research.names import MODELS, number_name
 from research.runs.formats import (
     HISTORY_COLUMNS,
     PLOTS,
@@ -44,10 +44,13 @@ Status = Literal["absent", "unfinished", "finished", "foreign"]
 OVERWRITING_FILE = ".overwriting"
 # On how many processes each teacher of the unfinished run it stands in was fine-tuned, when on more than one.
 PROCESSES_FILE = ".teacher_processes"
+# Which epochs of the unfinished run it stands in --track has sent, and to which session.
+TRACKING_FILE = ".tracking"
 # Everything --overwrite may remove. metrics.json goes before the rest, so that an interruption leaves no finished run.
 OWNED_FILES = (
     OVERWRITING_FILE,  # before metrics.json, so that an interruption does not make the old run look like a new one
     PROCESSES_FILE,
+    TRACKING_FILE,
     "metrics.json",
     "history.csv",
     "history_control.csv",
@@ -231,15 +234,15 @@ class RunDirectory:
         for name in (OVERWRITING_FILE, PROCESSES_FILE):
             (self.path / name).unlink(missing_ok=True)
 
-    def keep_num_processes(self, tuning: str, number: int) -> None:
-        """Remember, until the run is finished, on how many processes one fine-tuning of a teacher was done."""
+    def keep_num_processes(self, teacher: str, number: int) -> None:
+        """Remember, until the run is finished, on how many processes a teacher of it was fine-tuned."""
         kept = self._num_processes()
-        if kept.get(tuning, 1) != number:
-            write_json_atomic(self.path / PROCESSES_FILE, kept | {tuning: number})
+        if kept.get(teacher, 1) != number:
+            write_json_atomic(self.path / PROCESSES_FILE, kept | {teacher: number})
 
-    def kept_num_processes(self, tuning: str) -> int | None:
-        """Return on how many processes a fine-tuning of a teacher was done, None when the run may not have it yet."""
-        number = self._num_processes().get(tuning)
+    def kept_num_processes(self, teacher: str) -> int | None:
+        """Return on how many processes a teacher of the run was fine-tuned, None when the run may not have it yet."""
+        number = self._num_processes().get(teacher)
         return 1 if number is None and (self.path / CHECKPOINT_FOLDERS[0]).is_dir() else number
 
     def _num_processes(self) -> dict[str, int]:
@@ -249,6 +252,7 @@ class RunDirectory:
         """Remove what a finished run has no use for; a process may have been killed before it did."""
         for name in CHECKPOINT_FOLDERS:
             shutil.rmtree(self.path / name, ignore_errors=True)
+        (self.path / TRACKING_FILE).unlink(missing_ok=True)
         remove_dead_claims(self.path)
 
     def check_tables(self, file_sha256: Mapping[str, str], paths: Mapping[str, Path]) -> None:
@@ -339,7 +343,7 @@ class RunDirectory:
 
 def teacher_name(number: int) -> str:
     """Return what a run calls its teacher of that number, counted from 1, and the folder that it is saved in."""
-    return "teacher" if number == 1 else f"teacher_{number}"
+    return number_name("teacher", number)
 
 
 def find_teachers(path: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from research.flags import between, find_package, matching, setting
 from research.names import TRACKERS
@@ -27,6 +28,13 @@ class RuntimeSettings:
         check=between(1),
         decides="machine",
     )
+    shard_teacher: bool = setting(
+        False,
+        "teacher",
+        "spread each teacher's parameters over the processes of torchrun, for one that is too large for a card",
+        decides="teacher",
+        keyed_at_default=False,
+    )
     checkpoint_minutes: float = setting(
         10.0,
         "runtime and output",
@@ -50,7 +58,7 @@ class RuntimeSettings:
     track: str = setting(
         "none",
         "runtime and output",
-        "also send config, history and final scores to a tracker",
+        "also send config, each epoch as it ends, and final scores to a tracker",
         choices=("none", *TRACKERS),
         check=lambda name: None if name == "none" else find_package(name),
         decides="place",
@@ -61,3 +69,13 @@ class RuntimeSettings:
         "start afresh in an output_dir that already holds a run; once begun, the same command goes on until it is finished",
         decides="place",
     )
+
+
+def check_runtime_flags(config: Any) -> list[str]:
+    """Return the problems of the machine's flags with the rest of a config."""
+    if config.shard_teacher and config.ema_decay:
+        return [
+            f"--ema_decay: {config.ema_decay:g} averages weights that lie whole in each process, and --shard_teacher spreads "
+            "them; drop one of the two"
+        ]
+    return []

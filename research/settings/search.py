@@ -58,6 +58,11 @@ def parse_search(config: Any) -> Grid:
     return parse_grid(type(config), "search", config.search, forbid)
 
 
+def smallest_batch(config: Any) -> int:
+    """Return the fewest rows that a batch of any training of a run has."""
+    return int(min(parse_search(config).get("batch", (config.batch,))))
+
+
 def list_trials(config: Any, model: str) -> list[dict[str, Any]]:
     """Return the settings of each trial of --search for a model, in their order; {} is the config as it is.
 
@@ -79,11 +84,6 @@ def settle_search(config: Any, model: str) -> Any:
     """
     trials = list_trials(config, model)
     return dataclasses.replace(config, search=(), **trials[0]) if len(trials) == 1 else config
-
-
-def smallest_batch(config: Any) -> int:
-    """Return the fewest rows that a batch of any training of a run has."""
-    return min(parse_search(config).get("batch", (config.batch,)))
 
 
 def check_search(config: Any, trained: Collection[str], check: Callable[[Any], list[str]]) -> list[str]:

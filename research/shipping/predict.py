@@ -31,7 +31,7 @@ from research.logs import PhaseProgress
 from research.shipping.scorers import Scorer, compute_logits, decide
 from research.shipping.tables import STANDARD_STREAM, check_output_format, open_table, output_suffix
 from research.storage.files import flush_folder
-from research.text.tables import Row, cleaned_rows, find_text_column, read_columns
+from research.text.tables import Row, cleaned_rows, describe_delimiter, find_text_column, read_columns
 
 log = logging.getLogger(__name__)
 CHUNK_ROWS = 2048
@@ -121,6 +121,8 @@ def predict_table(
             _check_target(final, path, overwrite)
         added = added_columns(scorer.labels, prefix)
         table = check_table(path, text_column, tuple(added))
+        if (delimiter := describe_delimiter(path)) is not None:
+            log.info("%s: %s", source, delimiter)
         if final is None:
             folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="research_predict_")))
         else:

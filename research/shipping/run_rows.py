@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,10 @@ from research.names import MODELS
 from research.runs.directory import RunDirectory
 from research.runs.formats import PREDICTION_FILES, read_json
 from research.runs.run import Run, load_run
-from research.text.tables import cleaned_rows, find_text_column, read_columns
+from research.text.tables import cleaned_rows, describe_delimiter, find_text_column, read_columns
 from research_config import ExperimentConfig, table_paths
 
+log = logging.getLogger(__name__)
 CALIBRATION_TEXTS = 512
 
 
@@ -94,6 +96,8 @@ def read_other_rows(path: str, text_column: str | None, normalization: str) -> R
     table = Path(path)
     column = find_text_column(table, read_columns(table), text_column)
     texts = [text for _, _, text in cleaned_rows(table, column, normalization) if text]
+    if (delimiter := describe_delimiter(table)) is not None:
+        log.info("%s: %s", path, delimiter)
     if not texts:
         raise InputError(f"{path}: every text in {column!r} is empty.")
     chosen = np.random.default_rng(0).permutation(len(texts))[: 2 * CALIBRATION_TEXTS]

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from research.errors import InputError
-from research.text.tables import Row
+from research.text.tables import Row, find_delimiter
 
 Write = Callable[[Sequence[Row]], None]
 STANDARD_STREAM = "-"
@@ -68,16 +68,22 @@ def _open_text(path: Path | None) -> Iterator[io.TextIOBase]:
         file.detach()
 
 
-def _delimited(delimiter: str) -> Callable[..., AbstractContextManager[Write]]:
-    @contextmanager
-    def open_delimited(path: Path | None, _source: Path, columns: Sequence[str], added: Mapping[str, type]) -> Iterator[Write]:
-        with _open_text(path) as file:
-            writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
-            names = [*columns, *added]
-            writer.writerow(names)
-            yield lambda rows: writer.writerows([[format_cell(row.get(name)) for name in names] for row in rows])
+@contextmanager
+def _delimited(path: Path | None, delimiter: str, columns: Sequence[str], added: Mapping[str, type]) -> Iterator[Write]:
+    with _open_text(path) as file:
+        writer = csv.writer(file, delimiter=delimiter, lineterminator="\n")
+        names = [*columns, *added]
+        writer.writerow(names)
+        yield lambda rows: writer.writerows([[format_cell(row.get(name)) for name in names] for row in rows])
 
-    return open_delimited
+
+def _csv(path: Path | None, source: Path, *columns: Any) -> AbstractContextManager[Write]:
+    """Write cells with the separators of the source where that is a .csv too."""
+    return _delimited(path, find_delimiter(source) if source.suffix.lower() == ".csv" else ",", *columns)
+
+
+def _tsv(path: Path | None, _source: Path, *columns: Any) -> AbstractContextManager[Write]:
+    return _delimited(path, "\t", *columns)
 
 
 def format_cell(cell: Any) -> str:
@@ -133,8 +139,8 @@ def _import_arrow(path: str) -> tuple[Any, Any]:
 
 
 WRITERS: dict[str, Callable[..., AbstractContextManager[Write]]] = {
-    ".csv": _delimited(","),
-    ".tsv": _delimited("\t"),
+    ".csv": _csv,
+    ".tsv": _tsv,
     ".jsonl": _json_lines,
     ".ndjson": _json_lines,
     ".parquet": _parquet,

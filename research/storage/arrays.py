@@ -26,10 +26,16 @@ def write_array(path: Path, array: NDArray[Any]) -> None:
         append_array(file, array)
 
 
+def start_npy(file: BinaryIO, shape: tuple[int, ...], dtype: Any) -> None:
+    """Begin a file in numpy's own format; cells appended to it are read by np.load."""
+    header = {"descr": np.lib.format.dtype_to_descr(np.dtype(dtype)), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(file, header)
+
+
 def write_npy(path: Path, array: NDArray[Any]) -> None:
     """Write an array with its shape in numpy's own format, to be read by np.load."""
     with open(path, "wb") as file:
-        np.lib.format.write_array_header_1_0(file, np.lib.format.header_data_from_array_1_0(np.ascontiguousarray(array)))
+        start_npy(file, array.shape, array.dtype)
         append_array(file, array)
 
 

@@ -7,6 +7,7 @@ import io
 import logging
 import pickle
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,22 +34,25 @@ class CheckpointFolder:
         identity: Names what is trained on what. A checkpoint of another identity, as of a table that was
             edited since, is not used.
         world: The processes that train together: the first writes, all read.
+        of_each: Whether every process has a state of its own, as pieces of a sharded model: each writes and reads a
+            folder of its own then, below this one.
     """
 
-    def __init__(self, folder: Path, identity: str = "", world: World = ALONE) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, identity: str = "", world: World = ALONE, *, of_each: bool = False) -> None:
+        self.folder = folder / f"process_{world.rank}" if of_each else folder
         self.identity = identity
         self.world = world
+        self.of_each = of_each
 
     def save(self, state: dict[str, Any], step: int) -> None:
         """Write the state of `step`; older files go only once the new one is safely on the disk.
 
-        Processes do not wait for each other here: all have the same state, and one may have been interrupted alone.
+        Processes do not wait for each other here, as one may have been interrupted alone.
 
         Raises:
             OSError: it could not be written, as on a full disk; the older checkpoints are as they were.
         """
-        if self.world.rank:
+        if self.world.rank and not self.of_each:
             return
         self.folder.mkdir(parents=True, exist_ok=True)
         remove_litter(self.folder)
@@ -63,23 +67,29 @@ class CheckpointFolder:
             old.unlink(missing_ok=True)
 
     def load(self) -> dict[str, Any] | None:
-        """Return the newest intact state, None when there is none.
+        """Return the newest intact state, None when there is none; of each process's, the newest that all have.
 
         A damaged file is named in a warning, set aside as `*.damaged`, and the one before it is used.
         """
-        found = self.world.lead(self._find_intact)
-        return None if found is None else _read(found, self.identity)
+        if not self.of_each:
+            found = self.world.lead(lambda: next(self._find_intact(), None))
+            return None if found is None else _read(found, self.identity)
+        intact = {path.name.split(".")[0]: path for path in self._find_intact()}
+        common = set.intersection(*map(set, self.world.gather_everywhere(sorted(intact))))
+        # A process that was interrupted alone may be one ahead of the others; it would count as newer than what comes.
+        for step in intact.keys() - common:
+            intact[step].unlink()
+        return _read(intact[max(common)], self.identity) if common else None
 
-    def _find_intact(self) -> Path | None:
+    def _find_intact(self) -> Iterator[Path]:
         for path in self._newest_first():
             try:
                 _read(path, self.identity)
-                return path
+                yield path
             except UNREADABLE as error:
                 log.warning("checkpoint %s cannot be used (%s): going back to the one before it", path, first_line(error))
                 # Out of the way, or it would count as the newest when the next save drops the oldest.
                 path.rename(path.with_suffix(".damaged"))
-        return None
 
     def _newest_first(self) -> list[Path]:
         return sorted(self.folder.glob("step-*.ckpt"), reverse=True)

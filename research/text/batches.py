@@ -64,6 +64,7 @@ class BatchLoader:
     `student_words` (B, L) and their number `num_words`, and beside teacher ids `teacher_words`. Without a
     seed, batches are for evaluation: longest rows first, `token_budget` padded tokens at most.
     Batches follow the student's lengths alone, so they are the same whatever is known of the teacher.
+    With `turns` (T, R), an epoch e reads the R positions of line e mod T only, so that all have as many rows and steps.
 
     In a `world` of several processes each has its part of every training batch's rows, and whole evaluation batches,
     by turns. A part also holds `whole_rows`, the `row` of the whole batch, and of everything COUNTED, as `rows_share`,
@@ -81,6 +82,7 @@ class BatchLoader:
         token_budget: int | None = None,
         teacher_tokens: Tokens | None = None,
         words: WordPairs | None = None,
+        turns: NDArray[np.int64] | None = None,
         world: World = ALONE,
     ) -> None:
         self.rows = rows
@@ -91,18 +93,23 @@ class BatchLoader:
         self.token_budget = token_budget
         self.teacher_tokens = teacher_tokens
         self.words = words
+        self.turns = turns
         self.world = world
-        self.lengths = tokens.lengths[rows]
+        self.lengths = tokens.lengths_of(rows)
 
     @property
     def num_rows(self) -> int:
         """How many rows an epoch holds."""
-        return len(self.rows)
+        return len(self.positions(epoch=0))
+
+    def positions(self, epoch: int) -> NDArray[np.int64]:
+        """Return the positions in `rows` that an epoch reads, each once."""
+        return np.arange(len(self.rows)) if self.turns is None else self.turns[epoch % len(self.turns)]
 
     def __len__(self) -> int:
         if self.token_budget is not None:
             return len(self.world.split(self.plan(epoch=0)))
-        return -(-len(self.rows) // self.batch_size)
+        return -(-self.num_rows // self.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
         return self.iterate(epoch=0)
@@ -117,7 +124,10 @@ class BatchLoader:
 
     def plan(self, epoch: int) -> list[NDArray[np.int64]]:
         """Return the positions in `rows` of each batch of an epoch."""
-        return length_batches(self.lengths, self.batch_size, seed=self.seed, epoch=epoch, token_budget=self.token_budget)
+        positions = self.positions(epoch)
+        lengths = self.lengths[positions]
+        batches = length_batches(lengths, self.batch_size, seed=self.seed, epoch=epoch, token_budget=self.token_budget)
+        return [positions[batch] for batch in batches]
 
     def collate_part(self, index: NDArray[np.int64]) -> Batch:
         """Return this process's part of the batch of some positions in `rows`."""
@@ -166,9 +176,8 @@ class BatchLoader:
 
 def padding_ratio(loader: BatchLoader, epoch: int = 0) -> float:
     """Return padded tokens over real tokens of one epoch; 1 is no padding at all."""
-    lengths = loader.tokens.lengths[loader.rows]
-    padded = sum(len(index) * int(lengths[index].max()) for index in loader.plan(epoch))
-    return padded / max(int(lengths.sum()), 1)
+    padded = sum(len(index) * int(loader.lengths[index].max()) for index in loader.plan(epoch))
+    return padded / max(int(loader.lengths[loader.positions(epoch)].sum()), 1)
 
 
 # Read by the host: which rows these are, how many words they share, and what part of a whole batch they are.

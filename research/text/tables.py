@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import csv
+import hashlib
 import importlib
 import json
 import math
 import unicodedata
 import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
 from typing import Any, Literal, cast
 from xml.etree.ElementTree import ParseError
 
 from research.errors import InputError, first_line, quote_value
+from research.storage.files import hash_file
 
 TEXT_COLUMNS = (
     "text",
@@ -29,22 +32,26 @@ TEXT_COLUMNS = (
     "body",
     "review",
 )
-DEFAULT_LABELS = ("bully", "sexual", "religious", "threat", "spam")
-# Every label costs about ten milliseconds an evaluation; so many columns of 0 and 1 are more likely features.
-MOST_LABELS_FOUND = 5000
-UNKNOWN = -1
 LONGEST_CELL = 40
-LABEL_CODES: dict[Any, int] = {"0": 0, "1": 1, "0.0": 0, "1.0": 1, "": UNKNOWN, 0: 0, 1: 1, None: UNKNOWN}
+# What may separate the cells of a .csv table, by what a reader calls it; the first that fits is taken.
+DELIMITERS = {",": "commas", ";": "semicolons", "\t": "tabs", "|": "vertical bars"}
+# Where the header alone leaves the delimiter open, it is decided by so many records.
+SAMPLED_RECORDS = 1000
+PARQUET_ROWS, PARQUET_BUFFER = 4096, 1 << 20
 Row = dict[str, Any]
 Rows = Iterator[tuple[int, Row]]
 
 
-def read_rows(path: str | Path) -> Rows:
+def read_rows(path: str | Path, columns: Collection[str] | None = None) -> Rows:
     """Stream a table's data rows as (line, {column: cell}).
 
-    `line` is the physical line a row starts on, counted from 1 (the sheet's row in .xlsx, the data
-    row in .parquet), for messages. Cells of .csv and .tsv are text as written; other formats keep
+    A folder is the table of the .parquet files in it, one after the other by name. `line` is the physical
+    line a row starts on, counted from 1 (the sheet's row in .xlsx; the data row in .parquet, counted through all
+    files of a folder), for messages. Cells of .csv and .tsv are text as written; other formats keep
     their types, and a cell that is not there is None. Blank lines are passed over.
+
+    Args:
+        columns: Those that are needed; a format that keeps its columns apart leaves the others unread.
 
     Raises:
         InputError: the file is missing, empty or malformed; one line says where and what to do.
@@ -53,7 +60,8 @@ def read_rows(path: str | Path) -> Rows:
     found_rows = False
     try:
         _check_file(path)
-        for item in READERS[path.suffix.lower()](path):
+        rows = _read_parquet(path, columns) if _is_parquet(path) else READERS[path.suffix.lower()](path)
+        for item in rows:
             found_rows = True
             yield item
     except OSError as error:
@@ -70,6 +78,9 @@ def read_columns(path: str | Path) -> tuple[str, ...]:
         InputError: as read_rows.
     """
     path = Path(path)
+    if _is_parquet(path):
+        next(read_rows(path, ()))  # which says what is wrong with the files
+        return _parquet_columns(path)
     rows = read_rows(path)
     names = dict.fromkeys(next(rows)[1])
     if path.suffix.lower() in (".jsonl", ".ndjson"):
@@ -84,14 +95,35 @@ def read_columns(path: str | Path) -> tuple[str, ...]:
 
 def _check_file(path: Path) -> None:
     if path.is_dir():
-        raise InputError(f"{path}: is a folder. Give one table: {_listed(READERS)}.")
+        if not list_files(path):
+            raise InputError(f"{path}: is a folder without .parquet files. Give one table: {list_names(READERS)}.")
+        return
     if not path.is_file():
         raise InputError(f"{path}: no such file. Check the path.")
     if path.suffix.lower() not in READERS:
         kind = f"unknown extension {path.suffix!r}" if path.suffix else "no file extension"
-        raise InputError(f"{path}: {kind}. Give one of {_listed(READERS)}.")
+        raise InputError(f"{path}: {kind}. Give one of {list_names(READERS)}.")
     if path.stat().st_size == 0:
         raise InputError(f"{path}: the file is empty. Give a table with a header and at least one row.")
+
+
+def list_files(path: Path) -> list[Path]:
+    """Return the files of a table: itself, or the .parquet files of a folder by name, but for hidden ones and `_metadata`."""
+    if not path.is_dir():
+        return [path]
+    return sorted(file for file in path.glob("*.parquet") if not file.name.startswith((".", "_")))
+
+
+def hash_table(path: Path) -> str:
+    """Return the SHA-256 of a table's bytes in hexadecimal; of a folder, that of its files' names and hashes."""
+    if not path.is_dir():
+        return hash_file(path)
+    files = [(file.name, hash_file(file)) for file in list_files(path)]
+    return hashlib.sha256(json.dumps(files).encode()).hexdigest()
+
+
+def _is_parquet(path: Path) -> bool:
+    return path.is_dir() or path.suffix.lower() == ".parquet"
 
 
 def _decoded_lines(path: Path) -> Iterator[str]:
@@ -106,6 +138,45 @@ def _decoded_lines(path: Path) -> Iterator[str]:
                 utf16 = number == 1 and raw[:2] in (b"\xff\xfe", b"\xfe\xff")
                 what = "the file is UTF-16" if utf16 else f"byte 0x{raw[error.start]:02x} is not UTF-8"
                 raise InputError(f"{path}, line {number}: {what}. Save the table as UTF-8.") from None
+
+
+def find_delimiter(path: Path) -> str:
+    """Return what separates the cells of a .csv table: a comma, unless its header and first records speak for another.
+
+    Only what parts the header into several cells is considered. Where that holds for more than the comma, the one
+    decides under which most of the first records have the header's number of cells in a row, at equal numbers the
+    comma. So marks within texts decide nothing while the header has commas alone.
+    """
+    candidates = [delimiter for delimiter in DELIMITERS if _count_fitting(path, delimiter, records=0) is not None]
+    if candidates in ([], [","]):
+        return ","
+    fitting = {delimiter: _count_fitting(path, delimiter) or 0 for delimiter in candidates}
+    best = max(candidates, key=lambda delimiter: fitting[delimiter])
+    return best if fitting[best] else ","
+
+
+def _count_fitting(path: Path, delimiter: str, records: int = SAMPLED_RECORDS) -> int | None:
+    """Return how many of the first records have the header's number of cells; None where that is less than two."""
+    found = _delimited_records(path, delimiter)
+    fitting = 0
+    try:
+        _, header = next(found, (1, []))
+        if len(header) < 2:
+            return None
+        for _, cells in islice(found, records):
+            if len(cells) != len(header):
+                break
+            fitting += 1
+    except InputError:  # told with its place by whoever reads the table, if it is read so at all
+        return fitting or None
+    return fitting
+
+
+def describe_delimiter(path: Path) -> str | None:
+    """Say what separates the cells of a table where that is no matter of course: in a .csv of other than commas."""
+    if path.suffix.lower() != ".csv" or (delimiter := find_delimiter(path)) == ",":
+        return None
+    return f"cells are separated by {DELIMITERS[delimiter]}"
 
 
 def _read_delimited(path: Path, delimiter: str) -> Rows:
@@ -175,16 +246,38 @@ def _object_without_duplicates(pairs: list[tuple[str, Any]]) -> Row:
     return row
 
 
-def _read_parquet(path: Path) -> Rows:
-    parquet = _import_optional("pyarrow.parquet", "pyarrow", path)
+def _read_parquet(path: Path, columns: Collection[str] | None) -> Rows:
+    """Read the files of a table page by page, so that memory grows neither with the rows nor with those of a row group."""
+    names = _parquet_columns(path)
+    wanted = [name for name in names if columns is None or name in columns]
     number = 0
-    try:
-        with parquet.ParquetFile(path) as file:
-            _check_names(path, file.schema_arrow.names)
-            for batch in file.iter_batches(batch_size=4096):
+    for one in list_files(path):
+        with _opening_parquet(one) as file:
+            if set(file.schema_arrow.names) != set(names):
+                raise InputError(
+                    f"{one}: has the columns {list_names(file.schema_arrow.names)}, and {list_files(path)[0].name} has "
+                    f"{list_names(names)}. Give all files of a folder the same columns."
+                )
+            for batch in file.iter_batches(batch_size=PARQUET_ROWS, columns=wanted):
                 for row in batch.to_pylist():
                     number += 1
                     yield number, row
+
+
+def _parquet_columns(path: Path) -> tuple[str, ...]:
+    first = list_files(path)[0]
+    with _opening_parquet(first) as file:
+        _check_names(first, file.schema_arrow.names)
+        return tuple(file.schema_arrow.names)
+
+
+@contextmanager
+def _opening_parquet(path: Path) -> Iterator[Any]:
+    parquet = _import_optional("pyarrow.parquet", "pyarrow", path)
+    try:
+        # Without a buffer it reads all pages of a column in a row group at once: 170 MB for a million short texts, not 100.
+        with parquet.ParquetFile(path, buffer_size=PARQUET_BUFFER, pre_buffer=False) as file:
+            yield file
     except InputError:
         raise
     except ValueError as error:
@@ -229,178 +322,41 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {
-    ".csv": lambda path: _read_delimited(path, ","),
+    ".csv": lambda path: _read_delimited(path, find_delimiter(path)),
     ".tsv": lambda path: _read_delimited(path, "\t"),
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
-    ".parquet": _read_parquet,
+    ".parquet": lambda path: _read_parquet(path, None),
     ".xlsx": _read_excel,
 }
 
 
-def _place(path: Path, line: int) -> str:
-    unit = "row" if path.suffix.lower() in (".xlsx", ".parquet") else "line"
+def place_of(path: Path, line: int) -> str:
+    """Return where a data row stands, for a message."""
+    unit = "row" if _is_parquet(path) or path.suffix.lower() == ".xlsx" else "line"
     return f"{path}, {unit} {line}"
 
 
-def _listed(names: Iterable[str], limit: int = 20) -> str:
+def list_names(names: Iterable[str], limit: int = 20) -> str:
+    """Return names with commas between, of many the first ones and how many more there are."""
     shown = [quote_value(name, LONGEST_CELL) if not name.isprintable() or not name else name for name in names]
     more = f" and {len(shown) - limit} more" if len(shown) > limit else ""
     return ", ".join(shown[:limit]) + more
-
-
-@dataclass(frozen=True)
-class NoLabel:
-    """The first cell of a column that no label column has; of a column without any value, no cell of no line."""
-
-    line: int | None = None
-    cell: Any = None
-
-    def __str__(self) -> str:
-        return "is empty" if self.line is None else f"is {quote_value(self.cell, LONGEST_CELL)} on line {self.line}"
-
-
-@dataclass(frozen=True)
-class Columns:
-    """The text column and the label columns of a table.
-
-    Where the labels were not named, `others` holds every column that was left: what keeps it from being a
-    label, or None for one that could be a label too.
-    """
-
-    text: str
-    labels: tuple[str, ...]
-    others: Mapping[str, NoLabel | None] = field(default_factory=dict)
-
-
-def find_columns(path: str | Path, text_column: str | None = None, label_columns: Sequence[str] | None = None) -> Columns:
-    """Return the columns to use: those named, else those found by name and content.
-
-    Without `text_column`, the first of TEXT_COLUMNS present in any case. Without `label_columns`,
-    DEFAULT_LABELS when all are present, else every other column that holds only 0, 1 and empty
-    cells and at least one value; the table is read until every column is known to be no label.
-
-    Raises:
-        InputError: a column is missing, named twice or used for both, or no label column is found.
-    """
-    path = Path(path)
-    names = read_columns(path)
-    text = find_text_column(path, names, text_column)
-    if label_columns is not None:
-        check_label_names(path, label_columns, text, names)
-        return Columns(text, tuple(label_columns))
-    known = DEFAULT_LABELS if set(DEFAULT_LABELS) <= set(names) else ()
-    if text in known:
-        raise _used_twice(path, text)
-    cells = judge_columns(path, [name for name in names if name and name not in (text, *known)])
-    if known:
-        return Columns(text, known, cells)
-    labels = tuple(name for name, reason in cells.items() if reason is None)
-    if not labels:
-        raise _no_label_column(path, cells)
-    if len(labels) > MOST_LABELS_FOUND:
-        raise InputError(
-            f"{path}: {len(labels)} columns hold only 0 and 1, more than {MOST_LABELS_FOUND} that would be taken unasked. "
-            "Name the labels in --label_columns."
-        )
-    return Columns(text, labels, {name: reason for name, reason in cells.items() if reason is not None})
 
 
 def find_text_column(path: Path, names: Sequence[str], text_column: str | None) -> str:
     """Return `text_column` when the table has it, or the column whose name is one of TEXT_COLUMNS."""
     if text_column is not None:
         if text_column not in names:
-            raise InputError(f"{path}: no column {text_column!r}; found {_listed(names)}. Set --text_column.")
+            raise InputError(f"{path}: no column {text_column!r}; found {list_names(names)}. Set --text_column.")
         return text_column
     for candidate in TEXT_COLUMNS:
         for name in names:
             if name.lower() == candidate:
                 return name
     one_cell = len(names) == 1 and any(mark in names[0] for mark in ";|\t")
-    hint = "Separate the cells by commas in .csv, by tabs in .tsv." if one_cell else "Set --text_column."
-    raise InputError(f"{path}: no text column; found {_listed(names)}. {hint}")
-
-
-def check_label_names(path: Path, labels: Sequence[str], text: str, names: Sequence[str]) -> None:
-    """Check that the table has each label column, once, and that none is the text."""
-    if not labels:
-        raise InputError(f"{path}: no label column is named. Set --label_columns.")
-    present, counts = set(names), Counter(labels)
-    for label in labels:
-        if label not in present:
-            raise InputError(f"{path}: no column {label!r}; found {_listed(names)}. Set --label_columns.")
-        if counts[label] > 1:
-            raise InputError(f"{path}: label {label!r} is named twice. Name it once in --label_columns.")
-    if text in present.intersection(labels):
-        raise _used_twice(path, text)
-
-
-def _used_twice(path: Path, text: str) -> InputError:
-    return InputError(f"{path}: {text!r} is both text and label. Set --text_column or --label_columns.")
-
-
-def judge_columns(path: Path, names: Sequence[str]) -> dict[str, NoLabel | None]:
-    """Say of each column what keeps it from being a label; None when it holds only 0, 1 and empty cells, and a value."""
-    open_columns = dict.fromkeys(names)
-    with_value: set[str] = set()
-    judged: dict[str, NoLabel | None] = dict.fromkeys(names)
-    for line, row in read_rows(path):
-        for name in tuple(open_columns):
-            code = label_code(row.get(name))
-            if code is None:
-                del open_columns[name]
-                judged[name] = NoLabel(line, row.get(name))
-            elif code != UNKNOWN:
-                with_value.add(name)
-        if not open_columns:
-            break
-    return judged | {name: NoLabel() for name in open_columns if name not in with_value}
-
-
-def _no_label_column(path: Path, cells: Mapping[str, NoLabel | None]) -> InputError:
-    fractions = [f"{name!r} {reason}" for name, reason in cells.items() if reason is not None and _is_fraction(reason.cell)]
-    if fractions:
-        remedy = "Binarise fractions first, say 1 from 0.5 up."
-        return InputError(f"{path}: no column holds only 0 and 1; {'; '.join(fractions[:3])}. {remedy}")
-    return InputError(
-        f"{path}: no label column holding only 0 and 1 among {_listed(list(cells)) or 'no columns'}. "
-        "Add one column of 0 and 1 per label, or set --label_columns."
-    )
-
-
-def label_code(cell: Any) -> int | None:
-    """Return 0 or 1, UNKNOWN for an empty cell, or None for anything else."""
-    try:
-        return LABEL_CODES[cell]
-    except (KeyError, TypeError):
-        pass
-    if isinstance(cell, str):
-        return LABEL_CODES.get(cell.strip())
-    return UNKNOWN if isinstance(cell, float) and math.isnan(cell) else None
-
-
-def _is_fraction(cell: Any) -> bool:
-    try:
-        return 0 < float(cell) < 1
-    except (TypeError, ValueError, OverflowError):
-        return False
-
-
-def read_label_codes(path: Path, line: int, row: Row, label_names: Sequence[str]) -> list[int]:
-    """Return the row's label codes: 0, 1 or UNKNOWN.
-
-    Raises:
-        InputError: a cell holds anything but 0, 1 or nothing.
-    """
-    codes = []
-    for name in label_names:
-        code = label_code(row.get(name))
-        if code is None:
-            cell = row.get(name)
-            remedy = "Binarise fractions first, say 1 from 0.5 up." if _is_fraction(cell) else "Write 0 or 1, or leave it empty."
-            raise InputError(f"{_place(path, line)}: label {name!r} is {quote_value(cell, LONGEST_CELL)}, not 0 or 1. {remedy}")
-        codes.append(code)
-    return codes
+    hint = "Separate the cells alike in every row, in .tsv by tabs." if one_cell else "Set --text_column."
+    raise InputError(f"{path}: no text column; found {list_names(names)}. {hint}")
 
 
 def clean_text(text: str, normalization: str) -> str:
@@ -416,13 +372,19 @@ def clean_text(text: str, normalization: str) -> str:
     return text.strip()
 
 
-def cleaned_rows(path: Path, text_column: str, normalization: str) -> Iterator[tuple[int, Row, str]]:
-    """Yield (line, row, cleaned text) of every data row; a missing text is empty."""
-    for line, row in read_rows(path):
+def cleaned_rows(
+    path: Path, text_column: str, normalization: str, others: Collection[str] | None = None
+) -> Iterator[tuple[int, Row, str]]:
+    """Yield (line, row, cleaned text) of every data row; a missing text is empty.
+
+    Args:
+        others: Columns beside the text that are asked of the row; None for all.
+    """
+    for line, row in read_rows(path, None if others is None else (text_column, *others)):
         cell = row.get(text_column)
         if isinstance(cell, (bool, list, dict, bytes)):
             kind = type(cell).__name__
-            place = _place(path, line)
+            place = place_of(path, line)
             raise InputError(f"{place}: the text in {text_column!r} is a {kind}. Write it as a string.")
         missing = cell is None or (isinstance(cell, float) and math.isnan(cell))
         yield line, row, "" if missing else clean_text(str(cell), normalization)

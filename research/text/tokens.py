@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from research.errors import InputError
 from research.logs import PhaseProgress
-from research.storage.arrays import append_array, map_array, return_free_memory
+from research.storage.arrays import append_array, map_array, release_pages, return_free_memory
 from research.storage.cache import Cache, digest_key
 
 CHUNK_ROWS = 8192
@@ -61,6 +61,12 @@ class Tokens:
     def lengths(self) -> NDArray[np.int64]:
         """The number of tokens in each row."""
         return np.diff(self.offsets)
+
+    def lengths_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Return the number of tokens of some rows."""
+        lengths: NDArray[np.int64] = self.offsets[rows + 1] - self.offsets[rows]
+        release_pages(self.offsets)
+        return lengths
 
     def same_ids(self, other: Tokens) -> bool:
         """Whether both tokenizers gave every row the same ids."""

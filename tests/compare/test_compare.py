@@ -14,6 +14,7 @@ from support.comparison_runs import LABELS, make_truth, write_run
 import research_compare
 from research.compare import figures as plots
 from research.compare.frontier import collect_frontier, find_front
+from research.compare.rows import gather_rows
 from research.compare.scores import compare_runs
 from research.evaluation.bootstrap import COMPARED_METRICS
 from research.evaluation.gain import GAIN_METRICS
@@ -55,6 +56,31 @@ def test_flags_that_a_control_never_reads_make_no_column(tmp_path):
     control = write_run(tmp_path / "control", pipeline="student_only", kd_alpha=0.1, teacher_epochs=3)
     run = write_run(tmp_path / "kd", kd_alpha=0.7)
     assert compare_runs([control, run], resamples=200).flags == ("pipeline",)
+
+
+def write_older_run(path, *missing, **settings):
+    """Write a run of a version that did not have some flags."""
+    write_run(path, **settings)
+    config = json.loads((path / "config.json").read_text())
+    (path / "config.json").write_text(json.dumps({name: value for name, value in config.items() if name not in missing}))
+    return path
+
+
+def test_a_flag_that_an_older_version_did_not_have_is_at_its_default(tmp_path):
+    runs = [
+        write_older_run(tmp_path / "seed_1", "ema_decay", "search", "control_labels", seed=1, noise_seed=1),
+        write_run(tmp_path / "seed_2", seed=2, noise_seed=2),
+        write_run(tmp_path / "averaged", seed=1, noise_seed=3, ema_decay=0.999),
+    ]
+    comparison = compare_runs(runs, group_by="seed", resamples=100)
+    assert comparison.flags == ("ema_decay",)
+    assert [list(result.row.seeds) for result in comparison.results] == [[1, 2], [1]]
+
+
+def test_the_control_of_an_older_version_is_found(tmp_path):
+    write_older_run(tmp_path / "labels", "ema_decay", "search", pipeline="student_only", seed=1)
+    run = write_run(tmp_path / "kd", seed=1, noise_seed=2)
+    assert compare_runs([run], resamples=100).results[0].row.name == "labels"
 
 
 def test_a_row_per_run_with_the_interval_around_its_score(tmp_path, run_compare):
@@ -819,3 +845,8 @@ def test_keeps_tests_each_student_against_its_teacher(tmp_path, run_compare):
     _, text, _ = run_compare(tmp_path, "--group_by", "seed", "--keeps", "0.8")
     assert "keeps 80 %" in text and "yes, +" in text and "no, -" in text
     assert "kept" not in run_compare(tmp_path, "--group_by", "seed", "--format", "csv")[1]
+
+
+def test_runs_of_one_name_are_told_apart_by_the_end_of_their_paths(tmp_path):
+    runs = [write_run(tmp_path / parent / "seed_1", skill) for parent, skill in (("plain", 1.0), ("ngrams", 2.0))]
+    assert [row.name for row in gather_rows(runs, None, "test", None, None)[0]] == ["plain/seed_1", "ngrams/seed_1"]

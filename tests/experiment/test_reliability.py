@@ -591,7 +591,7 @@ def test_out_of_memory_outside_training_says_what_to_lower(
     lab: Lab, expected: dict[str, bytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as patch:
-        at_call(patch, "research.kd.teacher.predict_logits", 1, raising(MemoryError()))
+        at_call(patch, "research.kd.labelling.predict_logits", 1, raising(MemoryError()))
         assert "without training, on rows of up to --max_length 32 tokens" in lab.fails(1)
     lab.ends_like(expected)
 

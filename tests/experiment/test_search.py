@@ -10,33 +10,21 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support.builders import QUICK_EXTRAS
-from support.tiny_lab import QUICK, TinyLab, build_materials, read_metrics, repeated_bytes
+from support.builders import LABELS, QUICK_EXTRAS
+from support.tiny_lab import QUICK, TinyLab, read_metrics, read_table, repeated_bytes, write_table
 
 import research_main
 from research.errors import FlagErrors, TrainingFault
 from research.experiment import student_stage
 from research.experiment.search import describe_edges, rank
 from research.kd import loop
+from research.runs.directory import RunDirectory
 from research.runs.run import load_run
 from research.settings.search import list_trials
 from research_config import parse_arguments
 
 GRID = "lr=1e-4,3e-3 epochs=1,2"
 TAUGHT = f"--search {GRID} --with_control"
-
-
-@pytest.fixture(scope="module")
-def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_materials(tmp_path_factory.mktemp("materials"))
-
-
-@pytest.fixture
-def lab(tmp_path: Path, materials: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> TinyLab:
-    for name in ("data", "models"):
-        (tmp_path / name).symlink_to(materials / name)
-    monkeypatch.chdir(tmp_path)
-    return TinyLab(tmp_path, lambda: tuple(capsys.readouterr()))  # type: ignore[return-value, arg-type]
 
 
 def trials_of(run_dir: Path, model: str) -> list[dict[str, Any]]:
@@ -128,6 +116,31 @@ def test_a_trial_that_fails_is_told_and_left_out(lab: TinyLab, monkeypatch: pyte
     assert status == 1 and "error: step 1: hard_loss is nan" in errors
 
 
+def test_a_trial_that_memory_ran_out_in_stops_the_run(lab: TinyLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = student_stage.train
+
+    def failing(name: str, trainer: Any, *rest: Any) -> Any:
+        if trainer.config.lr == 3e-3:
+            raise TrainingFault("step 1: out of memory") from MemoryError()
+        return train(name, trainer, *rest)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(student_stage, "train", failing)
+        status, errors = lab.run("--search lr=1e-4,3e-3 --output_dir results/run")
+    assert status == 1 and "error: step 1: out of memory" in errors and "failed" not in errors
+    lab.done("run", "--search lr=1e-4,3e-3")
+    assert len(trials_of(lab.folder / "results/run", "student")) == 2
+
+
+def test_each_trial_remembers_on_how_many_processes_its_teacher_was_fine_tuned(
+    lab: TinyLab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    kept: list[str] = []
+    monkeypatch.setattr(RunDirectory, "keep_num_processes", lambda _, name, _number: kept.append(name))
+    lab.done("run", "--search lr=1e-4,3e-3 --teacher_seeds 2 --pipeline baseline")
+    assert kept == ["teacher_trial_1", "teacher_trial_2", "teacher_2"]
+
+
 def test_report_shows_the_trials_and_an_edge_is_told(lab: TinyLab) -> None:
     status, errors = lab.run(f"{TAUGHT} --output_dir results/run")
     assert status == 0 and "student: trial 4 of 4: --lr 0.003 --epochs 2" in errors
@@ -184,6 +197,23 @@ def test_scores_that_cannot_be_computed_are_last_and_only_ends_are_edges() -> No
     trials = [{"lr": rate, "epochs": epochs} for rate in (1, 2, 3) for epochs in (6, 12)]
     assert describe_edges("student", {"lr": 2, "epochs": 6}, trials) == []
     assert len(describe_edges("student", {"lr": 1, "epochs": 12}, trials)) == 2
+    off = [{"dropout": share, "batch": rows} for share in (0.0, 0.1, 0.9) for rows in (1, 2)]
+    assert describe_edges("student", {"dropout": 0.0, "batch": 1}, off) == []
+    assert describe_edges("student", {"dropout": 0.9, "batch": 1}, off) == []
+    assert len(describe_edges("student", {"dropout": 0.1, "batch": 1}, off[:4])) == 1
+
+
+def test_a_score_that_validation_does_not_have_chooses_nothing(lab: TinyLab) -> None:
+    rows = read_table(lab.folder / "data" / "comments.csv")
+    unlabelled = [{**row, **dict.fromkeys(LABELS, "0")} for row in rows[60:70]]
+    for name, part in {"train": rows[:60], "none": unlabelled}.items():
+        write_table(lab.folder / f"{name}.csv", [list(rows[0]), *(list(row.values()) for row in part)])
+    status, errors = lab.run(
+        "--pipeline student_only --search lr=1e-4,3e-3 --dataset_path train.csv --val_path none.csv --output_dir results/run"
+    )
+    assert status == 0 and "may lie beyond" not in errors and "is best" not in errors
+    assert "warning: student: trial 1 of 2 is taken, but not for its score: validation has no mAP. Choose another" in errors
+    assert [trial["validation"] for trial in trials_of(lab.folder / "results/run", "student")] == [None, None]
 
 
 def test_one_value_is_a_setting_and_no_edge(lab: TinyLab) -> None:

@@ -8,25 +8,12 @@ import numpy as np
 import pytest
 import torch
 from support.builders import LABELS
-from support.tiny_lab import TinyLab, build_materials, columns_of, read_metrics
+from support.tiny_lab import TinyLab, columns_of, read_metrics
 
 from research.models.cutting import cut_layers
 from research.models.encoders import load_encoder, load_tokenizer
 from research.models.mapping import LAYER_CHOICES, map_layers
 from research.models.saved import load_classifier
-
-
-@pytest.fixture(scope="module")
-def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_materials(tmp_path_factory.mktemp("materials"))
-
-
-@pytest.fixture
-def lab(tmp_path: Path, materials: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> TinyLab:
-    for name in ("data", "models"):
-        (tmp_path / name).symlink_to(materials / name)
-    monkeypatch.chdir(tmp_path)
-    return TinyLab(tmp_path, lambda: tuple(capsys.readouterr()))  # type: ignore[return-value, arg-type]
 
 
 def layers_of(encoder: object) -> list[dict[str, torch.Tensor]]:

@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 import pytest
 from support.builders import KEYWORDS, LABELS, make_table, make_texts
-from support.tiny_lab import ROWS, TinyLab, build_materials, columns_of, read_metrics, read_table, repeated_bytes, write_table
+from support.tiny_lab import ROWS, TinyLab, columns_of, read_metrics, read_table, repeated_bytes, write_table
 
 from research.errors import InputError
 from research.experiment.teacher_table import TeacherTable, read_teacher_table
 from research.kd.ensemble import LEAST_PROBABILITY
-from research_data import Comments, Split, load_comments
+from research_data import Comments, Split, load_comments, split_comments
 
 HEADER = ["text", *LABELS]
 
@@ -45,6 +45,15 @@ def test_columns_are_found_by_name_and_others_are_passed_over(tmp_path: Path, co
     header = ["note", *reversed(LABELS), "Comment"]
     table = read(tmp_path, comments, [["x", 0.5, 0.4, 0.3, 0.2, 0.1, make_texts(12)[0]]], header)
     np.testing.assert_allclose(table.probs[0], [0.1, 0.2, 0.3, 0.4, 0.5], rtol=1e-6)
+
+
+def test_another_delimiter_is_read_and_said(tmp_path: Path, comments: Comments) -> None:
+    lines = [";".join(HEADER), *(f"{text};{';'.join(['0.5'] * 5)}" for text in make_texts(12))]
+    (tmp_path / "probs.csv").write_text("\n".join(lines), encoding="utf-8")
+    table = read_teacher_table(tmp_path / "probs.csv", comments)
+    assert (table.probs == 0.5).all()
+    split = split_comments(comments, val_fraction=0.2, test_fraction=0.2, seed=1)
+    assert "cells are separated by semicolons" in table.describe(split)[0]
 
 
 def test_repeated_texts_are_averaged_and_counted_where_they_differ(tmp_path: Path, comments: Comments) -> None:
@@ -98,19 +107,6 @@ def test_missing_label_column_and_a_table_of_other_texts_are_refused(tmp_path: P
 
 
 # Runs
-
-
-@pytest.fixture(scope="module")
-def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_materials(tmp_path_factory.mktemp("materials"))
-
-
-@pytest.fixture
-def lab(tmp_path: Path, materials: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> TinyLab:
-    for name in ("data", "models"):
-        (tmp_path / name).symlink_to(materials / name)
-    monkeypatch.chdir(tmp_path)
-    return TinyLab(tmp_path, lambda: tuple(capsys.readouterr()))  # type: ignore[return-value, arg-type]
 
 
 def write_probs(lab: TinyLab, rows: range = range(ROWS), high: float = 0.9) -> dict[str, list[float]]:

@@ -10,24 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from support.builders import LABELS, TOKENIZERS, build_model_folder, encoder_config, make_texts
-from support.tiny_lab import TinyLab, build_materials, columns_of, read_metrics, repeated_bytes
+from support.tiny_lab import TinyLab, columns_of, read_metrics, repeated_bytes
 
 from research.kd import loop
 from research.models.saved import load_classifier
 from research.runs.directory import find_teachers, teacher_name
-
-
-@pytest.fixture(scope="module")
-def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_materials(tmp_path_factory.mktemp("materials"))
-
-
-@pytest.fixture
-def lab(tmp_path: Path, materials: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> TinyLab:
-    for name in ("data", "models"):
-        (tmp_path / name).symlink_to(materials / name)
-    monkeypatch.chdir(tmp_path)
-    return TinyLab(tmp_path, lambda: tuple(capsys.readouterr()))  # type: ignore[return-value, arg-type]
 
 
 def sigmoid(logits: np.ndarray) -> np.ndarray:

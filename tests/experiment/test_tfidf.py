@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pytest
-from support.builders import QUICK_EXTRAS, make_table
+from support.builders import LABELS, QUICK_EXTRAS, make_table
 
 import research_main
 from research.compare.scores import compare_runs
@@ -82,3 +84,30 @@ def test_select_by_chooses_the_penalty(lab: Path) -> None:
     chosen = load_run(lab / "results/a").metrics["training"]["student"]["inverse_penalty"]
     assert len(set(scores.values())) > 1
     assert scores[chosen] == max(scores.values())
+
+
+def test_labels_in_one_column_with_another_delimiter_give_the_same_run(lab: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with (lab / "data" / "comments.csv").open(encoding="utf-8-sig", newline="") as file:
+        rows = list(csv.DictReader(file))
+    for name, part in (("main", rows[:90]), ("test", rows[90:])):
+        listed = [(row["text"], "|".join(label for label in sorted(LABELS) if row[label] == "1")) for row in part]
+        plain = [(row["text"], *(row[label] for label in sorted(LABELS))) for row in part]
+        write_rows(lab / f"{name}_listed.csv", [("text", "tags"), *listed], delimiter=";")
+        write_rows(lab / f"{name}_plain.csv", [("text", *sorted(LABELS)), *plain])
+    flags = "--dataset_path main_{0}.csv --test_path test_{0}.csv --output_dir results/{0}"
+    assert run(flags.format("plain") + f" --label_columns {' '.join(sorted(LABELS))}") == 0
+    assert run(flags.format("listed") + " --label_list_column tags") == 0
+    said = capsys.readouterr().err
+    assert "main_listed.csv: cells are separated by semicolons" in said and "test_listed.csv: cells are" in said
+    for name in ("metrics.json", "predictions.csv"):
+        assert (lab / "results/plain" / name).read_bytes() == (lab / "results/listed" / name).read_bytes(), name
+    config = lab / "results/listed/config.json"
+    assert run(f"--config {config} --output_dir results/again") == 0
+    assert (lab / "results/again/config.json").read_bytes() == config.read_bytes()
+    assert run(flags.format("listed") + " --label_list_column tags") == 0  # finished already
+    assert run(flags.format("listed")) == 2  # another config
+
+
+def write_rows(path: Path, rows: Sequence[Sequence[str]], delimiter: str = ",") -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        csv.writer(file, delimiter=delimiter).writerows(rows)

@@ -3,33 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from support.builders import LABELS, QUICK_EXTRAS
-from support.tiny_lab import TinyLab, build_materials, columns_of, read_metrics, read_table, repeated_bytes, write_table
+from support.tiny_lab import TinyLab, columns_of, read_metrics, read_table, repeated_bytes, write_table
 
 import research_main
 from research.experiment import tfidf_teacher
 from research.experiment.context import RunContext
+from research.experiment.inputs import Views
 from research.experiment.tfidf_teacher import asked_rows, fit_answers, part_texts
 from research.models.tfidf import TfidfTrainer
-
-
-@pytest.fixture(scope="module")
-def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_materials(tmp_path_factory.mktemp("materials"))
-
-
-@pytest.fixture
-def lab(tmp_path: Path, materials: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> TinyLab:
-    (tmp_path / "models").symlink_to(materials / "models")
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "comments.csv").write_bytes((materials / "data" / "comments.csv").read_bytes())
-    monkeypatch.chdir(tmp_path)
-    return TinyLab(tmp_path, lambda: tuple(capsys.readouterr()))  # type: ignore[return-value, arg-type]
 
 
 @pytest.fixture
@@ -62,6 +48,33 @@ def test_no_answer_for_a_training_text_has_seen_its_labels(context: RunContext) 
     before, after = fit_answers(context)[0], fit_answers(with_labels(context, labels))[0]
     same = (before == after).all(axis=1)
     assert same[: len(train)][part == 0].all() and not same[: len(train)][part != 0].any() and not same[len(train) :].any()
+
+
+def test_no_answer_for_a_view_has_seen_the_labels_of_its_text(context: RunContext) -> None:
+    inputs = context.inputs
+    train = inputs.split.train
+    # As views, other texts: those of validation and test, two of each training row.
+    others = np.resize(np.concatenate([inputs.split.validation, inputs.split.test]), (len(train), 2))
+    viewed = dataclasses.replace(
+        context, inputs=dataclasses.replace(inputs, views=Views(others, np.broadcast_to(train[:, None], others.shape)))
+    )
+    labels, part = inputs.comments.labels.copy(), part_texts(inputs.comments.text_hash[train])
+    labels[train[part == 0]] = 1 - labels[train[part == 0]]
+    before, after = fit_answers(viewed)[0], fit_answers(with_labels(viewed, labels))[0]
+    assert len(before) == len(asked_rows(viewed.inputs))
+    same = (before == after).all(axis=1)[-others.size :].reshape(others.shape)
+    assert same[part == 0].all() and not same[part != 0].any()
+    np.testing.assert_array_equal(before[: -others.size], fit_answers(context)[0])
+
+
+def test_an_unlabelled_text_that_is_a_training_text_is_answered_as_that(context: RunContext) -> None:
+    split = context.inputs.split
+    both = dataclasses.replace(split, unlabelled=np.concatenate([split.train[3:6], split.test[:1]]))
+    answers = fit_answers(dataclasses.replace(context, inputs=dataclasses.replace(context.inputs, split=both)))[0]
+    plain, num_train = fit_answers(context)[0], len(split.train)
+    np.testing.assert_array_equal(answers[num_train : num_train + 3], plain[3:6])
+    np.testing.assert_array_equal(np.delete(answers, np.s_[num_train : num_train + 4], axis=0), plain)
+    np.testing.assert_array_equal(answers[num_train + 3], answers[-len(split.test)])
 
 
 def test_labels_of_validation_and_test_rows_change_nothing(context: RunContext) -> None:
@@ -119,6 +132,16 @@ def test_beside_a_table_every_row_has_an_answer(lab: TinyLab) -> None:
     run = lab.done("run", "--teacher_probs_path probs.csv --teacher_tfidf --rank_loss_weight 1")
     metrics = read_metrics(run)
     assert metrics["teachers"].keys() == {"teacher_probs", "teacher_tfidf"} and "f1_macro" in metrics["teacher"]["test"]["at_0.5"]
+
+
+def test_the_plan_says_whether_there_are_answers(lab: TinyLab) -> None:
+    def plan(word: str) -> str:
+        errors = lab.run("--teacher_tfidf --dry_run --output_dir results/run")[1]
+        return next(line for line in errors.splitlines() if line.startswith(word))
+
+    assert "answers of character n-grams" in plan("to compute:")
+    lab.done("other", "--teacher_tfidf --pipeline baseline")
+    assert "answers of character n-grams" in plan("there already:")
 
 
 def test_folds_have_a_fit_each(lab: TinyLab) -> None:

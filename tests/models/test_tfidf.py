@@ -40,9 +40,16 @@ def test_logits_are_those_of_scikit_learn_on_the_known_rows() -> None:
 
 def test_a_label_with_nothing_to_tell_apart_gets_its_log_odds() -> None:
     truth = np.stack([np.ones(120), np.zeros(120)], axis=1).astype(np.float32)
-    logits = fit(truth).predict_logits(TEXTS)
+    logits = fit(truth, weights=(1.0, 1.0)).predict_logits(TEXTS)
     assert np.ptp(logits, axis=0) == pytest.approx([0, 0])
     assert logits[0] == pytest.approx([np.log(241), -np.log(241)])
+
+
+def test_log_odds_weigh_positives_as_a_fit_does() -> None:
+    # In a part of the training texts a label may have no positives, though it has a weight by those of all.
+    labels = np.zeros((len(TEXTS), 2), np.float32)
+    model = TfidfTrainer(TEXTS, labels, np.array([1.0, 8.0])).fit(1.0)
+    assert model.bias[1] - model.bias[0] == pytest.approx(np.log(8.0), rel=1e-6)
 
 
 def test_a_saved_model_answers_alike_and_names_its_settings(tmp_path: Path) -> None:

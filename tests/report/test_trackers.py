@@ -1,11 +1,10 @@
-"""What each tracker is sent, through stand-ins for their libraries; tensorboard's own where it is installed."""
+"""What each tracker is sent and when, through stand-ins for their libraries; tensorboard's own where it is installed."""
 
 from __future__ import annotations
 
 import importlib.util
 import logging
 import sys
-from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -14,21 +13,20 @@ import pytest
 
 import research_main
 from research.names import TRACKERS
-from research.report.trackers import SENDERS, final_scores, history_rows, track_run
-from research.runs.directory import RunDirectory
+from research.report.trackers import SESSIONS, final_scores, following, name_run
+from research.runs.directory import TRACKING_FILE, RunDirectory
 from research.runs.run import Run, load_run
 from research_config import ExperimentConfig, check_config, parse_arguments, saved_settings
 
 LABEL = "a$b"
+ROWS = [{"epoch": epoch, "total_loss": 1 / epoch, "grad_norm": None, "val_f1_macro": 0.5} for epoch in (1, 2)]
 
 
 @pytest.fixture
-def run(tmp_path: Path) -> Run:
-    with RunDirectory(tmp_path / "alpha_0.7") as directory:
+def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    monkeypatch.chdir(tmp_path)
+    with RunDirectory(tmp_path / "grid" / "alpha_0.7") as directory:
         directory.claim(saved_settings(ExperimentConfig(label_columns=(LABEL,))))
-        rows = [{"epoch": epoch, "total_loss": 1 / epoch, "val_f1_macro": 0.5} for epoch in (1, 2)]
-        directory.write_history(rows)
-        directory.write_history(rows[:1], "history_control.csv")
         scores = {"at_0.5": {"f1_macro": 0.7, "ece": None, "per_label": {LABEL: {"f1": 0.7}}}}
         directory.write_metrics(
             {
@@ -38,27 +36,53 @@ def run(tmp_path: Path) -> Run:
                 "kd_gain": {"f1_macro": {"gain": 0.02}},
             }
         )
-    return load_run(tmp_path / "alpha_0.7")
+    return load_run(tmp_path / "grid" / "alpha_0.7")
 
 
-def record_calls(calls: list[tuple[str, Any]], *names: str) -> dict[str, Any]:
-    """Return functions that write down their name and arguments."""
+class Recorder:
+    """Stands for any library: each function notes its name and arguments; `returns` says what it gives back."""
 
-    def recorder(name: str) -> Any:
-        return lambda *args, **kwargs: calls.append((name, args or kwargs if not (args and kwargs) else (*args, kwargs)))
+    def __init__(self, calls: list[tuple[Any, ...]], **returns: Any) -> None:
+        self.calls = calls
+        self.returns = returns
 
-    return {name: recorder(name) for name in names}
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+        def note(*args: Any, **kwargs: Any) -> Any:
+            self.calls.append((name, *args, kwargs) if kwargs else (name, *args))
+            return self.returns.get(name)
+
+        return note
 
 
-def test_every_tracker_of_the_flag_has_a_sender() -> None:
-    assert set(SENDERS) == set(TRACKERS)
+def stand_in(monkeypatch: pytest.MonkeyPatch, name: str, **returns: Any) -> list[tuple[Any, ...]]:
+    """Put a recorder in the place of a library; return what it notes."""
+    calls: list[tuple[Any, ...]] = []
+    module: Any = ModuleType(name)
+    recorder = Recorder(calls, **returns)
+    module.__getattr__ = lambda asked: getattr(recorder, asked)
+    monkeypatch.setitem(sys.modules, name, module)
+    return calls
 
 
-def test_epochs_of_student_and_control_go_under_one_step(run: Run) -> None:
-    first, second = history_rows(run)
-    row = {"total_loss": 1.0, "val_f1_macro": 0.5}
-    assert first == (1, {f"{model}/{name}": value for model in ("student", "control") for name, value in row.items()})
-    assert second == (2, {"student/total_loss": 0.5, "student/val_f1_macro": 0.5})
+def send_all(tracker: str, run: Run) -> None:
+    """Send two epochs of the student, one of its control, and the scores."""
+    with following(tracker, run.path) as tracking:
+        tracking.send_epochs("student", [])
+        tracking.send_epochs("student", ROWS[:1])
+        tracking.send_epochs("student", ROWS)
+        tracking.send_epochs("control", ROWS[:1])
+        tracking.finish()
+
+
+def epoch_values(model: str, epoch: int) -> dict[str, float]:
+    return {f"{model}/total_loss": 1 / epoch, f"{model}/val_f1_macro": 0.5}
+
+
+def test_every_tracker_of_the_flag_has_a_session() -> None:
+    assert set(SESSIONS) == set(TRACKERS)
 
 
 def test_final_scores_leave_out_what_is_undefined_and_keep_to_safe_names(run: Run) -> None:
@@ -70,67 +94,127 @@ def test_final_scores_leave_out_what_is_undefined_and_keep_to_safe_names(run: Ru
     }
 
 
-def test_wandb_gets_config_epochs_and_scores(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[str, Any]] = []
-    module: Any = ModuleType("wandb")
-    session = SimpleNamespace(**record_calls(calls, "log", "finish"), summary={})
+def test_a_run_is_named_by_its_place(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert name_run(run.path) == name_run(Path("grid/alpha_0.7")) == "grid/alpha_0.7"
+    monkeypatch.chdir(run.path)
+    assert name_run(Path()) == run.path.resolve().as_posix()
 
-    def init(**settings: Any) -> Any:
-        calls.append(("init", settings))
-        return session
 
-    module.init = init
-    monkeypatch.setitem(sys.modules, "wandb", module)
-    track_run("wandb", run)
-    assert [name for name, _ in calls] == ["init", "log", "log", "finish"]
-    assert calls[0][1]["name"] == "alpha_0.7" and calls[0][1]["config"]["kd_alpha"] == 0.7
-    assert calls[1][1] == (dict(history_rows(run))[1], {"step": 1})
+def test_wandb_gets_each_epoch_on_its_models_own_axis(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[tuple[Any, ...]] = []
+    session = SimpleNamespace(log=None, summary={})
+    for name in ("define_metric", "log", "finish"):
+        setattr(session, name, getattr(Recorder(calls), name))
+    begun = stand_in(monkeypatch, "wandb", init=session)
+    send_all("wandb", run)
+    ((_, settings),) = begun
+    assert settings["name"] == "grid/alpha_0.7" and settings["resume"] == "allow" and settings["config"]["kd_alpha"] == 0.7
+    assert calls == [
+        ("define_metric", "student/epoch"),
+        ("define_metric", "student/*", {"step_metric": "student/epoch"}),
+        ("log", epoch_values("student", 1) | {"student/epoch": 1}),
+        ("log", epoch_values("student", 2) | {"student/epoch": 2}),
+        ("define_metric", "control/epoch"),
+        ("define_metric", "control/*", {"step_metric": "control/epoch"}),
+        ("log", epoch_values("control", 1) | {"control/epoch": 1}),
+        ("finish",),
+    ]
     assert session.summary == final_scores(run)
 
 
 def test_trackio_gets_the_final_scores_after_the_last_epoch(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[str, Any]] = []
-    module = ModuleType("trackio")
-    vars(module).update(record_calls(calls, "init", "log", "finish"))
-    monkeypatch.setitem(sys.modules, "trackio", module)
-    track_run("trackio", run)
-    assert [name for name, _ in calls] == ["init", "log", "log", "log", "finish"]
-    assert calls[3][1] == (final_scores(run), {"step": 3})
+    calls = stand_in(monkeypatch, "trackio")
+    send_all("trackio", run)
+    assert [name for name, *_ in calls] == ["init", "log", "log", "log", "log", "finish"]
+    assert calls[2] == ("log", epoch_values("student", 2), {"step": 2})
+    assert calls[4] == ("log", final_scores(run), {"step": 3})
 
 
 def test_mlflow_gets_params_and_metrics_within_one_run(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls: list[tuple[str, Any]] = []
-    module: Any = ModuleType("mlflow")
-    vars(module).update(record_calls(calls, "set_experiment", "log_params", "log_metrics"))
-
-    @contextmanager
-    def start_run(run_name: str) -> Any:
-        calls.append(("start", run_name))
-        yield
-        calls.append(("end", None))
-
-    module.start_run = start_run
-    monkeypatch.setitem(sys.modules, "mlflow", module)
-    track_run("mlflow", run)
-    assert [name for name, _ in calls] == ["set_experiment", "start", "log_params", *["log_metrics"] * 3, "end"]
-    assert calls[2][1][0]["kd_alpha"] == "0.7"
-    assert calls[-2][1] == (final_scores(run),)
+    calls = stand_in(monkeypatch, "mlflow", start_run=SimpleNamespace(info=SimpleNamespace(run_id="7f")))
+    send_all("mlflow", run)
+    assert [name for name, *_ in calls] == ["set_experiment", "start_run", "log_params", *["log_metrics"] * 4, "end_run"]
+    assert calls[1] == ("start_run", {"run_name": "grid/alpha_0.7"}) and calls[2][1]["kd_alpha"] == "0.7"
+    assert calls[3] == ("log_metrics", epoch_values("student", 1), {"step": 1})
+    assert calls[-2] == ("log_metrics", final_scores(run))
 
 
-def test_a_tracker_out_of_reach_costs_a_warning_and_no_result(
-    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("tracker", ["mlflow", "wandb", "trackio"])
+def test_a_later_session_goes_on_where_the_first_one_was(run: Run, monkeypatch: pytest.MonkeyPatch, tracker: str) -> None:
+    sent: list[tuple[Any, ...]] = []
+    begun = SimpleNamespace(info=SimpleNamespace(run_id="7f"), name="grid/alpha_0.7", summary={})
+    for name in ("define_metric", "log", "finish"):
+        setattr(begun, name, getattr(Recorder(sent), name))
+    calls = stand_in(monkeypatch, tracker, init=begun, start_run=begun)
+    with following(tracker, run.path) as tracking:
+        tracking.send_epochs("student", ROWS[:1])
+    monkeypatch.chdir(run.path.parent)
+    with following(tracker, run.path) as tracking:
+        tracking.send_epochs("student", ROWS)
+        tracking.finish()
+    assert [call[1]["student/total_loss"] for call in (*calls, *sent) if is_epoch(call)] == [1.0, 0.5]
+    first, second = (call[-1] for call in calls if call[0] in ("init", "start_run"))
+    if tracker == "mlflow":
+        assert second == {"run_id": "7f"} and sum(call[0] == "log_params" for call in calls) == 1
+    else:
+        assert second["name"] == first["name"] == "grid/alpha_0.7" and second["resume"] == "allow"
+        assert tracker != "wandb" or second["id"] == first["id"]
+
+
+def test_another_tracker_is_sent_everything(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = stand_in(monkeypatch, "trackio")
+    second = stand_in(monkeypatch, "mlflow", start_run=SimpleNamespace(info=SimpleNamespace(run_id="7f")))
+    for tracker in ("trackio", "mlflow"):
+        with following(tracker, run.path) as tracking:
+            tracking.send_epochs("student", ROWS)
+    assert len([call for call in first if is_epoch(call)]) == len([call for call in second if is_epoch(call)]) == 2
+
+
+def is_epoch(call: tuple[Any, ...]) -> bool:
+    return len(call) > 1 and isinstance(call[1], dict) and "student/total_loss" in call[1]
+
+
+def test_nothing_is_begun_without_the_flag(run: Run) -> None:
+    send_all("none", run)
+    assert not (run.path / TRACKING_FILE).exists() and not (run.path / "tensorboard").exists()
+
+
+@pytest.mark.parametrize("fails", ["init", "log", "finish"])
+@pytest.mark.parametrize(
+    "error", [OSError("no network"), type("Error", (Exception,), {})("no network"), SystemExit("no network")]
+)
+def test_a_tracker_that_fails_costs_one_warning(
+    run: Run, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, fails: str, error: BaseException
 ) -> None:
-    module: Any = ModuleType("wandb")
-    module.Error = type("Error", (Exception,), {})
+    def refuse(*_args: Any, **_settings: Any) -> None:
+        raise error
 
-    def refuse(**_settings: Any) -> None:
-        raise module.Error("not logged in")
-
-    module.init = refuse
-    monkeypatch.setitem(sys.modules, "wandb", module)
+    stand_in(monkeypatch, "trackio")
+    setattr(sys.modules["trackio"], fails, refuse)
     with caplog.at_level(logging.WARNING):
-        track_run("wandb", run)
-    assert "--track wandb: not logged in" in caplog.text and "complete" in caplog.text
+        send_all("trackio", run)
+    (warning,) = caplog.messages
+    assert "--track trackio: " in warning and "no network; nothing more is sent" in warning and "\n" not in warning
+
+
+def test_a_tracker_neither_prints_results_nor_draws_the_runs_random_numbers(
+    run: Run, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    torch = pytest.importorskip("torch")
+
+    def log(*_args: Any, **_settings: Any) -> None:
+        print("a tracker's word")
+        torch.manual_seed(0)
+
+    stand_in(monkeypatch, "trackio")
+    monkeypatch.setattr(sys.modules["trackio"], "log", log, raising=False)
+    torch.manual_seed(7)
+    expected = torch.rand(3)
+    torch.manual_seed(7)
+    send_all("trackio", run)
+    assert torch.equal(torch.rand(3), expected)
+    printed = capsys.readouterr()
+    assert printed.out == "" and "a tracker's word" in printed.err
 
 
 def test_a_missing_package_is_named_before_anything_is_loaded(
@@ -152,12 +236,20 @@ def test_tracking_decides_nothing_in_a_result(monkeypatch: pytest.MonkeyPatch) -
     assert "track" not in saved_settings(tracked)
 
 
-def test_tensorboard_reads_back_what_was_sent(run: Run) -> None:
-    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+def read_scalars(path: Path, tag: str) -> list[tuple[int, float]]:
+    """Return (step, value) of what TensorBoard reads from a run directory."""
     from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-    track_run("tensorboard", run)
-    events = EventAccumulator(str(run.path / "tensorboard")).Reload()
-    losses = events.Scalars("student/total_loss")
-    assert [(event.step, round(event.value, 6)) for event in losses] == [(1, 1.0), (2, 0.5)]
-    assert events.Scalars("final/headline")[0].value == pytest.approx(0.7)
+    events = EventAccumulator(str(path / "tensorboard")).Reload()
+    return [(event.step, round(event.value, 6)) for event in events.Scalars(tag)]
+
+
+def test_tensorboard_reads_each_epoch_while_the_run_goes_on(run: Run) -> None:
+    pytest.importorskip("tensorboard", reason="tensorboard is not installed")
+    with following("tensorboard", run.path) as tracking:
+        tracking.send_epochs("student", ROWS[:1])
+        assert read_scalars(run.path, "student/total_loss") == [(1, 1.0)]
+        tracking.send_epochs("student", ROWS)
+        assert read_scalars(run.path, "student/total_loss") == [(1, 1.0), (2, 0.5)]
+        tracking.finish()
+    assert read_scalars(run.path, "final/headline") == [(0, 0.7)]

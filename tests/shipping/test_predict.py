@@ -237,6 +237,21 @@ def test_every_format_holds_the_same_answers(tmp_path: Path, suffix: str) -> Non
         assert values == [None if row[name] == "" else float(row[name]) for row in expected]
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t", "|"])
+def test_a_table_comes_back_with_the_delimiter_it_was_read_with(
+    tmp_path: Path, delimiter: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "in.csv").write_text(
+        f'text{delimiter}id\n"a{delimiter} b"{delimiter}1\nc, d{delimiter}2\n'.replace("c, d", '"c, d"')
+    )
+    with caplog.at_level("INFO"):
+        predict.predict_table(counting_scorer([]), str(tmp_path / "in.csv"), str(tmp_path / "out.csv"))
+    header, *lines = (tmp_path / "out.csv").read_text().splitlines()
+    assert header == delimiter.join(["text", "id", "p_a", "p_b", "a", "b"])
+    assert [row["text"] for row in read_table(tmp_path / "out.csv")] == [f"a{delimiter} b", "c, d"] and len(lines) == 2
+    assert ("cells are separated by" in caplog.text) == (delimiter != ",")
+
+
 def test_json_keeps_its_values_and_what_utf8_cannot_hold(tmp_path: Path) -> None:
     rows: list[dict[str, Any]] = [{"text": "x", "n": 3, "tags": ["a"]}, {"text": "half \ud83d", "more": None}]
     (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))

@@ -31,7 +31,7 @@ from research.storage.cache import MANIFEST
 from research.storage.files import hash_tree
 from support.builders import QUICK_EXTRAS, ROOT, build_model_folder, make_table, make_texts
 
-PHASES = ("start", "tokenize", "teacher", "teacher_outputs", "student", "control", "save")
+PHASES = ("start", "views", "tokenize", "teacher", "teacher_outputs", "student", "control", "save")
 RESULTS = (
     "metrics.json", "history.csv", "history_control.csv", "predictions.csv", "validation_predictions.csv",
     "student/config.json", "student/model.safetensors", "teacher/config.json", "teacher/model.safetensors",

@@ -12,8 +12,13 @@ from transformers import BertConfig, BertModel
 
 from research.components import COMPONENT_NAMES
 from research.distributed import World, join_world
+from research.evaluation.predict import predict_logits
+from research.experiment.teacher_stage import spread
+from research.kd.loop import EpochLoop
 from research.models.classifiers import StudentModel, TeacherModel
 from research.models.encoders import prepare_encoder
+from research.sharding import collect, own_piece
+from research.storage.checkpoints import CheckpointFolder
 from research.text.batches import BatchLoader
 from research.text.tokens import Tokens
 from research.text.words import WordPairs
@@ -110,6 +115,48 @@ def take_all_steps(folder: Path, batch: int) -> None:
     for number, case in enumerate(CASES.values()):
         arrays: dict[str, Any] = take_steps(world, case, batch)
         np.savez(folder / f"{number}_{world.rank}.npz", **arrays)
+    world.leave()
+
+
+def take_steps_of_teacher(world: World, folder: Path, sharded: bool) -> dict[str, np.ndarray]:
+    """Fine-tune a teacher for half of STEPS steps, put what a checkpoint kept of it into another, and go on with that.
+
+    Returns:
+        The losses of every step, the logits of all rows at the end, the weights, and how many of those lay with this process.
+    """
+    config = dataclasses.replace(ExperimentConfig(batch=5, lr=1e-3, gradient_accumulation=2), shard_teacher=sharded)
+    loader = build_loader(world, 5, two_tokenizers=False)
+    batches = [found for epoch in range(2 * STEPS) for found in loader.iterate(epoch)]
+    losses: list[list[float]] = []
+    checkpoints = CheckpointFolder(folder, world=world, of_each=sharded)
+    for half in range(2):
+        model = TeacherModel(num_labels=LABELS, dropout=0.0, encoder=build_encoder(4, 12, seed=1 + half))
+        if sharded:
+            spread(model, torch.device("cpu"), world.size)
+        trainer = DistillationTrainer(None, model, config, "cpu", world=world)
+        loop = EpochLoop(trainer, loader, lambda _: {}, checkpoints=checkpoints)
+        loop._resume()
+        trainer.set_training_mode()
+        for step in range(half * STEPS // 2, (1 + half) * STEPS // 2):
+            trainer.take_step(batches[2 * step : 2 * step + 2], loop.optimizer, torch.tensor([1.0, 2.0, 3.0]), step + 1)
+            sums, rows = trainer.read_losses()
+            losses.append([sums[name] / rows for name in (*COMPONENT_NAMES, "grad_norm")])
+        loop._save()
+    asked = BatchLoader(np.arange(ROWS), loader.tokens, loader.labels, 8, token_budget=8, world=world)
+    return {
+        "losses": np.array(losses),
+        "logits": predict_logits(model, asked, "cpu", num_rows=ROWS, world=world),
+        "weights": torch.cat([tensor.flatten() for tensor in collect(model, keep=True).values()]).numpy(),
+        "held": np.array(sum(own_piece(parameter).numel() for parameter in model.parameters())),
+    }
+
+
+def shard_teacher(folder: Path) -> None:
+    """Be one process of those that fine-tune a sharded teacher."""
+    torch.set_num_threads(1)
+    world = join_world("cpu")
+    arrays: dict[str, Any] = take_steps_of_teacher(world, folder / "checkpoints", sharded=True)
+    np.savez(folder / f"{world.rank}.npz", **arrays)
     world.leave()
 
 

@@ -87,3 +87,25 @@ def test_padding_on_the_real_comments_is_under_four_percent(tmp_path: Path) -> N
     tokens = tokenize(comments, tokenizer, 128, Cache(tmp_path), with_words=False)
     loader = BatchLoader(np.arange(len(comments)), tokens, comments.labels, 32, seed=0)
     assert padding_ratio(loader) <= 1.04
+
+
+def test_epochs_read_their_turns_only_and_take_as_many_steps() -> None:
+    plain = make_loader(5)
+    generator = np.random.default_rng(0)
+    turns = np.stack([np.sort(generator.choice(103, size=20, replace=False)) for _ in range(3)])
+    loader = BatchLoader(plain.rows, plain.tokens, plain.labels, 8, seed=5, turns=turns)
+    assert len(loader) == 3 and loader.num_rows == 20
+    for epoch in range(6):
+        batches = list(loader.iterate(epoch))
+        assert sorted(np.concatenate([batch["index"] for batch in batches]).tolist()) == turns[epoch % 3].tolist()
+        assert [batch["index"].tolist() for batch in loader.iterate(epoch, skip=1)] == [
+            batch["index"].tolist() for batch in batches[1:]
+        ]
+        lengths = loader.lengths[turns[epoch % 3]]
+        expected = length_batches(lengths, 8, seed=5, epoch=epoch)
+        assert [batch.tolist() for batch in loader.plan(epoch)] == [turns[epoch % 3][batch].tolist() for batch in expected]
+        assert padding_ratio(loader, epoch) == pytest.approx(
+            sum(len(batch) * lengths[batch].max() for batch in expected) / lengths.sum()
+        )
+    every = BatchLoader(plain.rows, plain.tokens, plain.labels, 8, seed=5, turns=np.arange(103)[None])
+    assert [batch["index"].tolist() for batch in every] == [batch["index"].tolist() for batch in plain]
