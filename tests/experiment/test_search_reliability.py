@@ -6,12 +6,13 @@ import dataclasses
 import gc
 import re
 import signal
+import time
 import weakref
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.fault_injection import FLAGS, attempt, build_inputs, copy_inputs, find_litter, read_results
+from support.fault_injection import FLAGS, TIMEOUT_S, attempt, build_inputs, copy_inputs, find_litter, read_results
 from support.processes import launch, said
 from support.tiny_lab import TinyLab, build_materials, read_metrics, repeated_bytes
 
@@ -53,6 +54,12 @@ def planned(lab: TinyLab, flags: str) -> tuple[str, str]:
     return there[1], missing[1]
 
 
+def finished_teachers(folder: Path) -> list[Path]:
+    """Return the cache's whole teachers whose builder has cleared up."""
+    entries = [path.parent for path in folder.glob("cache/teachers/*/manifest.json") if not path.parent.suffix]
+    return [entry for entry in entries if not entry.with_suffix(".work").exists()]
+
+
 def test_killed_in_trials_of_every_model_it_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
     inputs = build_inputs(tmp_path / "inputs")
     whole, killed = (copy_inputs(inputs, tmp_path / name) for name in ("whole", "killed"))
@@ -78,6 +85,21 @@ def test_processes_of_one_run_agree_on_the_trials(tmp_path: Path) -> None:
         assert trials[0] == {"settings": {"lr": 1e30}, "failed": True}
         assert [trial["validation"] for trial in trials if trial.get("chosen")] == [best]
     assert not list((place / "run").rglob("checkpoint*"))
+
+
+def test_trials_keep_the_processes_they_were_tuned_on_when_the_run_moves(tmp_path: Path) -> None:
+    place = copy_inputs(build_inputs(tmp_path / "inputs"), tmp_path / "place")
+    ranks = launch(place, SEARCHED)
+    until = time.monotonic() + TIMEOUT_S
+    while not list(place.glob("cache/teachers/*.work/step-*.ckpt")) or len(finished_teachers(place)) != 1:
+        assert time.monotonic() < until, "it did not come to the second trial"
+        time.sleep(0.002)
+    ranks.processes[0].kill()
+    assert 0 not in ranks.wait() and len(finished_teachers(place)) == 1
+    moved = attempt(place, SEARCHED, kill_at_write=250)
+    assert moved.status == -signal.SIGKILL and moved.phase != "teacher" and moved.errors.count("fine-tuning the teacher") == 1
+    last = attempt(place, SEARCHED)
+    assert last.status == 0 and "fine-tuning the teacher" not in last.errors, last.errors
 
 
 def test_a_trial_whose_validation_is_not_finite_is_told_and_left_out(lab: TinyLab) -> None:
