@@ -13,6 +13,7 @@ import math
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import compress
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,16 @@ class Comments:
                 index += 1
             if index != end:
                 raise InputError(f"{table.path}: changed since it was read. Run the command again.")
+
+    def iter_texts_of(self, rows: NDArray[np.int64]) -> Iterator[str]:
+        """Stream the texts of some rows, in the order of all rows; as `iter_texts` does."""
+        wanted = np.zeros(len(self), dtype=bool)
+        wanted[rows] = True
+        return compress(self.iter_texts(), wanted.tolist())
+
+    def read_texts(self, rows: NDArray[np.int64]) -> dict[int, str]:
+        """Return the texts of some rows by row, as `iter_texts` does."""
+        return dict(zip(np.unique(rows).tolist(), self.iter_texts_of(rows), strict=True))
 
 
 def load_comments(

@@ -78,16 +78,8 @@ class World:
         """Return every process's value, by rank, in all processes."""
         return [value]
 
-    def in_step(self, items: Iterable[Value], count: int) -> Iterable[Value | None]:
-        """Yield this process's items, then None until every process has had as many turns.
-
-        Args:
-            count: How many items this process has.
-        """
-        return items
-
     def take_turns(self, items: Iterable[Value]) -> Iterable[Value | None]:
-        """Do what `in_step` does where nobody knows how many items there are; the processes ask each other every turn."""
+        """Yield this process's items, then None until no process has one left; they ask each other every turn."""
         return items
 
     def any(self, *flags: bool) -> tuple[bool, ...]:
@@ -218,11 +210,6 @@ class JoinedWorld(World):
         found: list[Any] = [None] * self.size
         distributed.all_gather_object(found, value)
         return found
-
-    def in_step(self, items: Iterable[Value], count: int) -> Iterable[Value | None]:
-        """Take as many turns as the process with the most items."""
-        left = iter(items)
-        return (next(left, None) for _ in range(max(self.gather_everywhere(count))))
 
     def take_turns(self, items: Iterable[Value]) -> Iterable[Value | None]:
         """Take turns until no process has an item left."""

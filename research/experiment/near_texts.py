@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
-from itertools import compress, islice
+from itertools import islice
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,13 +31,6 @@ def mark_near(comments: Comments, rows: NDArray[np.int64], others: NDArray[np.in
     """Return which of some rows, ascending, have a text that nearly equals one of the others."""
     if not len(rows):
         return np.zeros(0, dtype=bool)
-    held = NearDuplicates(iter_texts_of(comments, others))
-    texts = iter_texts_of(comments, rows)
+    held = NearDuplicates(comments.iter_texts_of(others))
+    texts = comments.iter_texts_of(rows)
     return np.concatenate([held.find(chunk) for chunk in iter(lambda: list(islice(texts, CHUNK_TEXTS)), [])])
-
-
-def iter_texts_of(comments: Comments, rows: NDArray[np.int64]) -> Iterator[str]:
-    """Stream the texts of some rows, in the order of all rows."""
-    wanted = np.zeros(len(comments), dtype=bool)
-    wanted[rows] = True
-    return compress(comments.iter_texts(), wanted.tolist())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from dataclasses import dataclass
-from itertools import compress, islice
+from itertools import islice
 from typing import Any
 
 import numpy as np
@@ -60,9 +60,7 @@ def fit_tokenizer(config: ExperimentConfig, tokenizer: Any, comments: Comments, 
 
 def count_pieces(comments: Comments, rows: NDArray[np.int64], tokenizer: Any) -> tuple[NDArray[np.int64], list[str]]:
     """Return how often each id stands in the texts of some rows, and some of these texts."""
-    wanted = np.zeros(len(comments), dtype=bool)
-    wanted[rows] = True
-    texts = compress(comments.iter_texts(), wanted.tolist())
+    texts = comments.iter_texts_of(rows)
     counts, samples = np.zeros(0, dtype=np.int64), list[str]()
     while chunk := list(islice(texts, CHUNK_ROWS)):
         samples += chunk[: SAMPLES - len(samples)]

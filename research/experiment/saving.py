@@ -153,7 +153,7 @@ def fetch_texts(index: Sequence[int], inputs: Inputs) -> dict[int, str]:
     wanted, comments = set(index), inputs.comments
     rows = {int(row): int(place) for row in inputs.split.test if (place := comments.source_row[row]) in wanted}
     try:
-        return {rows[row]: text for row, text in enumerate(comments.iter_texts()) if row in rows}
+        return {rows[row]: text for row, text in comments.read_texts(np.array(list(rows), dtype=np.int64)).items()}
     except InputError as error:
         log.warning("report.html goes without texts: %s", error)
         return {}

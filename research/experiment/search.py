@@ -59,7 +59,8 @@ def search(name: str, context: RunContext, try_out: Callable[[RunContext], Trial
     trials = list_trials(config, "teacher" if name == "teacher" else "student")
     if trials == [{}]:  # of a search that is for others
         return try_out(in_trial(context, {}))
-    found: dict[int, Trial[Model]] = {}
+    best: Trial[Model] | None = None
+    chosen = -1
     faults: list[Exception] = []
     told: list[dict[str, Any]] = []
     for number, settings in enumerate(trials):
@@ -74,11 +75,10 @@ def search(name: str, context: RunContext, try_out: Callable[[RunContext], Trial
             told.append({"settings": settings, "failed": True})
             continue
         told.append({"settings": settings, "validation": trial.score, **trial.facts})
-        if not found or rank(trial.score) > max(rank(other.score) for other in found.values()):
-            found = {number: trial}  # the others' models are not needed any more
-    if not found:
+        if best is None or rank(trial.score) > rank(best.score):
+            best, chosen = trial, number  # the others' models are not needed any more
+    if best is None:
         raise faults[0]
-    ((chosen, best),) = found.items()
     told[chosen]["chosen"] = True
     short, place = METRIC_OF[config.select_by].short, f"{name}: trial {chosen + 1} of {len(trials)}"
     if math.isnan(best.score):

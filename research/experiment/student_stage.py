@@ -6,7 +6,8 @@ import copy
 import dataclasses
 import hashlib
 import logging
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,17 +58,41 @@ class TrainedStudent:
     logits: dict[str, NDArray[np.float32]]
 
 
+@dataclass(frozen=True)
+class Lesson:
+    """What a student learns from.
+
+    Attributes:
+        rows: Those it reads in some epoch; `turns` says which in which, as `rows_in_turn`.
+        teachers: Those of the run, which may also be what the student starts as.
+        targets: What answers for them; None where it learns from the labels alone.
+        labels: (N, C) of all rows, where they are not those of the tables.
+        carried: What its batches hold beside its own tokens.
+    """
+
+    rows: NDArray[np.int64]
+    turns: NDArray[np.int64] | None
+    teachers: Ensemble | None
+    targets: TeacherTargets | None = None
+    labels: NDArray[np.float32] | None = None
+    carried: Mapping[str, Any] = field(default_factory=dict)
+
+
 def train_student(teachers: Ensemble | None, context: RunContext) -> TrainedStudent:
     """Build the student and train it, from its teachers or from the labels alone."""
     inputs, folder = context.inputs, context.run_dir.path / "checkpoint"
     if teachers is None:
-        rows, turns = rows_in_turn(inputs, inputs.split.train)
-        labels = label_views(inputs, inputs.comments.labels)
-        return _train("student", None, teachers, rows, folder, context, labels, turns=turns)
+        return _train("student", learn_labels(teachers, inputs), folder, context)
     rows, turns = training_rows(inputs)
     with context.runtime.timed("teacher_outputs"):
         targets, carried = prepare_targets(teachers, rows, context)
-    return _train("student", targets, teachers, rows, folder, context, turns=turns, **carried)
+    return _train("student", Lesson(rows, turns, teachers, targets, carried=carried), folder, context)
+
+
+def learn_labels(teachers: Ensemble | None, inputs: Inputs) -> Lesson:
+    """Return the lesson of the labelled rows and their views without a teacher."""
+    rows, turns = rows_in_turn(inputs, inputs.split.train)
+    return Lesson(rows, turns, teachers, labels=label_views(inputs, inputs.comments.labels))
 
 
 def train_control(teachers: Ensemble | None, context: RunContext) -> TrainedStudent:
@@ -81,14 +106,12 @@ def train_control(teachers: Ensemble | None, context: RunContext) -> TrainedStud
     folder, inputs = context.run_dir.path / "checkpoint_control", context.inputs
     if inputs.config.control_labels == "gold":
         log.info("training the control: the same student on the labels alone")
-        rows, turns = rows_in_turn(inputs, inputs.split.train)
-        labels = label_views(inputs, inputs.comments.labels)
-        return _train("control", None, teachers, rows, folder, context, labels, turns=turns)
+        return _train("control", learn_labels(teachers, inputs), folder, context)
     assert teachers is not None
     log.info("training the control: the same student on the labels and, of unlabelled rows, the teacher's decisions")
     rows, turns = training_rows(inputs)
     labels = label_views(inputs, pseudo_label(teachers, rows, context))
-    return _train("control", None, teachers, rows, folder, context, labels, turns=turns)
+    return _train("control", Lesson(rows, turns, teachers, labels=labels), folder, context)
 
 
 def pseudo_label(teachers: Ensemble, rows: NDArray[np.int64], context: RunContext) -> NDArray[np.float32]:
@@ -111,21 +134,11 @@ def pseudo_label(teachers: Ensemble, rows: NDArray[np.int64], context: RunContex
     return labels
 
 
-def _train(
-    name: str,
-    targets: TeacherTargets | None,
-    teachers: Ensemble | None,
-    rows: NDArray[np.int64],
-    checkpoints: Path,
-    context: RunContext,
-    labels: NDArray[np.float32] | None = None,
-    turns: NDArray[np.int64] | None = None,
-    **carried: Any,
-) -> TrainedStudent:
+def _train(name: str, lesson: Lesson, checkpoints: Path, context: RunContext) -> TrainedStudent:
     """Train it, once or in every trial of --search, and ask the one that validation chose about both parts."""
 
     def try_out(trial: RunContext) -> Trial[tuple[TextClassifier, TrainingResult]]:
-        student, training = _fit(name, targets, teachers, rows, checkpoints / trial.trial, trial, labels, turns, **carried)
+        student, training = _fit(name, lesson, checkpoints / trial.trial, trial)
         return Trial((student, training), training.best_score, summarize(training))
 
     found = search(name, context, try_out)
@@ -135,28 +148,19 @@ def _train(
     return TrainedStudent(student, training.history, found.facts, predict_parts(name, student, tokens, context))
 
 
-def _fit(
-    name: str,
-    targets: TeacherTargets | None,
-    teachers: Ensemble | None,
-    rows: NDArray[np.int64],
-    checkpoints: Path,
-    context: RunContext,
-    labels: NDArray[np.float32] | None,
-    turns: NDArray[np.int64] | None,
-    **carried: Any,
-) -> tuple[TextClassifier, TrainingResult]:
+def _fit(name: str, lesson: Lesson, checkpoints: Path, context: RunContext) -> tuple[TextClassifier, TrainingResult]:
     config, tokens = context.inputs.config, context.tokens.student
     assert tokens is not None
     if config.student_kind == "static":
         config = dataclasses.replace(config, lr=config.static_lr)
+    teachers, rows, turns = lesson.teachers, lesson.rows, lesson.turns
     student = build_student(teachers, context.inputs, context.runtime.device)
-    if targets is not None and teachers is not None and teachers.members:
+    if lesson.targets is not None and teachers is not None and teachers.members:
         report_sizes(teachers.num_parameters, student)
     label_names = context.inputs.comments.label_names
     device, world = context.runtime.device, context.runtime.world
-    trainer = DistillationTrainer(targets, student, config, device, label_names=label_names, world=world)
-    loader = context.training_batches(rows, tokens, config.seed, labels, turns=turns, **carried)
+    trainer = DistillationTrainer(lesson.targets, student, config, device, label_names=label_names, world=world)
+    loader = context.training_batches(rows, tokens, config.seed, lesson.labels, turns=turns, **lesson.carried)
     identity = digest_key(training_identity(teachers, rows, turns, context))
     return student, train(name, trainer, loader, CheckpointFolder(checkpoints, identity, world), context)
 

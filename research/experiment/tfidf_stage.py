@@ -46,7 +46,7 @@ def train_tfidf(context: RunContext) -> TrainedTfidf:
     """Fit the model on the labels for every penalty, and take the one that is best on validation by --select_by."""
     inputs = context.inputs
     config, comments, split = inputs.config, inputs.comments, inputs.split
-    texts = read_texts(context, np.concatenate([split.train, *(getattr(split, part) for part in PARTS)]))
+    texts = comments.read_texts(np.concatenate([split.train, *(getattr(split, part) for part in PARTS)]))
     labels = comments.labels
     weights, warnings = compute_class_weights(labels[split.train], comments.label_names)
     for warning in warnings if config.class_weights else ():
@@ -69,12 +69,6 @@ def train_tfidf(context: RunContext) -> TrainedTfidf:
     training = {"inverse_penalty": best, "ngrams": len(model.vectorizer.vocabulary_)}
     logits = {part: model.predict_logits(of_part[part]) for part in PARTS}
     return TrainedTfidf(model, logits, training, measure_costs(model, of_part["test"], context.runtime.extras.measure_s))
-
-
-def read_texts(context: RunContext, rows: NDArray[np.int64]) -> dict[int, str]:
-    """Return the texts of some rows of the tables."""
-    wanted = set(rows.tolist())
-    return {row: text for row, text in enumerate(context.inputs.comments.iter_texts()) if row in wanted}
 
 
 def measure_costs(model: TfidfClassifier, texts: list[str], time_budget_s: float) -> dict[str, Any]:

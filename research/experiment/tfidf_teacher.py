@@ -22,7 +22,6 @@ from research.evaluation.metrics import compute_metrics
 from research.evaluation.thresholds import DEFAULT_THRESHOLD
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
-from research.experiment.tfidf_stage import read_texts
 from research.models.tfidf import INVERSE_PENALTIES, MIN_TEXTS, NGRAM_OPTIONS, TfidfTrainer
 from research.names import PARTS
 from research.storage.arrays import write_npy
@@ -111,7 +110,7 @@ def fit_answers(context: RunContext) -> tuple[NDArray[np.float32], dict[str, Any
     """
     inputs = context.inputs
     split, comments, rows = inputs.split, inputs.comments, asked_rows(inputs)
-    of_row = read_texts(context, rows)
+    of_row = comments.read_texts(rows)
     texts = [of_row[row] for row in rows.tolist()]
     labels = comments.labels[split.train]
     weights: NDArray[Any] = np.ones(labels.shape[1])

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from research.experiment.announce import count, join_names
 from research.experiment.inputs import Inputs, Views, hash_rows
-from research.experiment.near_texts import iter_texts_of
 from research.experiment.runtime import Runtime
 from research.logs import PhaseProgress
 from research.models.filling import MaskedText, WordFiller, load_filler
@@ -119,9 +118,9 @@ def write_views(folder: Path, inputs: Inputs, device: torch.device) -> None:
     """
     config, comments, train = inputs.config, inputs.comments, inputs.split.train
     held_rows = np.sort(np.concatenate([inputs.split.validation, inputs.split.test]))
-    held, held_hashes = NearDuplicates(iter_texts_of(comments, held_rows)), comments.text_hash[held_rows]
+    held, held_hashes = NearDuplicates(comments.iter_texts_of(held_rows)), comments.text_hash[held_rows]
     filler = open_filler(inputs, device)
-    texts, kinds, near = iter_texts_of(comments, train), Counter[str](), 0
+    texts, kinds, near = comments.iter_texts_of(train), Counter[str](), 0
     with PhaseProgress("making views", len(train), "texts") as progress, open(folder / TABLE_FILE, "w", encoding="utf-8") as file:
         for start in range(0, len(train), CHUNK_ROWS):
             chunk = list(islice(texts, CHUNK_ROWS))

@@ -21,7 +21,7 @@ from torch import nn
 from research.evaluation.predict import predict_logits
 from research.logs import PhaseProgress
 from research.storage.arrays import append_array, start_npy
-from research.storage.files import hash_file, write_atomic
+from research.storage.files import is_as_written, write_checked
 from research.text.batches import Batch, BatchLoader
 
 log = logging.getLogger(__name__)
@@ -54,7 +54,7 @@ class Part:
     def find(self, folder: Path) -> Path | None:
         """Return the part's file; one whose bytes are not those that were written is deleted."""
         for path in folder.glob(f"{self.stem}.*.npy"):
-            if hash_file(path) == path.name.split(".")[1]:
+            if is_as_written(path):
                 return path
             path.unlink()
         return None
@@ -63,8 +63,7 @@ class Part:
         """Write the part's logits, whole or not at all."""
         buffer = io.BytesIO()
         np.save(buffer, logits)
-        content = buffer.getbuffer()
-        write_atomic(folder / f"{self.stem}.{hashlib.sha256(content).hexdigest()}.npy", content)
+        write_checked(folder, self.stem, ".npy", buffer.getbuffer())
 
 
 def cut_parts(batches: Sequence[NDArray[np.int64]], part_rows: int) -> Iterator[Part]:

@@ -264,7 +264,7 @@ def compute_layers(
         OverflowError: a value does not fit `dtype`; in every process.
     """
     model, world = teacher.model.to(device), loader.world
-    for batch in world.in_step(with_progress(loader, "teacher layers", len(loader)), len(loader)):
+    for batch in world.take_turns(with_progress(loader, "teacher layers", len(loader))):
         found, fits = None, True
         if batch is not None:
             try:

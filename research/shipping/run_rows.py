@@ -82,8 +82,7 @@ def read_rows_of_run(run: Run) -> Rows:
     test = [place[number] for number in index]
     size = min(CALIBRATION_TEXTS, len(split.train))
     sample = np.random.default_rng(0).choice(split.train, size=size, replace=False).tolist()
-    wanted = {*test, *sample}
-    texts = {row: text for row, text in enumerate(comments.iter_texts()) if row in wanted}
+    texts = comments.read_texts(np.array([*test, *sample]))
     return Rows([texts[row] for row in sorted(sample)], [texts[row] for row in test], "of the run's training part", True)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import io
 import logging
 import pickle
@@ -15,7 +14,7 @@ import torch
 
 from research.distributed import ALONE, World
 from research.errors import first_line
-from research.storage.files import hash_file, remove_litter, write_atomic
+from research.storage.files import is_as_written, remove_litter, write_checked
 
 log = logging.getLogger(__name__)
 KEPT = 2
@@ -27,8 +26,6 @@ UNREADABLE = (
 
 class CheckpointFolder:
     """A folder of `step-<global step>.<SHA-256>.ckpt` files in torch's format, used by one process at a time.
-
-    The checksum is part of the name, so no second file can disagree with it.
 
     Args:
         identity: Names what is trained on what. A checkpoint of another identity, as of a table that was
@@ -59,9 +56,7 @@ class CheckpointFolder:
         # Through memory, since torch turns the OSError of a full disk into an error of its own.
         buffer = io.BytesIO()
         torch.save(state | {"identity": self.identity}, buffer)
-        content = buffer.getbuffer()
-        path = self.folder / f"step-{step:010d}.{hashlib.sha256(content).hexdigest()}.ckpt"
-        write_atomic(path, content)
+        path = write_checked(self.folder, f"step-{step:010d}", ".ckpt", buffer.getbuffer())
         others = [other for other in self._newest_first() if other != path]
         for old in others[KEPT - 1 :]:
             old.unlink(missing_ok=True)
@@ -97,7 +92,7 @@ class CheckpointFolder:
 
 def _read(path: Path, identity: str) -> dict[str, Any]:
     """Return a checkpoint's state; whatever is wrong with the file raises."""
-    if hash_file(path) != path.name.split(".")[1]:
+    if not is_as_written(path):
         raise ValueError("its bytes changed since it was written")
     # weights_only: a checkpoint from a hostile hand must not be able to run code.
     state = torch.load(path, weights_only=True, map_location="cpu")

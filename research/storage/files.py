@@ -60,6 +60,21 @@ def write_atomic(path: Path, content: bytes | memoryview) -> None:
     flush_folder(path.parent)
 
 
+def write_checked(folder: Path, stem: str, suffix: str, content: bytes | memoryview) -> Path:
+    """Write a file with its bytes' SHA-256 in its name, `<stem>.<SHA-256><suffix>`, as `write_atomic` does; return its path.
+
+    The checksum is part of the name, so no second file can disagree with it.
+    """
+    path = folder / f"{stem}.{hashlib.sha256(content).hexdigest()}{suffix}"
+    write_atomic(path, content)
+    return path
+
+
+def is_as_written(path: Path) -> bool:
+    """Whether a file of `write_checked` still has the bytes that its name tells of."""
+    return hash_file(path) == path.name.split(".")[1]
+
+
 def flush_folder(folder: Path) -> None:
     """Make the names in `folder` survive a power cut (a rename is only as durable as its folder)."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -15,10 +15,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from support.builders import LABELS, QUICK_EXTRAS, ROOT, build_model_folder, make_table, make_texts
-from support.shipping import read_table, write_texts
+from support.builders import LABELS, ROOT, make_texts
+from support.shipping import read_table, train_student, write_texts
 
-import research_main
 import research_predict
 from research.shipping import export
 
@@ -47,15 +46,9 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 @pytest.fixture(scope="module")
 def exported(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An exported student, of a run on 120 rows."""
-    root = tmp_path_factory.mktemp("examples")
-    table = make_table(root / "table.csv", rows=120)
-    build_model_folder("bert", "wordpiece", root / "encoder", make_texts(120), layers=2, width=32)
-    flags = ["--pipeline", "student_only", "--dataset_path", str(table), "--student_path", str(root / "encoder")]
-    flags += ["--pooling", "mean", "--max_length", "16", "--epochs", "3", "--lr", "5e-3", "--num_threads", "1"]
-    flags += ["--output_dir", str(root / "run"), "--cache_dir", str(root / "cache")]
-    assert research_main.main(flags, QUICK_EXTRAS) == 0
-    export.export_model(str(root / "run"), int8=True, measure_s=0.01)
-    return root / "run" / "student_onnx"
+    run = train_student(tmp_path_factory.mktemp("examples"))
+    export.export_model(str(run), int8=True, measure_s=0.01)
+    return run / "student_onnx"
 
 
 @pytest.fixture(scope="module")

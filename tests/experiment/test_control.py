@@ -257,11 +257,10 @@ def test_page_holds_the_texts_that_the_models_disagree_on(lab: Path, controlled:
 
 
 def test_a_table_that_changed_meanwhile_costs_the_texts_alone(caplog: pytest.LogCaptureFixture) -> None:
-    def changed() -> Any:
-        yield "one"
+    def changed(_rows: Any) -> Any:
         raise InputError("data/comments.csv no longer holds what it held")
 
-    comments = SimpleNamespace(source_row=np.arange(3), iter_texts=changed)
+    comments = SimpleNamespace(source_row=np.arange(3), read_texts=changed)
     inputs: Any = SimpleNamespace(split=SimpleNamespace(test=np.array([0, 2])), comments=comments)
     assert fetch_texts([2], inputs) == {}
     assert "report.html goes without texts: data/comments.csv" in caplog.text

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from support.fault_injection import FLAGS, TIMEOUT_S, attempt, build_inputs, copy_inputs, find_litter, read_results
 from support.processes import launch, said
-from support.tiny_lab import TinyLab, build_materials, read_metrics, repeated_bytes
+from support.tiny_lab import TinyLab, read_metrics, repeated_bytes
 
 from research.distributed import check_launch
 from research.errors import InputError, TrainingFault
@@ -26,19 +26,6 @@ SEARCHED = [*FLAGS, "--search", "lr=1e-4,3e-3"]
 # Of about 750, so that every model is hit in a few kills and each attempt comes further than the one before.
 WRITES_BETWEEN_KILLS = 150
 MOST_KILLS = 12
-
-
-@pytest.fixture(scope="module")
-def materials(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return build_materials(tmp_path_factory.mktemp("materials"))
-
-
-@pytest.fixture
-def lab(tmp_path: Path, materials: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> TinyLab:
-    for name in ("data", "models"):
-        (tmp_path / name).symlink_to(materials / name)
-    monkeypatch.chdir(tmp_path)
-    return TinyLab(tmp_path, lambda: tuple(capsys.readouterr()))  # type: ignore[return-value, arg-type]
 
 
 def trials_of(run_dir: Path, model: str) -> list[dict[str, Any]]:

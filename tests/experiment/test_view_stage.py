@@ -15,7 +15,6 @@ from support.tiny_lab import QUICK, TinyLab, build_materials, read_metrics, read
 from research.errors import StopRequest
 from research.experiment.dataset import load_dataset
 from research.experiment.inputs import load_inputs
-from research.experiment.near_texts import iter_texts_of
 from research.experiment.runtime import Extras, Runtime, start_runtime
 from research.experiment.seen_texts import read_seen
 from research.experiment.view_stage import add_views, label_views, rows_in_turn, training_rows
@@ -49,12 +48,12 @@ def prepare(flags: str = VIEWS) -> tuple[Any, Runtime]:
 
 def texts_of(inputs: Any) -> list[list[str]]:
     """Return the views of each training text."""
-    return [list(iter_texts_of(inputs.comments, rows)) for rows in inputs.views.rows]
+    return [list(inputs.comments.iter_texts_of(rows)) for rows in inputs.views.rows]
 
 
 def test_views_are_changed_training_texts_and_no_other_row_has_any(lab: TinyLab) -> None:
     inputs, _ = prepare()
-    train = list(iter_texts_of(inputs.comments, inputs.split.train))
+    train = list(inputs.comments.iter_texts_of(inputs.split.train))
     views = texts_of(inputs)
     assert inputs.views.rows.shape == inputs.views.sources.shape == (len(train), 2)
     assert inputs.views.sources[:, 0].tolist() == inputs.split.train.tolist()
@@ -81,7 +80,7 @@ def test_the_same_seed_gives_the_same_views_however_many_there_are(lab: TinyLab)
 
 def test_swapped_words_come_from_a_text_of_the_same_labels(lab: TinyLab) -> None:
     inputs, _ = prepare(f"{VIEWS} --augment_kinds swap")
-    train = list(iter_texts_of(inputs.comments, inputs.split.train))
+    train = list(inputs.comments.iter_texts_of(inputs.split.train))
     labels = inputs.comments.labels[inputs.split.train]
     word_sets = [set(text.split()) for text in train]
     swapped = 0
@@ -97,7 +96,7 @@ def test_swapped_words_come_from_a_text_of_the_same_labels(lab: TinyLab) -> None
 
 def test_no_view_is_near_a_held_out_text_and_the_text_itself_stands_for_it(lab: TinyLab) -> None:
     plain, _ = prepare()
-    train = list(iter_texts_of(plain.comments, plain.split.train))
+    train = list(plain.comments.iter_texts_of(plain.split.train))
     letters = [reduce_to_letters(text) for text in train]
     # Tables of their own, which hold what the views would be, and one training text but for its number.
     some = [views[0] for views in texts_of(plain)][:20]
@@ -106,9 +105,9 @@ def test_no_view_is_near_a_held_out_text_and_the_text_itself_stands_for_it(lab: 
     held = [[f"{text} !", *label] for text in dict.fromkeys(some) if reduce_to_letters(text) not in letters]
     write_table(Path("held.csv"), [list(header), *held, [f"{train[0]} 1", *label]])
     inputs, _ = prepare(f"{VIEWS} --cache_dir other --test_path held.csv")
-    near = NearDuplicates(iter_texts_of(inputs.comments, np.concatenate([inputs.split.test, inputs.split.validation])))
+    near = NearDuplicates(inputs.comments.iter_texts_of(np.concatenate([inputs.split.test, inputs.split.validation])))
     kept = 0
-    for text, views in zip(iter_texts_of(inputs.comments, inputs.split.train), texts_of(inputs), strict=True):
+    for text, views in zip(inputs.comments.iter_texts_of(inputs.split.train), texts_of(inputs), strict=True):
         for view in views:
             assert view == text or not near.find([view])[0]
             kept += view != text

@@ -14,11 +14,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from support.builders import LABELS, QUICK_EXTRAS, build_model_folder, make_table, make_texts
-from support.shipping import Exported, read_table, write_texts
+from support.builders import LABELS, build_model_folder, make_texts
+from support.shipping import Exported, read_table, train_student, write_texts
 
 import research_export
-import research_main
 import research_predict
 from research.evaluation.calibration import sigmoid
 from research.models.classifiers import SequenceClassifier
@@ -39,14 +38,7 @@ TEXTS = [*make_texts(40, seed=4), "আজ", " ".join(["খুব"] * 50), "ক�
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run on 120 rows whose student has the mean of its tokens as text vector."""
-    root = tmp_path_factory.mktemp("export")
-    table = make_table(root / "table.csv", rows=120)
-    build_model_folder("bert", "wordpiece", root / "encoder", make_texts(120), layers=2, width=32)
-    flags = ["--pipeline", "student_only", "--dataset_path", str(table), "--student_path", str(root / "encoder")]
-    flags += ["--pooling", "mean", "--max_length", "16", "--epochs", "3", "--lr", "5e-3", "--num_threads", "1"]
-    flags += ["--output_dir", str(root / "run"), "--cache_dir", str(root / "cache")]
-    assert research_main.main(flags, QUICK_EXTRAS) == 0
-    return root / "run"
+    return train_student(tmp_path_factory.mktemp("export"))
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""Tables of texts, and a classifier without weights that counts what it is asked and may be stopped."""
+"""A small run, tables of texts, and a classifier without weights that counts what it is asked and may be stopped."""
 
 from __future__ import annotations
 
@@ -8,10 +8,23 @@ from pathlib import Path
 
 import numpy as np
 
+import research_main
 from research.shipping.scorers import Scorer
 from research.text.tables import read_rows
+from support.builders import QUICK_EXTRAS, build_model_folder, make_table, make_texts
 
 Exported = Callable[[Path, str, bool], Path]  # builds a classifier of an architecture, with its own head or ours
+
+
+def train_student(root: Path) -> Path:
+    """Do a run of a student on 120 rows, whose text vector is the mean of its tokens, below a folder; return its directory."""
+    table = make_table(root / "table.csv", rows=120)
+    build_model_folder("bert", "wordpiece", root / "encoder", make_texts(120), layers=2, width=32)
+    flags = ["--pipeline", "student_only", "--dataset_path", str(table), "--student_path", str(root / "encoder")]
+    flags += ["--pooling", "mean", "--max_length", "16", "--epochs", "3", "--lr", "5e-3", "--num_threads", "1"]
+    flags += ["--output_dir", str(root / "run"), "--cache_dir", str(root / "cache")]
+    assert research_main.main(flags, QUICK_EXTRAS) == 0
+    return root / "run"
 
 
 def write_texts(path: Path, texts: Sequence[str], **columns: Sequence[object]) -> Path:
