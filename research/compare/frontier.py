@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from research.report.figures import STYLES, SeriesStyle, Target, figure_style, n
 from research.runs.formats import dig
 from research_config import unused_fields
 
-TEACHER_STYLE = SeriesStyle("#000000", "-", "*", "")
+TEACHER_STYLES = [SeriesStyle(color, "-", "*", "") for color in ("#000000", "#808080", "#c0c0c0")]
 LOG_COST_RATIO = 10  # costs this many times apart leave the small models no room on a linear axis
 LONGEST_NAME_OF_TWO_COLUMNS = 24
 FAR_RIGHT = 10  # times the largest cost, beyond any axis
@@ -40,7 +41,7 @@ class FrontierPoint:
 
 
 def collect_frontier(comparison: Comparison) -> list[FrontierPoint]:
-    """Return a point per row whose size and latency were measured, then one per distinct teacher.
+    """Return a point per row whose size and latency were measured, then one per distinct teacher, by its first row's name.
 
     Where several rows have a size in common, as in a sweep of losses, the one that is best on validation, of those that
     learned from a teacher and of those that did not, and the baseline carry names and the others become unnamed points:
@@ -57,10 +58,14 @@ def collect_frontier(comparison: Comparison) -> list[FrontierPoint]:
             distilled = all(_learns_from_teacher(member) for member in result.row.members)
             point = FrontierPoint(result.row.name, result.estimate.value, interval, parameters, latency_ms, distilled=distilled)
             rows.setdefault((parameters, distilled), []).append((result, point))
+    # Named by a row that learned from it rather than by its control.
+    for result in sorted(comparison.results, key=lambda result: not all(map(_learns_from_teacher, result.row.members))):
         teacher = _teacher_point(result, comparison)
         if teacher is not None:
             # Runs of a sweep share a teacher but time it each anew: the first timing stands for all.
             teachers.setdefault((teacher.value, teacher.parameters), teacher)
+    if len(teachers) == 1:
+        teachers = {key: replace(teacher, name="teacher") for key, teacher in teachers.items()}
     points = []
     for group in rows.values():
         best = max(group, key=lambda entry: _validation_score(entry[0], comparison.metric))[0]
@@ -87,13 +92,14 @@ def _validation_score(result: Result, metric: str) -> float:
 
 
 def _teacher_point(result: Result, comparison: Comparison) -> FrontierPoint | None:
-    """Return the point of the teacher a row learned from, by the scores in its metrics.json."""
-    first = result.row.members[0]
-    value = dig(first.run.metrics, "teacher", comparison.part, *METRIC_OF[comparison.metric].path)
-    costs = _read_costs(first.run, "teacher")
-    if first.model == "teacher" or value is None or costs is None:
+    """Return the point of the teacher a row learned from, by the scores in each metrics.json: of folds, by their mean."""
+    members, path = result.row.members, METRIC_OF[comparison.metric].path
+    values = [dig(member.run.metrics, "teacher", comparison.part, *path) for member in members]
+    costs = [_read_costs(member.run, "teacher") for member in members]
+    if members[0].model == "teacher" or None in values or None in costs:
         return None
-    return FrontierPoint("teacher", value, None, *costs, is_teacher=True)
+    parameters, latency_ms = np.mean(np.array(costs, dtype=float), axis=0).tolist()
+    return FrontierPoint(f"teacher of {result.row.name}", float(np.mean(values)), None, parameters, latency_ms, is_teacher=True)
 
 
 def _read_costs(run: Any, model: str) -> tuple[float, float] | None:
@@ -141,9 +147,9 @@ def plot_frontier(points: Sequence[FrontierPoint], metric: str, target: Target, 
             for point in points:
                 if point.name is None:
                     axes.scatter([cost(point)], [point.value], s=7, color="0.6", linewidth=0, zorder=1)
-            styles = (_style_of(number) for number in range(len(named)))
+            styles, stars = (_style_of(number) for number in range(len(named))), cycle(TEACHER_STYLES)
             for place, point in zip(places, named, strict=True):
-                _draw_point(axes, place, point, TEACHER_STYLE if point.is_teacher else next(styles))
+                _draw_point(axes, place, point, next(stars if point.is_teacher else styles))
             _set_cost_axis(axes, [cost(point) for point in points])
         size_axes.set_ylabel(metric)
         size_axes.set_xlabel("parameters (million)")

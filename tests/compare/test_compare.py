@@ -850,3 +850,33 @@ def test_keeps_tests_each_student_against_its_teacher(tmp_path, run_compare):
 def test_runs_of_one_name_are_told_apart_by_the_end_of_their_paths(tmp_path):
     runs = [write_run(tmp_path / parent / "seed_1", skill) for parent, skill in (("plain", 1.0), ("ngrams", 2.0))]
     assert [row.name for row in gather_rows(runs, None, "test", None, None)[0]] == ["plain/seed_1", "ngrams/seed_1"]
+
+
+def test_several_teachers_of_a_frontier_are_told_apart_and_one_is_the_teacher(tmp_path):
+    models = {"teacher": {"parameters_total": 9.0, "latency_ms_batch1": 9.0}}
+    models["student"] = {"parameters_total": 1.0, "latency_ms_batch1": 1.0}
+    runs = []
+    for name, alpha, score in (("weak", 0.3, 0.7), ("strong", 0.5, 0.8)):
+        run = write_run(tmp_path / name, models=("teacher", "student"), efficiency=models, kd_alpha=alpha)
+        metrics = json.loads((run / "metrics.json").read_text())
+        metrics.setdefault("teacher", {})["test"] = {"at_0.5": {"average_precision_macro": score}}
+        (run / "metrics.json").write_text(json.dumps(metrics))
+        runs.append(run)
+    both, one = (
+        [point.name for point in collect_frontier(compare_runs(chosen, resamples=100)) if point.is_teacher]
+        for chosen in (runs, runs[:1])
+    )
+    assert both == ["teacher of weak", "teacher of strong"] and one == ["teacher"]
+
+
+def test_teacher_of_folds_stands_at_the_mean_of_its_folds(tmp_path):
+    costs = {"parameters_total": 9, "latency_ms_batch1": 9}
+    folds = [tmp_path / "run" / f"fold_{fold}" for fold in (1, 2)]
+    for number, (fold, score) in enumerate(zip(folds, (0.7, 0.9), strict=True)):
+        rows = np.arange(120) + 120 * number
+        write_run(fold, models=("teacher", "student"), index=rows, efficiency={"teacher": costs, "student": costs})
+        metrics = json.loads((fold / "metrics.json").read_text())
+        metrics["teacher"]["test"] = {"at_0.5": {"average_precision_macro": score}}
+        (fold / "metrics.json").write_text(json.dumps(metrics))
+    points = collect_frontier(compare_runs(folds, group_by="fold", resamples=100))
+    assert [(point.name, pytest.approx(point.value)) for point in points if point.is_teacher] == [("teacher", 0.8)]
