@@ -294,5 +294,10 @@ def test_many_processes_never_hold_it_together_whoever_of_them_is_killed(tmp_pat
             assert holder == process_id
             holder = None
     assert log.read_text().count("leaves") >= 90
+    # A process that was killed between making a file and writing into it left one that names nobody.
+    then = time.time() - claims.STALE_S - 10
+    for path in tmp_path.glob(".*.tmp"):
+        if path.stat().st_size == 0:
+            os.utime(path, (then, then))
     remove_dead_claims(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["log"]
