@@ -329,6 +329,11 @@ def _pick_headline(metrics: Mapping[str, Any]) -> dict[str, Any]:
     return {"model": model, "part": "test", "metric": name, "value": metrics[model]["test"][thresholds][name]}
 
 
+def take_best(scores: Mapping[float, float]) -> float:
+    """Return the first setting of the highest score; one that cannot be computed is below all others."""
+    return max(scores, key=lambda setting: np.nan_to_num(scores[setting], nan=-1.0))
+
+
 def most_disagreeing(teacher_probs: FloatArray, student_probs: FloatArray, count: int) -> npt.NDArray[np.int64]:
     """Return the positions of the `count` rows where two models differ most, summed over labels; (N, C) each.
 

@@ -26,6 +26,7 @@ from research.models.classifiers import ModelShape
 from research.models.encoders import load_model_config, load_tokenizer
 from research.models.filling import load_filler
 from research.models.fingerprint import ModelFiles, load_settled, read_model_files
+from research.models.ngram_table import check_countable
 from research.models.saved import SavedClassifier, load_classifier
 from research.models.trial import Demands, try_classifier, try_encoder, try_pretrained
 from research.runs.directory import teacher_name
@@ -150,6 +151,9 @@ def load_inputs(dataset: Dataset) -> Inputs:
     if parts.student:
         student_tokenizer, pieces = fit_tokenizer(config, student_tokenizer, comments, split)
         shapes["student"] = student_shape(config, shapes["student"], pieces)
+        if config.student_ngrams is not None:
+            with naming_flag("student_ngrams"):
+                check_countable(shapes["student"].vocabulary, config.student_ngrams)
     if parts.student and config.student_head == "native" and config.pooling != "cls":
         log.warning("warning: --pooling %s is for the teacher alone; the student's native head pools by itself", config.pooling)
     starts = {side: seen for side, seen in start_seen.items() if seen is not None}

@@ -13,12 +13,12 @@ from numpy.typing import NDArray
 
 from research.evaluation.calibration import sigmoid
 from research.evaluation.efficiency import LATENCY_BATCH, MOST_ROUNDS
-from research.evaluation.metrics import compute_metrics
+from research.evaluation.metrics import compute_metrics, take_best
 from research.evaluation.thresholds import DEFAULT_THRESHOLD
 from research.experiment.context import RunContext
+from research.experiment.training import weigh_positives
 from research.models.tfidf import INVERSE_PENALTIES, TfidfClassifier, TfidfTrainer, load_tfidf, save_tfidf
 from research.names import PARTS
-from research_data import compute_class_weights
 
 log = logging.getLogger(__name__)
 TIMED_ROWS = 8 * LATENCY_BATCH
@@ -48,12 +48,7 @@ def train_tfidf(context: RunContext) -> TrainedTfidf:
     config, comments, split = inputs.config, inputs.comments, inputs.split
     texts = comments.read_texts(np.concatenate([split.train, *(getattr(split, part) for part in PARTS)]))
     labels = comments.labels
-    weights, warnings = compute_class_weights(labels[split.train], comments.label_names)
-    for warning in warnings if config.class_weights else ():
-        log.warning("%s", warning)
-    if not config.class_weights:
-        weights = np.ones_like(weights)
-    trainer = TfidfTrainer([texts[row] for row in split.train.tolist()], labels[split.train], weights)
+    trainer = TfidfTrainer([texts[row] for row in split.train.tolist()], labels[split.train], weigh_positives(inputs))
     of_part = {part: [texts[row] for row in getattr(split, part).tolist()] for part in PARTS}
     found: dict[float, tuple[float, TfidfClassifier]] = {}
     for penalty in INVERSE_PENALTIES:
@@ -64,7 +59,7 @@ def train_tfidf(context: RunContext) -> TrainedTfidf:
         score = compute_metrics(labels[split.validation], probs, DEFAULT_THRESHOLD, comments.label_names)[config.select_by]
         log.info("inverse penalty %g: validation %s %.4f", penalty, config.select_by, score)
         found[penalty] = score, model
-    best = max(found, key=lambda penalty: np.nan_to_num(found[penalty][0], nan=-1.0))
+    best = take_best({penalty: score for penalty, (score, _) in found.items()})
     model = found[best][1]
     training = {"inverse_penalty": best, "ngrams": len(model.vectorizer.vocabulary_)}
     logits = {part: model.predict_logits(of_part[part]) for part in PARTS}

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from research.evaluation.calibration import sigmoid
-from research.evaluation.metrics import compute_metrics
+from research.evaluation.metrics import compute_metrics, take_best
 from research.evaluation.thresholds import DEFAULT_THRESHOLD
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
@@ -123,7 +123,7 @@ def fit_answers(context: RunContext) -> tuple[NDArray[np.float32], dict[str, Any
         penalty: compute_metrics(labels, sigmoid(answers[: len(labels)]), DEFAULT_THRESHOLD, comments.label_names)[CHOSEN_BY]
         for penalty, answers in held_out.items()
     }
-    best = max(scores, key=lambda penalty: np.nan_to_num(scores[penalty], nan=-1.0))
+    best = take_best(scores)
     log.info("teacher_tfidf: inverse penalty %g, mAP %.4f on training texts that a fit had not seen", best, scores[best])
     model = TfidfTrainer(texts[: len(labels)], labels, weights, FLAG).fit(best)
     facts = {

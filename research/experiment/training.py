@@ -63,18 +63,22 @@ def weight_classes(inputs: Inputs) -> torch.Tensor | None:
     return torch.from_numpy(weights)
 
 
+def weigh_positives(inputs: Inputs) -> NDArray[np.float32]:
+    """Return the same for a fit by scikit-learn: ones without --class_weights."""
+    weights = weight_classes(inputs)
+    return np.ones(inputs.comments.labels.shape[1], dtype=np.float32) if weights is None else weights.numpy()
+
+
 def build_validation(name: str, tokens: Tokens, context: RunContext) -> Callable[[nn.Module], Mapping[str, float]]:
     """Return what scores a model on the validation part.
 
     It runs in float32 whatever the training's precision, as the final evaluation does.
     """
-    inputs, device = context.inputs, context.runtime.device
-    loader = context.evaluation_batches(inputs.split.validation, tokens)
+    inputs = context.inputs
     labels = inputs.comments.labels[inputs.split.validation]
 
     def validate(model: nn.Module) -> dict[str, float]:
-        batches = with_progress(loader, f"{name} validation", len(loader))
-        probs = sigmoid(predict_logits(model, batches, device, num_rows=loader.num_rows, world=loader.world))
+        probs = sigmoid(predict_rows(f"{name} validation", model, inputs.split.validation, tokens, context))
         scores = compute_metrics(labels, probs, DEFAULT_THRESHOLD, inputs.comments.label_names)
         return {score: scores[score] for score in SCORES_PER_EPOCH}
 
@@ -83,13 +87,22 @@ def build_validation(name: str, tokens: Tokens, context: RunContext) -> Callable
 
 def predict_parts(name: str, model: nn.Module, tokens: Tokens, context: RunContext) -> dict[str, NDArray[np.float32]]:
     """Return a model's logits on the validation and the test part, (N, C) each."""
-    logits = {}
-    for part in PARTS:
-        loader = context.evaluation_batches(getattr(context.inputs.split, part), tokens)
-        batches = with_progress(loader, f"{name} evaluation on {part}", len(loader))
-        device, world = context.runtime.device, context.runtime.world
-        logits[part] = predict_logits(model, batches, device, num_rows=loader.num_rows, world=world)
-    return logits
+    split = context.inputs.split
+    return {part: predict_rows(f"{name} evaluation on {part}", model, getattr(split, part), tokens, context) for part in PARTS}
+
+
+def predict_rows(
+    task: str, model: nn.Module, rows: NDArray[np.int64], tokens: Tokens, context: RunContext
+) -> NDArray[np.float32]:
+    """Return a model's logits on some rows (R, C).
+
+    Args:
+        task: What the lines on its progress call it.
+    """
+    loader = context.evaluation_batches(rows, tokens)
+    batches = with_progress(loader, task, len(loader))
+    device, world = context.runtime.device, context.runtime.world
+    return predict_logits(model, batches, device, num_rows=loader.num_rows, world=world)
 
 
 def summarize(result: TrainingResult) -> dict[str, int]:

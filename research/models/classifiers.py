@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from research.errors import InputError
 from research.models.attention import RECORDED_SDPA, record_attention
 from research.models.encoders import load_encoder
+from research.models.ngrams import NgramBranch
 from research.models.pooling import POOLINGS
 from research.models.static import StaticConfig
 
@@ -188,13 +189,18 @@ class TextClassifier(nn.Module):
 
 
 class EncoderClassifier(TextClassifier):
-    """An encoder, a pooled text vector, and Linear -> ReLU -> Dropout -> Linear on it."""
+    """An encoder, a pooled text vector, and Linear -> ReLU -> Dropout -> Linear on it.
+
+    Attributes:
+        ngrams: What mixes its logits with those of the text's n-grams, if it has any.
+    """
 
     def __init__(self, encoder: nn.Module, num_labels: int, dropout: float, classifier_width: int, pooling: str) -> None:
         super().__init__(encoder)
         assert pooling in POOLINGS
         self.encoder = encoder
         self.pooling = pooling
+        self.ngrams: NgramBranch | None = None
         self.classifier = nn.Sequential(
             nn.Linear(self.hidden_size, classifier_width),
             nn.ReLU(),
@@ -207,7 +213,8 @@ class EncoderClassifier(TextClassifier):
         first_is_enough = self.pooling == "cls" and not inputs["output_hidden_states"]
         with narrow_to_first_position(self.encoder) if first_is_enough else nullcontext():
             outputs = self.encoder(**inputs)
-        return outputs, self.classify(outputs.last_hidden_state, inputs["attention_mask"])
+        logits = self.classify(outputs.last_hidden_state, inputs["attention_mask"])
+        return outputs, logits if self.ngrams is None else self.ngrams(logits, inputs["input_ids"], inputs["attention_mask"])
 
     def classify(self, states: Tensor, attention_mask: Tensor) -> Tensor:
         """Pool the last states (B, L, H), of which "cls" reads the first position only, and return logits (B, C)."""

@@ -23,16 +23,21 @@ from tokenizers import normalizers
 from torch import Tensor
 from transformers import CONFIG_MAPPING
 
+from research.models.ngram_table import is_countable
 from research.models.pooling import POOLINGS
 
 CONFIG_FILE, WEIGHTS_FILE = "config.json", "model.safetensors"
 SETTINGS_KEY = "classifier_settings"
 OWN_TYPE = "research_kd_classifier"
+# A type of its own, since versions that know no n-grams would leave them out without a word.
+OWN_NGRAMS_TYPE = "research_kd_classifier_with_ngrams"
+OWN_TYPES = (OWN_TYPE, OWN_NGRAMS_TYPE)
 # A class named by hand, as BertModel, reads a configuration of any type and builds a random model from the defaults
 # of its own; a width that is no number stops it.
 NO_WIDTH = "that of the encoder below; load this folder with research.models.saved.load_classifier"
 # How the weights of the suite's own classifier are told apart by their names.
-ENCODER_PREFIX, HEAD_PREFIX = "encoder.", "classifier."
+ENCODER_PREFIX, HEAD_PREFIX, NGRAMS_PREFIX = "encoder.", "classifier.", "ngrams."
+NGRAMS = "ngrams"  # what the settings say of the n-grams: the most pieces in one, and of how many pieces
 NATIVE = "native"  # said in place of a pooling of a student whose architecture's own head decides it
 # What a configuration keeps of the machine it was made on.
 LOCAL_KEYS = frozenset({"_name_or_path", "name_or_path", "auto_map", "is_local", "local_files_only"})
@@ -45,7 +50,7 @@ def read_own_config(name: str | Path) -> dict[str, Any] | None:
         config = json.loads((Path(name).expanduser() / CONFIG_FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):  # what is wrong with it, transformers tells
         return None
-    return config if isinstance(config, dict) and config.get("model_type") == OWN_TYPE else None
+    return config if isinstance(config, dict) and config.get("model_type") in OWN_TYPES else None
 
 
 def read_encoder_config(own: Mapping[str, Any]) -> Any:
@@ -71,7 +76,7 @@ def write_own(model: Any, folder: Path, settings: Mapping[str, Any]) -> None:
     """Write configuration and weights of an encoder with the suite's own head.
 
     Args:
-        model: Its `state_dict` names the weights by `encoder.` and `classifier.`.
+        model: Its `state_dict` names the weights by `encoder.`, `classifier.` and, where the settings say so, `ngrams.`.
         settings: With `labels`.
     """
     config = model.encoder.config
@@ -79,7 +84,7 @@ def write_own(model: Any, folder: Path, settings: Mapping[str, Any]) -> None:
     # With a model type in it, that type's class would take it for a configuration of its own.
     kind = encoder.pop("model_type")
     own = {
-        "model_type": OWN_TYPE,
+        "model_type": OWN_NGRAMS_TYPE if NGRAMS in settings else OWN_TYPE,
         "architectures": ["EncoderClassifier"],
         "hidden_size": NO_WIDTH,
         "encoder_type": kind,
@@ -127,7 +132,14 @@ def is_plausible(settings: Any) -> bool:
     named = isinstance(labels, list) and all(isinstance(label, str) for label in labels)
     drops = isinstance(dropout, int | float) and 0 <= dropout < 1
     known = settings.get("pooling", "cls") in (*POOLINGS, NATIVE) and isinstance(settings.get("text_normalization", ""), str)
-    return named and drops and known
+    return named and drops and known and (NGRAMS not in settings or _are_plausible_ngrams(settings[NGRAMS]))
+
+
+def _are_plausible_ngrams(sizes: Any) -> bool:
+    if not isinstance(sizes, dict) or sizes.keys() != {"longest", "vocabulary"}:
+        return False
+    longest, vocabulary = sizes["longest"], sizes["vocabulary"]
+    return type(longest) is type(vocabulary) is int and 1 <= longest < 64 and vocabulary > 0 and is_countable(vocabulary, longest)
 
 
 def write_tokenizer(tokenizer: Any, folder: Path, settings: Mapping[str, Any]) -> None:

@@ -26,6 +26,8 @@ from research.models.folders import (
     CONFIG_FILE,
     HEAD_PREFIX,
     NATIVE,
+    NGRAMS,
+    NGRAMS_PREFIX,
     SETTINGS_KEY,
     WEIGHTS_FILE,
     is_plausible,
@@ -36,6 +38,7 @@ from research.models.folders import (
     write_stock,
     write_tokenizer,
 )
+from research.models.ngrams import NgramBranch
 from research.models.reading import refusing
 
 log = logging.getLogger(__name__)
@@ -99,7 +102,9 @@ def _write_classifier(model: TextClassifier, tokenizer: Any, folder: Path, setti
     if isinstance(model, EncoderClassifier):
         first, dropout = model.classifier[0], model.classifier[2]
         assert isinstance(first, nn.Linear) and isinstance(dropout, nn.Dropout)
-        own = {"classifier_width": first.out_features, "dropout": dropout.p, "pooling": model.pooling}
+        own: dict[str, Any] = {"classifier_width": first.out_features, "dropout": dropout.p, "pooling": model.pooling}
+        if (ngrams := model.ngrams) is not None:
+            own[NGRAMS] = {"longest": ngrams.longest, "vocabulary": ngrams.vocabulary}
         write_own(model, folder, own | {"labels": list(settings["labels"])} | dict(settings))
     else:
         assert isinstance(model, SequenceClassifier)
@@ -154,9 +159,25 @@ def load_own(folder: Path, own: Mapping[str, Any], labels: Sequence[str] | None,
         head = read_own_weights(folder, HEAD_PREFIX)
     check_head(head, where, WEIGHTS_FILE)
     model = join_head(load_encoder(str(folder)), head, settings, labels, where, "cls")
+    if NGRAMS in settings:
+        order = match_labels(head_labels(settings, len(head["3.bias"]), labels, where), labels, where)
+        model.ngrams = load_ngrams(folder, settings[NGRAMS], order, where)
     tokenizer = open_tokenizer(folder, f"{where}: no tokenizer beside its weights")
     restore_tokenizer(tokenizer, settings)
     return SavedClassifier(model, tokenizer, settings)
+
+
+def load_ngrams(folder: Path, sizes: Mapping[str, int], order: Sequence[int], where: str) -> NgramBranch:
+    """Load the n-grams beside an encoder and a head, their outputs in this order.
+
+    Raises:
+        InputError: they are not there, or not of the sizes that the settings say.
+    """
+    with refusing(f"{where}: {WEIGHTS_FILE} does not hold the n-grams that its {CONFIG_FILE} tells of"):
+        state = read_own_weights(folder, NGRAMS_PREFIX)
+        branch = NgramBranch(len(state["codes"]), len(order), **sizes)
+        branch.load_state_dict(state | {"weights": state["weights"][:, list(order)], "bias": state["bias"][list(order)]})
+    return branch
 
 
 def load_encoder_and_head(folder: Path, labels: Sequence[str] | None, where: str, pooling: str) -> SavedClassifier:

@@ -19,6 +19,7 @@ import numpy.typing as npt
 from research.errors import InputError
 
 if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
     from sklearn.feature_extraction.text import TfidfVectorizer
 
 FloatArray = npt.NDArray[np.floating[Any]]
@@ -78,29 +79,42 @@ class TfidfTrainer:
 
     def fit(self, inverse_penalty: float) -> TfidfClassifier:
         """Return the model of one penalty, the same whenever it is fitted."""
-        columns = [self._fit_label(column, inverse_penalty) for column in range(self._labels.shape[1])]
-        weights, bias = (np.array(values, dtype=np.float32) for values in zip(*columns, strict=True))
-        return TfidfClassifier(self.vectorizer, weights, bias)
-
-    def _fit_label(self, column: int, inverse_penalty: float) -> tuple[FloatArray, float]:
-        from sklearn.linear_model import LogisticRegression
-
-        truth = self._labels[:, column]
-        known = np.flatnonzero(~np.isnan(truth))
-        positives = int((truth[known] == 1).sum())
-        weight = float(self._positive_weights[column])
-        if not 0 < positives < len(known):  # nothing to tell apart: the log-odds, half a row added to either side
-            odds = weight * (positives + 0.5) / (len(known) - positives + 0.5)
-            return np.zeros(self._features.shape[1]), float(np.log(odds))
-        # liblinear runs on one thread, so the digits are the same on any number of cores.
-        model = LogisticRegression(
-            C=inverse_penalty,
-            solver="liblinear",
-            class_weight={0: 1.0, 1: weight},
-            random_state=0,
+        return TfidfClassifier(
+            self.vectorizer, *fit_labels(self._features, self._labels, self._positive_weights, inverse_penalty)
         )
-        model.fit(self._features[known], truth[known].astype(np.int8))
-        return model.coef_[0], float(model.intercept_[0])
+
+
+def fit_labels(
+    features: csr_matrix, labels: FloatArray, positive_weights: FloatArray, inverse_penalty: float
+) -> tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]]:
+    """Return the weights (C, F) and bias (C,) of a logistic regression for each label, by itself.
+
+    Args:
+        features: (N, F).
+        labels, positive_weights: As for `TfidfTrainer`.
+    """
+    columns = [_fit_label(features, *of_label, inverse_penalty) for of_label in zip(labels.T, positive_weights, strict=True)]
+    weights, bias = (np.array(values, dtype=np.float32) for values in zip(*columns, strict=True))
+    return weights, bias
+
+
+def _fit_label(features: csr_matrix, truth: FloatArray, weight: float, inverse_penalty: float) -> tuple[FloatArray, float]:
+    from sklearn.linear_model import LogisticRegression
+
+    known = np.flatnonzero(~np.isnan(truth))
+    positives = int((truth[known] == 1).sum())
+    if not 0 < positives < len(known):  # nothing to tell apart: the log-odds, half a row added to either side
+        odds = weight * (positives + 0.5) / (len(known) - positives + 0.5)
+        return np.zeros(features.shape[1]), float(np.log(odds))
+    # liblinear runs on one thread, so the digits are the same on any number of cores.
+    model = LogisticRegression(
+        C=inverse_penalty,
+        solver="liblinear",
+        class_weight={0: 1.0, 1: float(weight)},
+        random_state=0,
+    )
+    model.fit(features[known], truth[known].astype(np.int8))
+    return model.coef_[0], float(model.intercept_[0])
 
 
 def save_tfidf(model: TfidfClassifier, folder: Path, settings: dict[str, Any]) -> None:

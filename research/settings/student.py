@@ -15,6 +15,7 @@ STUDENT_KINDS = {
     "static": "a vector for each piece of the tokenizer, taken from the encoder, and their mean as text vector",
 }
 USUAL_STATIC_DIM = 256
+MOST_PIECES = 3  # of an n-gram: more cannot be numbered for vocabularies as they are
 
 
 @dataclass(frozen=True)
@@ -79,6 +80,14 @@ class StudentSettings:
         check=between(1),
         decides="student",
     )
+    student_ngrams: int | None = setting(
+        None,
+        "student",
+        "add to the student's logits those of a logistic regression on the n-grams of up to this many of its pieces, in the "
+        "share that is best on validation; they are part of the model and of its export (default: none)",
+        check=between(1, MOST_PIECES),
+        decides="student",
+    )
     student_kind: str = setting(
         "transformer",
         "student",
@@ -119,6 +128,8 @@ def check_student_flags(config: Any) -> list[str]:
         return problems
     if static:
         problems.append("--student_head: a static student has no native head; take --student_head mlp")
+    if config.student_ngrams is not None:
+        problems.append("--student_ngrams: no stock model has a place for n-grams; take --student_head mlp, or drop it")
     if config.embedding_rank is not None:
         problems.append("--embedding_rank: no stock model has factors for embeddings; take --student_head mlp, or drop it")
     if config.student_hidden_size != StudentSettings.student_hidden_size:

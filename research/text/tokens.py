@@ -68,6 +68,12 @@ class Tokens:
         release_pages(self.offsets)
         return lengths
 
+    def take(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
+        """Return the ids of some rows one after the other, and their offsets, as `ids` and `offsets` are those of all."""
+        offsets = np.concatenate([[0], np.cumsum(self.lengths_of(rows))])
+        places = np.arange(offsets[-1]) + np.repeat(self.offsets[rows] - offsets[:-1], np.diff(offsets))
+        return self.ids[places], offsets
+
     def same_ids(self, other: Tokens) -> bool:
         """Whether both tokenizers gave every row the same ids."""
         return self.key == other.key or (np.array_equal(self.offsets, other.offsets) and np.array_equal(self.ids, other.ids))
