@@ -6,7 +6,7 @@ It names no path, file or machine of whoever made the run, and guesses neither l
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +27,8 @@ HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
 HUB_METRICS = {"f1_macro": "f1", "f1_macro_tuned": "f1", "average_precision_macro": "average_precision"}
 # Settings of a run that whoever uses the model may ask for.
 SHOWN_FLAGS = (
-    "pipeline", "kd_method", "kd_alpha", "kd_temperature", "student_layers", "student_head", "pooling", "max_length",
-    "text_normalization", "epochs", "teacher_epochs", "lr", "batch", "seed", "split_seed",
+    "pipeline", "kd_method", "kd_alpha", "kd_temperature", "student_layers", "student_ngrams", "student_head", "pooling",
+    "max_length", "text_normalization", "epochs", "teacher_epochs", "lr", "batch", "seed", "split_seed",
 )  # fmt: skip
 STOCK_USE = """from transformers import pipeline
 
@@ -117,6 +117,10 @@ def _describe_model(run: Run, model: str) -> Iterator[Block]:
     base = _public_name(run, model)
     start = f"of {base}" if base else "of an encoder that was not taken from the hub"
     head = "the classification head of its architecture" if is_stock(run.path / model) else "a head of two layers"
+    ngrams = dig(run.scores, "training", model, "ngrams")
+    if isinstance(ngrams, Mapping) and ngrams["share"] > 0:  # of tf-idf it is their number
+        kinds = f"{ngrams['ngrams']:,} n-grams of up to {ngrams['longest']} pieces of its tokenizer"
+        head += f"; a share of {ngrams['share']:.1f} of its logits is that of a logistic regression on {kinds}"
     text = f"Sorts a text into any of {len(run.label_names)} labels at once: {labels}. It is made {start}, with {head}."
     if model == "student" and "teacher" in run.models:
         teacher = _public_name(run, "teacher")

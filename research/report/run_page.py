@@ -285,8 +285,39 @@ def _describe_training(run: Run) -> list[Block]:
         notes.append(f"{named} read from --teacher_checkpoint, fine-tuned elsewhere.")
     notes += [f"{model.capitalize()}: {text}" for model, history in _histories(run) if (text := _describe_progress(history))]
     blocks += [Bullets(notes)] if notes else []
+    blocks += [table] if (table := _describe_ngrams({model: facts[model].get("ngrams") for model in models}, run)) else []
     blocks += [block for model in models if (block := _describe_trials(model, facts[model].get("trials") or (), run))]
     return [Heading("Training"), *blocks] if blocks else []
+
+
+def _describe_ngrams(facts: Mapping[str, Mapping[str, Any] | int | None], run: Run) -> Table | None:
+    """Return what --student_ngrams put beside a model's layers; of tf-idf, `ngrams` is a number."""
+    rows = [
+        [
+            model,
+            f"{found['ngrams']:,}",
+            str(found["longest"]),
+            format_value(found["inverse_penalty"]),
+            f"{found['share']:.1f}",
+            *(show_number(found["validation"][side]) for side in ("layers", "ngrams", "together")),
+        ]
+        for model, found in facts.items()
+        if isinstance(found, Mapping)
+    ]
+    if not rows:
+        return None
+    short = METRIC_OF[run.config["select_by"]].short
+    header = [
+        "Model",
+        "N-grams",
+        "Pieces at most",
+        "Inverse penalty",
+        "Share",
+        f"{short}, layers",
+        f"{short}, n-grams",
+        f"{short}, both",
+    ]
+    return Table("N-grams beside the layers; penalty and share are chosen on validation", header, rows)
 
 
 def _describe_trials(model: str, trials: Sequence[Mapping[str, Any]], run: Run) -> Table | None:

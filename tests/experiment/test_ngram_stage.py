@@ -87,7 +87,12 @@ def test_labels_that_are_held_out_fit_nothing(lab: TinyLab, monkeypatch: pytest.
 
 def test_saved_student_labels_texts_as_the_run_did(lab: TinyLab) -> None:
     run = lab.done("run", "--student_ngrams 3")
-    assert facts_of(run)["share"] > 0
+    facts = facts_of(run)
+    assert facts["share"] > 0
+    card = (run / "student" / "README.md").read_text(encoding="utf-8")
+    shown = f"a share of {facts['share']:.1f} of its logits is that of a logistic regression on {facts['ngrams']} n-grams"
+    assert shown in card and "| --student_ngrams | 3 |" in card
+    assert f"| student | {facts['ngrams']} | 3 |" in (run / "report.md").read_text(encoding="utf-8")
     flags = ["--model", str(run / "student"), "--dataset_path", "data/comments.csv", "--output_path", "labelled.csv"]
     assert research_predict.main([*flags, "--prefix", "new_", "--num_threads", "1"]) == 0
     labelled = columns_of(lab.folder / "labelled.csv", "new_p_")
