@@ -1,10 +1,15 @@
-"""--student_ngrams: a logistic regression on the n-grams of its pieces is put beside a trained student's layers."""
+"""--student_ngrams: a logistic regression on the n-grams of its pieces is put beside a trained student's layers.
+
+V rows of validation, C labels, F n-grams.
+"""
 
 from __future__ import annotations
 
 import logging
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from research.errors import InputError
@@ -23,65 +28,85 @@ log = logging.getLogger(__name__)
 SHARES = tuple(tenths / 10 for tenths in range(11))
 
 
-def count_ngrams(context: RunContext) -> NgramTable:
-    """Return the n-grams of the student's pieces that the labelled training texts have in common.
+@dataclass(frozen=True)
+class FittedNgrams:
+    """A regression's `weights` (C, F) and `bias` (C,), and how it was chosen.
+
+    Attributes:
+        validation: Its logits (V, C).
+        score: Of these, by --select_by.
+    """
+
+    table: NgramTable
+    weights: NDArray[np.float32]
+    bias: NDArray[np.float32]
+    inverse_penalty: float
+    validation: NDArray[np.floating]
+    score: float
+
+
+def fit_ngrams(context: RunContext) -> FittedNgrams:
+    """Fit the labels of the training texts for every penalty, and take the one that is best on validation.
 
     Raises:
-        InputError: there are none.
+        InputError: the training texts have no n-grams in common.
     """
     inputs, tokens = context.inputs, context.tokens.student
-    longest = inputs.config.student_ngrams
+    split, longest = inputs.split, inputs.config.student_ngrams
     assert tokens is not None and longest is not None
-    table = list_ngrams(*tokens.take(inputs.split.train), inputs.shapes["student"].vocabulary, longest)
+    table = list_ngrams(*tokens.take(split.train), inputs.shapes["student"].vocabulary, longest)
     if not len(table.codes):
         raise InputError(
-            f"--student_ngrams: no piece stands in {LEAST_TEXTS} of the {len(inputs.split.train)} training texts; drop the flag"
+            f"--student_ngrams: no piece stands in {LEAST_TEXTS} of the {len(split.train)} training texts; drop the flag"
         )
-    return table
-
-
-def add_ngrams(name: str, student: TextClassifier, table: NgramTable, context: RunContext) -> dict[str, Any]:
-    """Fit the regression on the labels, give it its share of the student's logits, and return the facts of it.
-
-    Penalty and share are those that are best on validation by --select_by, the penalty for the n-grams alone; equal ones
-    leave more to the layers.
-
-    Args:
-        name: Whose n-grams they are, in log lines.
-    """
-    inputs, tokens = context.inputs, context.tokens.student
-    assert isinstance(student, EncoderClassifier) and tokens is not None
-    split, labels = inputs.split, inputs.comments.labels
-    positive_weights = weigh_positives(inputs)
     learned, asked = (table.weigh(*tokens.take(rows)) for rows in (split.train, split.validation))
-
-    def score(logits: NDArray[Any]) -> float:
-        scores = compute_metrics(labels[split.validation], sigmoid(logits), DEFAULT_THRESHOLD, inputs.comments.label_names)
-        return scores[inputs.config.select_by]
-
-    alone: dict[float, float] = {}
-    fitted, answers = {}, {}
+    labels, positive_weights = inputs.comments.labels[split.train], weigh_positives(inputs)
+    found: dict[float, FittedNgrams] = {}
     for penalty in INVERSE_PENALTIES:
         if context.runtime.stop.requested:
             raise KeyboardInterrupt
-        fitted[penalty] = fit_labels(learned, labels[split.train], positive_weights, penalty)
-        answers[penalty] = asked @ fitted[penalty][0].T + fitted[penalty][1]
-        alone[penalty] = score(answers[penalty])
-    penalty = take_best(alone)
-    layers = predict_rows(f"{name} without n-grams", student, split.validation, tokens, context)
-    together = {share: score((1 - share) * layers + share * answers[penalty]) for share in SHARES}
-    share = take_best(together)
-    short = METRIC_OF[inputs.config.select_by].short
+        weights, bias = fit_labels(learned, labels, positive_weights, penalty)
+        logits = asked @ weights.T + bias
+        found[penalty] = FittedNgrams(table, weights, bias, penalty, logits, score_validation(logits, context))
+    return found[take_best({penalty: fitted.score for penalty, fitted in found.items()})]
+
+
+def score_validation(logits: NDArray[Any], context: RunContext) -> float:
+    """Return what --select_by says of the logits of validation (V, C)."""
+    inputs = context.inputs
+    labels = inputs.comments.labels[inputs.split.validation]
+    return compute_metrics(labels, sigmoid(logits), DEFAULT_THRESHOLD, inputs.comments.label_names)[inputs.config.select_by]
+
+
+def choose_share(name: str, layers: NDArray[np.float32], fitted: FittedNgrams, context: RunContext) -> dict[str, Any]:
+    """Return the facts of the mixture whose `share` of n-grams is best on validation; of equal ones, the smallest.
+
+    Args:
+        name: Whose layers they are, in the log.
+        layers: Their logits of validation (V, C).
+    """
+    scores = {share: score_validation((1 - share) * layers + share * fitted.validation, context) for share in SHARES}
+    share, num_ngrams, short = take_best(scores), len(fitted.table.codes), METRIC_OF[context.inputs.config.select_by].short
     log.info(
-        "%s: %s n-grams have a share of %.1f in its logits: validation %s %.4f, of the layers alone %.4f, of the n-grams %.4f",
-        *(name, f"{len(table.codes):,}", share, short, together[share], together[0.0], alone[penalty]),
+        f"{name}: {num_ngrams:,} n-grams have a share of {share:.1f} in its logits: validation {short} {scores[share]:.4f}, "
+        f"of the layers alone {scores[0.0]:.4f}, of the n-grams {fitted.score:.4f}"
     )
-    if share > 0:
-        student.ngrams = build_branch(table, *fitted[penalty], share).to(context.runtime.device)
     return {
-        "longest": table.longest,
-        "ngrams": len(table.codes),
-        "inverse_penalty": penalty,
+        "longest": fitted.table.longest,
+        "ngrams": num_ngrams,
+        "inverse_penalty": fitted.inverse_penalty,
         "share": share,
-        "validation": {"layers": together[0.0], "ngrams": alone[penalty], "together": together[share]},
+        "validation": {"layers": scores[0.0], "ngrams": fitted.score, "together": scores[share]},
     }
+
+
+def add_ngrams(name: str, student: TextClassifier, fitted: FittedNgrams, context: RunContext) -> dict[str, Any]:
+    """Give the n-grams the share of a trained student's logits that is best on validation; return the facts of it."""
+    tokens = context.tokens.student
+    assert isinstance(student, EncoderClassifier) and tokens is not None
+    layers = predict_rows(f"{name} without n-grams", student, context.inputs.split.validation, tokens, context)
+    facts = choose_share(name, layers, fitted, context)
+    if facts["share"] > 0:
+        branch = build_branch(fitted.table, fitted.weights, fitted.bias, facts["share"])
+        student.ngrams = branch.to(context.runtime.device)
+    return facts

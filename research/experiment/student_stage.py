@@ -22,7 +22,7 @@ from research.evaluation.metrics import keep_spoken
 from research.evaluation.thresholds import choose_thresholds
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
-from research.experiment.ngram_stage import add_ngrams, count_ngrams
+from research.experiment.ngram_stage import add_ngrams, fit_ngrams
 from research.experiment.search import Trial, search
 from research.experiment.teacher_stage import ask_teachers, prepare_targets
 from research.experiment.training import predict_parts, summarize, train
@@ -142,14 +142,14 @@ def _train(name: str, lesson: Lesson, checkpoints: Path, context: RunContext) ->
         student, training = _fit(name, lesson, checkpoints / trial.trial, trial)
         return Trial((student, training), training.best_score, summarize(training))
 
-    table = None if context.inputs.config.student_ngrams is None else count_ngrams(context)
+    fitted = None if context.inputs.config.student_ngrams is None else fit_ngrams(context)
     found = search(name, context, try_out)
     (student, training), tokens = found.model, context.tokens.student
     assert tokens is not None
     context.tracking.send_epochs(name, training.history)  # those of the trial that was chosen; without trials they are sent
     facts = found.facts
-    if table is not None:
-        facts = facts | {"ngrams": add_ngrams(name, student, table, context)}
+    if fitted is not None:
+        facts = facts | {"ngrams": add_ngrams(name, student, fitted, context)}
     return TrainedStudent(student, training.history, facts, predict_parts(name, student, tokens, context))
 
 
