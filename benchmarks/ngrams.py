@@ -57,13 +57,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def redo(run: Run, output_dir: Path, longest: int) -> dict[str, Any]:
-    """Write a run with n-grams beside its layers below a folder, fold by fold; return its scores over all rows."""
+def redo(run: Run, folder: Path, longest: int) -> dict[str, Any]:
+    """Write a run with n-grams beside its layers into a folder, fold by fold; return its scores over all rows."""
     settings, problems = read_config_file(ExperimentConfig, run.path / "config.json", ("fold",))
     if problems or "folds" not in run.metrics:
         raise SystemExit(f"{run.path}: {problems[0] if problems else 'is no run with --num_folds'}")
-    config = dataclasses.replace(ExperimentConfig(**settings), student_ngrams=longest, output_dir=str(output_dir))
-    with RunDirectory(output_dir / run.path.name) as run_dir:
+    config = dataclasses.replace(ExperimentConfig(**settings), student_ngrams=longest, output_dir=str(folder))
+    with RunDirectory(folder) as run_dir:
         if run_dir.claim(saved_settings(config)) != "finished":
             for number, fold in enumerate(run.folds):
                 redo_fold(fold, config, number, run_dir.path / f"fold_{number + 1}")

@@ -98,6 +98,8 @@ def run_killed(arguments: argparse.Namespace, table: Path, output: Path, whole_s
         except subprocess.TimeoutExpired:
             process.kill()
             process.communicate()
+            if output.exists():  # it was killed after its last write
+                return number + 1
             continue
         check_ended(process)
         return number
