@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from research.errors import InputError
 from research.logs import PhaseProgress
-from research.storage.arrays import append_array, map_array, release_pages, return_free_memory
+from research.storage.arrays import append_array, map_array, read_blocks, release_pages, return_free_memory
 from research.storage.cache import Cache, digest_key
 
 CHUNK_ROWS = 8192
@@ -70,7 +70,11 @@ class Tokens:
 
     def same_ids(self, other: Tokens) -> bool:
         """Whether both tokenizers gave every row the same ids."""
-        return self.key == other.key or (np.array_equal(self.offsets, other.offsets) and np.array_equal(self.ids, other.ids))
+        return self.key == other.key or (_are_equal(self.offsets, other.offsets) and _are_equal(self.ids, other.ids))
+
+
+def _are_equal(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    return len(one) == len(other) and all(map(np.array_equal, read_blocks(one), read_blocks(other)))
 
 
 def fingerprint_tokenizer(tokenizer: Any) -> str:
