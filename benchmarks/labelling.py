@@ -7,7 +7,8 @@ Texts are drawn words of --dataset, 3 to 25 of them; beside the shards, which ar
 of its first 1,000 rows. The teacher is tiny and random with the real tokenizer, so that the figure is what the suite adds;
 --teacher takes another. `research_main.py --prepare_only` reads, leaves out near-duplicates of held-out texts, tokenises and
 has every row answered: once left alone, with its peak memory after a tenth of the time and at the end, and once killed with
-SIGKILL at random moments and started again. Both caches have to hold the same bytes. Prints one JSON line; exit status 1 when
+SIGKILL at random moments and started again. The peak counts pages of files that are mapped, which cost nothing; beside it stands
+the most that was seen of anonymous memory. Both caches have to hold the same bytes. Prints one JSON line; exit status 1 when
 they differ.
 """
 
@@ -25,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 import common
-from predicting import draw_texts, read_peak_mb
+from predicting import Memory, draw_texts, read_memory
 
 LABELLED_ROWS = 1000
 POLL_S = 0.2
@@ -73,18 +74,21 @@ def start(folder: Path, cache: Path, shards: Sequence[Path], teacher: Path, argu
 
 def run_alone(started: common.Started, rows: int) -> dict[str, Any]:
     """Wait for the end; return rows a second of all of it and the peak memory, early and at the end."""
-    peaks: list[tuple[float, float]] = []
+    seen: list[tuple[float, Memory]] = []
     while started.process.poll() is None:
-        if (peak := read_peak_mb(started.process)) is not None:
-            peaks.append((time.perf_counter() - started.began, peak))
+        if (memory := read_memory(started.process)) is not None:
+            seen.append((time.perf_counter() - started.began, memory))
         time.sleep(POLL_S)
     wall_s = time.perf_counter() - started.began
     check_ended(started)
+    early = [memory for at_s, memory in seen if at_s <= max(EARLY_SHARE * wall_s, seen[0][0])]
     return {
         "wall_s": common.significant(wall_s),
         "rows_per_s": common.significant(rows / wall_s),
-        "peak_mb_early": round(max(peak for at_s, peak in peaks if at_s <= max(EARLY_SHARE * wall_s, peaks[0][0])), 1),
-        "peak_mb": round(max(peak for _, peak in peaks), 1),
+        "peak_mb_early": round(max(memory.peak for memory in early), 1),
+        "peak_mb": round(max(memory.peak for _, memory in seen), 1),
+        "anonymous_mb_early": round(max(memory.anonymous for memory in early), 1),
+        "anonymous_mb": round(max(memory.anonymous for _, memory in seen), 1),
     }
 
 

@@ -20,7 +20,7 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import common
 
@@ -51,14 +51,28 @@ def start(arguments: argparse.Namespace, table: Path, output: Path) -> subproces
     return subprocess.Popen([*command, *(["--int8"] if arguments.int8 else [])], stderr=subprocess.PIPE)
 
 
-def read_peak_mb(process: subprocess.Popen[bytes]) -> float | None:
-    """Return the most memory that a process has had in use so far, None once it has ended."""
+class Memory(NamedTuple):
+    """What a process has in memory, in MB.
+
+    Attributes:
+        peak: The most so far, with the pages of files that it maps, which the system can take back.
+        anonymous: Now, without any pages of files.
+    """
+
+    peak: float
+    anonymous: float
+
+
+def read_memory(process: subprocess.Popen[bytes]) -> Memory | None:
+    """Return what a process has in memory, None once it has ended."""
     try:
-        lines = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8").splitlines()
+        status = Path(f"/proc/{process.pid}/status").read_text(encoding="utf-8")
     except OSError:
         return None
-    found = [line.split()[1] for line in lines if line.startswith("VmHWM:")]
-    return float(found[0]) * 1024 / 1e6 if found else None
+    lines = dict(line.split(":", 1) for line in status.splitlines())
+    if "VmHWM" not in lines:
+        return None
+    return Memory(*(float(lines[name].split()[0]) * 1024 / 1e6 for name in ("VmHWM", "RssAnon")))
 
 
 def find_progress(output: Path) -> int:
@@ -72,8 +86,8 @@ def run_alone(arguments: argparse.Namespace, table: Path, output: Path) -> dict[
     process = start(arguments, table, output)
     peaks: list[tuple[int, float]] = []
     while process.poll() is None:
-        if (peak := read_peak_mb(process)) is not None:
-            peaks.append((find_progress(output), peak))
+        if (memory := read_memory(process)) is not None:
+            peaks.append((find_progress(output), memory.peak))
         time.sleep(POLL_S)
     wall_s = time.perf_counter() - began
     check_ended(process)

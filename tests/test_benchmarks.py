@@ -106,6 +106,7 @@ def test_labelling_of_shards_that_is_killed_leaves_the_same_cache(inputs, capsys
     assert labelling.main([*inputs, "--rows", "200", "--shards", "3", "--format", "csv", "--kills", "1"]) == 0
     result = read_result(capsys)
     assert result["same_bytes"] and result["cache_bytes_per_row"] > 0 and 0 < result["peak_mb_early"] <= result["peak_mb"]
+    assert 0 < result["anonymous_mb_early"] <= result["anonymous_mb"] < result["peak_mb"]
 
 
 def test_profile_names_what_a_step_spends_its_time_on(inputs, capsys):

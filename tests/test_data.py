@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
+import random
 import subprocess
 import sys
 import tempfile
@@ -277,8 +278,29 @@ def test_rows_without_text_are_dropped_and_counted(tmp_path):
     path = write(tmp_path / "a.csv", HEADER + "a,0,0,0,0,0\n  ,1,1,1,1,1\n,0,0,0,0,0\nb,1,0,0,0,0\n")
     comments = data.load_comments(path)
     assert comments.dropped == 2
-    assert comments.source_row.tolist() == [0, 3]
+    assert comments.find_source_rows(np.arange(2)).tolist() == [0, 3]
     assert list(comments.iter_texts()) == ["a", "b"]
+
+
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
+def test_every_row_knows_its_place_in_its_table_whatever_was_dropped_before_it(tmp_path, share):
+    draw, paths, expected = random.Random(1), [], []
+    for number in range(4):
+        empty = [row > 0 and draw.random() < share for row in range(50)]
+        texts = ["" if dropped else f"comment {number} {row}" for row, dropped in enumerate(empty)]
+        paths.append(write(tmp_path / f"{number}.csv", HEADER + "".join(f"{text},0,1,0,0,0\n" for text in texts)))
+        expected += [row for row, dropped in enumerate(empty) if not dropped]
+    comments = data.load_comments(paths[0], test_path=paths[1], unlabelled_path=paths[2:])
+    assert comments.find_source_rows(np.arange(len(comments))).tolist() == expected
+    some = np.array([len(comments) - 1, 0, 2])
+    assert comments.find_source_rows(some).tolist() == [expected[row] for row in some]
+
+
+def test_distinct_texts_of_some_rows_are_counted(tmp_path):
+    path = write(tmp_path / "a.csv", HEADER + "".join(f"{text},0,0,0,0,0\n" for text in "abacab"))
+    comments = data.load_comments(path)
+    for rows in ([], [0], [0, 2], [1, 3, 5], list(range(6))):
+        assert comments.count_texts(np.array(rows, dtype=np.int64)) == len({"abacab"[row] for row in rows})
 
 
 def test_line_breaks_quotes_and_nul_inside_a_text_survive(tmp_path):
@@ -430,9 +452,9 @@ def test_given_tables_are_whole_parts_and_their_texts_leave_training(tmp_path):
     comments = data.load_comments(main, val_path=validation, test_path=test, unlabelled_path=unlabelled)
     parts = split(comments)
     assert comments.source[parts.test].tolist() == [data.TEST] * 10
-    assert comments.source_row[parts.validation].tolist() == list(range(9))
-    assert comments.source_row[parts.train].tolist() == list(range(45))
-    assert comments.source_row[parts.unlabelled].tolist() == [0, 2]
+    assert comments.find_source_rows(parts.validation).tolist() == list(range(9))
+    assert comments.find_source_rows(parts.train).tolist() == list(range(45))
+    assert comments.find_source_rows(parts.unlabelled).tolist() == [0, 2]
     assert np.isnan(comments.labels[parts.unlabelled]).all()
     assert parts.leaked == {"train": 5, "validation": 1, "unlabelled": 1}
 

@@ -76,7 +76,7 @@ def warn_of_columns(comments: Comments) -> str | None:
 def describe_parts(comments: Comments, split: Split) -> list[str]:
     """Return a line with each part's rows and distinct texts, and what there is to say of rows left out or nearly repeated."""
     parts = {part: getattr(split, part) for part in PARTS}
-    counts = [f"{part} {len(rows):,} ({len(np.unique(comments.text_hash[rows])):,})" for part, rows in parts.items() if len(rows)]
+    counts = [f"{part} {len(rows):,} ({comments.count_texts(rows):,})" for part, rows in parts.items() if len(rows)]
     lines = [f"rows (distinct texts) of each part: {', '.join(counts)}"]
     leaked = [f"{count:,} of {part}" for part, count in split.leaked.items() if count]
     if leaked:

@@ -57,7 +57,7 @@ def save_run(
     inputs, run_dir = context.inputs, context.run_dir
     for part in PARTS:
         rows = getattr(inputs.split, part)
-        index, clusters = inputs.comments.source_row[rows], first_of_texts(inputs.comments, rows)
+        index, clusters = inputs.comments.find_source_rows(rows), first_of_texts(inputs.comments, rows)
         of_part = {model: parts[part] for model, parts in logits.items()}
         run_dir.write_predictions(part, index, clusters, inputs.comments.label_names, labels[part], of_part)
     members = {} if teachers is None else teachers.members
@@ -94,10 +94,10 @@ def store_student(student: TextClassifier | TrainedTfidf, settings: dict[str, An
 
 
 def first_of_texts(comments: Comments, rows: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Return, for each row of one table, the `source_row` of that table's first row with the same text."""
+    """Return, for each row of one table, which data row the first of that table with the same text is."""
     table = np.flatnonzero(np.isin(comments.source, comments.source[rows]))
     hashes, first = np.unique(comments.text_hash[table], return_index=True)
-    return comments.source_row[table[first[np.searchsorted(hashes, comments.text_hash[rows])]]]
+    return comments.find_source_rows(table[first[np.searchsorted(hashes, comments.text_hash[rows])]])
 
 
 def store_teacher(teacher: Teacher, folder: Path, *, thresholds: Mapping[str, float] | None) -> None:
@@ -151,7 +151,10 @@ def pick_timed_batches(tokens: Tokens | None, context: RunContext) -> list[Batch
 def fetch_texts(index: Sequence[int], inputs: Inputs) -> dict[int, str]:
     """Return the texts of some test rows by their `index` in predictions.csv; none if the table has changed."""
     wanted, comments = set(index), inputs.comments
-    rows = {int(row): int(place) for row in inputs.split.test if (place := comments.source_row[row]) in wanted}
+    test = inputs.split.test
+    rows = {
+        row: place for row, place in zip(test.tolist(), comments.find_source_rows(test).tolist(), strict=True) if place in wanted
+    }
     try:
         return {rows[row]: text for row, text in comments.read_texts(np.array(list(rows), dtype=np.int64)).items()}
     except InputError as error:

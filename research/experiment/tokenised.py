@@ -10,7 +10,7 @@ from typing import Any
 from research.errors import InputError
 from research.experiment.inputs import Inputs, TeacherSource
 from research.models.classifiers import ModelShape
-from research.storage.arrays import release_pages
+from research.storage.arrays import read_blocks
 from research.storage.cache import Cache
 from research.text.diagnostics import report_alignment, report_tokenizer
 from research.text.tokens import Tokens, fingerprint_tokenizer, tokenize, tokens_key
@@ -124,8 +124,7 @@ def _tokenise_side(side: str, tokenizer: object, inputs: Inputs, cache: Cache, w
 
 def check_vocabulary(flag: str, tokens: Tokens, shape: ModelShape) -> None:
     """Refuse token ids that the model has no embedding for."""
-    largest = int(tokens.ids.max(initial=0))
-    release_pages(tokens.ids)
+    largest = max((int(block.max()) for block in read_blocks(tokens.ids)), default=0)
     if largest >= shape.vocabulary:
         raise InputError(
             f"--{flag}: its tokenizer gives ids up to {largest}, its model has {shape.vocabulary} embeddings; "

@@ -225,7 +225,6 @@ def attach_views(inputs: Inputs, folder: Path) -> Inputs:
         tables=(*comments.tables, table),
         labels=np.concatenate([comments.labels, np.full((len(hashes), len(comments.label_names)), np.nan, np.float32)]),
         source=np.concatenate([comments.source, np.full(len(hashes), VIEWS, np.int8)]),
-        source_row=np.concatenate([comments.source_row, np.arange(len(hashes))]),
         text_hash=np.concatenate([comments.text_hash, hashes]),
         text_sha256=hashlib.sha256(f"{comments.text_sha256} {table.sha256}".encode()).hexdigest(),
     )

@@ -20,7 +20,7 @@ from torch import nn
 
 from research.evaluation.predict import predict_logits
 from research.logs import PhaseProgress
-from research.storage.arrays import append_array, start_npy
+from research.storage.arrays import append_array, return_free_memory, start_npy
 from research.storage.files import is_as_written, write_checked
 from research.text.batches import Batch, BatchLoader
 
@@ -104,6 +104,7 @@ def label_parts(load: Callable[[], nn.Module], loader: BatchLoader, device: torc
             num_rows = sum(map(len, together))
             logits = predict_logits(load().to(device), batches, device, num_rows=num_rows, world=world)
             world.lead(partial(write_parts, together, logits, folder))
+            return_free_memory()  # of batches that have other sizes from part to part; takes 0.3 ms
     return parts
 
 

@@ -119,7 +119,7 @@ def output_key(identity: Mapping[str, Any], tokens_key: str, rows: NDArray[np.in
     return {
         "teacher": identity,
         "tokens": tokens_key,
-        "rows": hashlib.sha256(np.ascontiguousarray(rows).tobytes()).hexdigest(),
+        "rows": hashlib.sha256(np.ascontiguousarray(rows).data).hexdigest(),
         "device": device.type,
         "threads": torch.get_num_threads(),
         "versions": {name: version(name) for name in ("torch", "transformers")},
@@ -198,11 +198,11 @@ def unname_outputs(states: Mapping[str, Tensor], maps: Mapping[str, Tensor]) -> 
     )
 
 
-def estimate_bytes(layers: ComparedLayers, lengths: NDArray[np.int64], width: int) -> int:
+def estimate_bytes(layers: ComparedLayers, lengths: NDArray[np.integer[Any]], width: int) -> int:
     """Return the size of a float16 store of rows with these numbers of positions."""
     state_files = len(layers.hidden) + (3 * len(layers.attention) if layers.relations else 0)
     map_files = 0 if layers.relations else len(layers.attention)
-    return 2 * int(state_files * width * lengths.sum() + map_files * (lengths**2).sum())
+    return 2 * int(state_files * width * lengths.sum() + map_files * np.square(lengths, dtype=np.int64).sum())
 
 
 def fetch_layers(teacher: Teacher, layers: ComparedLayers, loader: BatchLoader, device: torch.device, cache: Cache) -> LayerStore:

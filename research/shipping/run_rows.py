@@ -75,7 +75,7 @@ def read_rows_of_run(run: Run) -> Rows:
     dataset = load_dataset(config, fold=stored["fold"] - 1 if "fold" in stored else None)
     comments, split = dataset.comments, dataset.split
     RunDirectory(run.path).check_tables(comments.file_sha256, table_paths(config))
-    place = {int(comments.source_row[row]): int(row) for row in split.test}
+    place = dict(zip(comments.find_source_rows(split.test).tolist(), split.test.tolist(), strict=True))
     index = run.predictions.index.tolist()
     if missing := [number for number in index if number not in place]:
         raise InputError(f"{run.path / PREDICTION_FILES['test']}: row {missing[0]} is not in the test part. Repeat the run.")

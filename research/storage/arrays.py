@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import mmap
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
+
+# Of a memory map, to be looked at together: one or two MB.
+BLOCK_CELLS = 1 << 18
 
 
 def append_array(file: BinaryIO, array: NDArray[Any]) -> None:
@@ -55,6 +59,13 @@ def release_pages(*arrays: NDArray[Any]) -> None:
             owner = owner.base
         if isinstance(owner, mmap.mmap):
             owner.madvise(mmap.MADV_DONTNEED)
+
+
+def read_blocks(array: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """Yield a flat array some cells at a time, letting the pages of a memory map go after each block."""
+    for start in range(0, len(array), BLOCK_CELLS):
+        yield array[start : start + BLOCK_CELLS]
+        release_pages(array)
 
 
 def return_free_memory() -> None:

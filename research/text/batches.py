@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cached_property
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,7 +26,7 @@ ROWS_AT_ONCE = 4096
 
 
 def length_batches(
-    lengths: NDArray[np.int64],
+    lengths: NDArray[np.integer[Any]],
     batch_size: int,
     *,
     seed: int | None = None,
@@ -49,7 +50,8 @@ def length_batches(
         return batches
     generator = np.random.default_rng([seed, epoch])
     order = generator.permutation(len(lengths))
-    jittered = lengths[order] * generator.uniform(1.0, 1.1, len(order))
+    jittered = generator.uniform(1.0, 1.1, len(order))
+    jittered *= lengths[order]
     order = order[np.argsort(jittered, kind="stable")]
     batches = [order[start : start + batch_size] for start in range(0, len(order), batch_size)]
     return [batches[place] for place in generator.permutation(len(batches))]
@@ -100,7 +102,7 @@ class BatchLoader:
     @property
     def num_rows(self) -> int:
         """How many rows an epoch holds."""
-        return len(self.positions(epoch=0))
+        return len(self.rows) if self.turns is None else self.turns.shape[1]
 
     def positions(self, epoch: int) -> NDArray[np.int64]:
         """Return the positions in `rows` that an epoch reads, each once."""
@@ -124,10 +126,11 @@ class BatchLoader:
 
     def plan(self, epoch: int) -> list[NDArray[np.int64]]:
         """Return the positions in `rows` of each batch of an epoch."""
-        positions = self.positions(epoch)
-        lengths = self.lengths[positions]
+        turn = None if self.turns is None else self.positions(epoch)
+        lengths = self.lengths if turn is None else self.lengths[turn]
         batches = length_batches(lengths, self.batch_size, seed=self.seed, epoch=epoch, token_budget=self.token_budget)
-        return [positions[batch] for batch in batches]
+        # Views of one order of all rows: copies would cost as much again, and an allocation each.
+        return batches if turn is None else [turn[batch] for batch in batches]
 
     def collate_part(self, index: NDArray[np.int64]) -> Batch:
         """Return this process's part of the batch of some positions in `rows`."""
@@ -145,7 +148,7 @@ class BatchLoader:
         return {name: float(count) for name, count in zip(COUNTED, counts, strict=True)}
 
     @cached_property
-    def _num_positions(self) -> NDArray[np.int64]:
+    def _num_positions(self) -> NDArray[np.integer[Any]]:
         """How many positions of each row are compared: the student's tokens, or the words that both models share."""
         if self.words is None:
             return self.lengths

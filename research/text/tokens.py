@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from research.errors import InputError
 from research.logs import PhaseProgress
-from research.storage.arrays import append_array, map_array, release_pages, return_free_memory
+from research.storage.arrays import BLOCK_CELLS, append_array, map_array, read_blocks, release_pages, return_free_memory
 from research.storage.cache import Cache, digest_key
 
 CHUNK_ROWS = 8192
@@ -62,10 +62,13 @@ class Tokens:
         """The number of tokens in each row."""
         return np.diff(self.offsets)
 
-    def lengths_of(self, rows: NDArray[np.int64]) -> NDArray[np.int64]:
+    def lengths_of(self, rows: NDArray[np.int64]) -> NDArray[np.int32]:
         """Return the number of tokens of some rows."""
-        lengths: NDArray[np.int64] = self.offsets[rows + 1] - self.offsets[rows]
-        release_pages(self.offsets)
+        lengths = np.empty(len(rows), dtype=np.int32)
+        for start in range(0, len(rows), BLOCK_CELLS):
+            block = rows[start : start + BLOCK_CELLS]
+            lengths[start : start + len(block)] = self.offsets[block + 1] - self.offsets[block]
+            release_pages(self.offsets)
         return lengths
 
     def take(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
@@ -76,7 +79,11 @@ class Tokens:
 
     def same_ids(self, other: Tokens) -> bool:
         """Whether both tokenizers gave every row the same ids."""
-        return self.key == other.key or (np.array_equal(self.offsets, other.offsets) and np.array_equal(self.ids, other.ids))
+        return self.key == other.key or (_are_equal(self.offsets, other.offsets) and _are_equal(self.ids, other.ids))
+
+
+def _are_equal(one: NDArray[Any], other: NDArray[Any]) -> bool:
+    return len(one) == len(other) and all(map(np.array_equal, read_blocks(one), read_blocks(other)))
 
 
 def fingerprint_tokenizer(tokenizer: Any) -> str:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from research.storage.arrays import append_array, map_array
+from research.storage.arrays import append_array, map_array, release_pages
 from research.storage.cache import Cache
 from research.text.tokens import CHUNK_ROWS, NO_WORD, Tokens
 
@@ -61,6 +61,7 @@ def row_words(tokens: Tokens, start: int, stop: int) -> NDArray[np.int64]:
     offsets = tokens.offsets[start : stop + 1]
     words = tokens.words[offsets[0] : offsets[-1]].astype(np.int64)
     rows = np.repeat(np.arange(stop - start), np.diff(offsets))
+    release_pages(tokens.offsets, tokens.words)
     return np.where(words == NO_WORD, NO_WORD, (rows << 32) | words)
 
 

@@ -260,7 +260,7 @@ def test_a_table_that_changed_meanwhile_costs_the_texts_alone(caplog: pytest.Log
     def changed(_rows: Any) -> Any:
         raise InputError("data/comments.csv no longer holds what it held")
 
-    comments = SimpleNamespace(source_row=np.arange(3), read_texts=changed)
+    comments = SimpleNamespace(find_source_rows=lambda rows: rows, read_texts=changed)
     inputs: Any = SimpleNamespace(split=SimpleNamespace(test=np.array([0, 2])), comments=comments)
     assert fetch_texts([2], inputs) == {}
     assert "report.html goes without texts: data/comments.csv" in caplog.text

@@ -155,7 +155,9 @@ def test_layers_are_kept_in_float16_and_take_the_bytes_that_were_estimated(folde
         store = fetch_layers(setup.teacher, layers, setup.loader(rows), CPU, cache)
         arrays = [*store.states.values(), *store.maps.values()]
         assert {array.dtype for array in arrays} == {np.dtype(np.float16)}
-        assert sum(array.nbytes for array in arrays) == estimate_bytes(layers, tokens.lengths[rows], 16)
+        assert sum(array.nbytes for array in arrays) == estimate_bytes(layers, tokens.lengths_of(rows), 16)
+    long = np.array([1 << 16], dtype=np.int32)  # whose square has more than 32 bits
+    assert estimate_bytes(ComparedLayers(attention=(1,)), long, 16) == 2 << 32
 
 
 def test_states_too_large_for_float16_are_kept_in_float32(

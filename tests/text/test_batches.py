@@ -55,6 +55,16 @@ def test_batches_differ_between_epochs_and_repeat_with_the_seed() -> None:
     assert plan(1, 0) != plan(2, 0)
 
 
+@pytest.mark.parametrize("seed", [None, 7])
+def test_batches_of_a_plan_are_places_in_one_order_and_lengths_take_four_bytes(seed: int | None) -> None:
+    loader = make_loader(seed)
+    batches = loader.plan(0)
+    order = batches[0].base
+    assert order is not None and order.nbytes == 8 * 103 and all(batch.base is order for batch in batches)
+    assert loader.lengths.nbytes == 4 * 103
+    assert loader.lengths.tolist() == np.diff(loader.tokens.offsets).tolist()
+
+
 def test_skipping_batches_goes_on_where_the_epoch_was() -> None:
     loader = make_loader(5)
     whole = [batch["row"].tolist() for batch in loader.iterate(1)]
