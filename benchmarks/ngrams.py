@@ -82,7 +82,7 @@ def redo_fold(fold: Run, config: ExperimentConfig, number: int, folder: Path) ->
         fitted, tokens = fit_ngrams(context), context.tokens.student
         assert tokens is not None
         rows = {part: getattr(inputs.split, part) for part in PARTS}
-        index = {part: inputs.comments.source_row[of_part] for part, of_part in rows.items()}
+        index = {part: inputs.comments.find_source_rows(of_part) for part, of_part in rows.items()}
         features = {part: fitted.table.weigh(*tokens.take(of_part)) for part, of_part in rows.items()}
         logits: Logits = {model: read_logits(fold, model, index) for model in fold.models}
         training = dict(fold.metrics["training"])
