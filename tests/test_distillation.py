@@ -14,7 +14,7 @@ import torch
 from transformers import BertConfig, BertModel
 
 from research.errors import Interrupted, StopRequest, TrainingFault
-from research.kd.loop import schedule
+from research.kd.loop import TrainingResult, schedule
 from research.kd.objective import DistillationObjective
 from research.kd.targets import KeptTeacher
 from research.models.classifiers import ModelShape, StudentModel, TeacherModel
@@ -344,6 +344,28 @@ def test_resumed_training_matches_uninterrupted_training_bit_for_bit(
         history, weights = train(folder, StopRequest(), -1)
         assert history == whole_history
         assert equal_weights(weights, whole_weights)
+
+
+def test_training_that_is_over_keeps_its_best_weights_alone_and_is_taken_again_without_a_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train(epochs: int = 2) -> tuple[TrainingResult, dict[str, torch.Tensor], list[int]]:
+        student, steps = tiny_student(), list[int]()
+        trainer = DistillationTrainer(tiny_teacher(), student, tiny_config(kd_method="multi_level", epochs=epochs), "cpu")
+        after_each_step(trainer, monkeypatch, steps.append)
+        torch.manual_seed(0)
+        result = trainer.fit(tiny_loader(), constant_validation, checkpoints=CheckpointFolder(tmp_path))
+        return result, weights_of(student), steps
+
+    first, weights, steps = train()
+    (kept,) = tmp_path.iterdir()
+    assert len(steps) == 10 and kept.stat().st_size < 1.2 * sum(tensor.nbytes for tensor in weights.values()) + 50_000
+    drawn = torch.rand(4)
+    second, again, steps = train()
+    assert (second.history, second.best_epoch, steps) == (first.history, first.best_epoch, [])
+    assert equal_weights(again, weights) and torch.equal(torch.rand(4), drawn)
+    with pytest.raises(ValueError, match="student: its training ended after 2 epochs and cannot go on"):
+        train(epochs=3)
 
 
 @pytest.mark.parametrize("select_by", ["f1_macro", "average_precision_macro"])

@@ -147,9 +147,8 @@ class EpochLoop:
         started = time.monotonic()
         self._resume()
         self.watch(self.progress.history)
-        patience = self.config.early_stopping_patience
         with PhaseProgress(f"{self.name} training", self.total_steps, "steps", done=self.progress.global_step) as steps:
-            while self.progress.epoch < self.config.epochs and self.progress.epoch - self.progress.best_epoch < patience:
+            while not self._is_over():
                 epoch_started = time.monotonic()
                 self.stop.heeded = True
                 self._train_epoch(steps)
@@ -165,6 +164,11 @@ class EpochLoop:
         return TrainingResult(
             progress.history, progress.best_epoch, progress.best_score, progress.skipped_steps, time.monotonic() - started
         )
+
+    def _is_over(self) -> bool:
+        """Return whether no epoch is left, or --early_stopping_patience of them brought nothing better."""
+        epoch = self.progress.epoch
+        return epoch >= self.config.epochs or epoch - self.progress.best_epoch >= self.config.early_stopping_patience
 
     def _train_epoch(self, steps: PhaseProgress) -> None:
         progress = self.progress
@@ -266,25 +270,32 @@ class EpochLoop:
     def _save(self) -> None:
         if self.checkpoints is None:
             return
-        device = self.trainer.device
-        state = own_pieces(self.trainer.state_dict()) | {
-            "optimizer": own_pieces(self.optimizer.state_dict()),
+        device, over = self.trainer.device, self._is_over()
+        state: dict[str, Any] = {
             "best_state": self.best_state,
             "progress": vars(self.progress),
             "rng": torch.get_rng_state(),
             "cuda_rng": torch.cuda.get_rng_state(device) if device.type == "cuda" else None,
         }
-        self.checkpoints.save(state, self.progress.global_step)
+        if not over:  # after the last epoch nobody goes on, and trials of --search stay until their run ends
+            state |= own_pieces(self.trainer.state_dict()) | {"optimizer": own_pieces(self.optimizer.state_dict())}
+        self.checkpoints.save(state, self.progress.global_step, last=over)
         self.last_checkpoint_s = time.monotonic()
 
     def _resume(self) -> None:
         state = None if self.checkpoints is None else self.checkpoints.load()
         if state is None:
             return
-        self.trainer.load_state_dict(state)
-        restore_optimizer(self.optimizer, state["optimizer"])
         self.best_state = state["best_state"]
         self.progress = Progress(**state["progress"])
+        if "optimizer" in state:
+            self.trainer.load_state_dict(state)
+            restore_optimizer(self.optimizer, state["optimizer"])
+        elif not self._is_over():
+            raise ValueError(
+                f"{self.name}: its training ended after {self.progress.epoch} epochs and cannot go on; for more epochs, or more "
+                "patience, train anew in another folder of checkpoints"
+            )
         torch.set_rng_state(state["rng"])
         if state["cuda_rng"] is not None and self.trainer.device.type == "cuda":
             torch.cuda.set_rng_state(state["cuda_rng"], self.trainer.device)

@@ -1,4 +1,4 @@
-"""Training checkpoints that survive a kill at any moment: self-checking files, the last two kept."""
+"""Training checkpoints that survive a kill at any moment: self-checking files, the last two kept, and one in the end."""
 
 from __future__ import annotations
 
@@ -41,10 +41,14 @@ class CheckpointFolder:
         self.world = world
         self.of_each = of_each
 
-    def save(self, state: dict[str, Any], step: int) -> None:
+    def save(self, state: dict[str, Any], step: int, *, last: bool = False) -> None:
         """Write the state of `step`; older files go only once the new one is safely on the disk.
 
         Processes do not wait for each other here, as one may have been interrupted alone.
+
+        Args:
+            last: Whether none is to follow; then no older one stays either, but for one of each process, which the
+                others may need.
 
         Raises:
             OSError: it could not be written, as on a full disk; the older checkpoints are as they were.
@@ -58,7 +62,7 @@ class CheckpointFolder:
         torch.save(state | {"identity": self.identity}, buffer)
         path = write_checked(self.folder, f"step-{step:010d}", ".ckpt", buffer.getbuffer())
         others = [other for other in self._newest_first() if other != path]
-        for old in others[KEPT - 1 :]:
+        for old in others[0 if last and not self.of_each else KEPT - 1 :]:
             old.unlink(missing_ok=True)
 
     def load(self) -> dict[str, Any] | None:

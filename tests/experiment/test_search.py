@@ -98,6 +98,22 @@ def test_stopped_in_a_trial_it_goes_on_to_the_same_bytes(lab: TinyLab, monkeypat
     assert repeated_bytes(stopped) == expected and not list(stopped.glob("checkpoint*"))
 
 
+def test_finished_trials_keep_one_model_each_until_the_run_ends(lab: TinyLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    train, kept = student_stage.train, list[list[int]]()
+    run = lab.folder / "results/run"
+
+    def looking(name: str, trainer: Any, *rest: Any) -> Any:
+        found = sorted((run / "checkpoint").glob("trial_*"))
+        kept.append([sum(path.stat().st_size for path in trial.iterdir()) for trial in found])
+        return train(name, trainer, *rest)
+
+    monkeypatch.setattr(student_stage, "train", looking)
+    lab.done("run", f"--search {GRID}")
+    model = (run / "student/model.safetensors").stat().st_size
+    assert [len(sizes) for sizes in kept] == [0, 1, 2, 3]
+    assert all(size < 1.2 * model + 50_000 for size in kept[-1]), (kept[-1], model)
+
+
 def test_a_trial_that_fails_is_told_and_left_out(lab: TinyLab, monkeypatch: pytest.MonkeyPatch) -> None:
     train = student_stage.train
 

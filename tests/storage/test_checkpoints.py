@@ -88,6 +88,19 @@ def test_newest_step_is_loaded_and_two_are_kept(tmp_path: Path) -> None:
     assert [path.name.split(".")[0] for path in checkpoints(tmp_path)] == ["step-0000000010", "step-0000000100"]
 
 
+def test_the_last_one_stands_alone(tmp_path: Path) -> None:
+    save_steps(tmp_path, 9, 10)
+    CheckpointFolder(tmp_path).save(state_of(11), 11, last=True)
+    assert loaded_step(tmp_path) == 11 and len(checkpoints(tmp_path)) == 1
+
+
+def test_the_last_of_each_process_leaves_the_one_before_it(tmp_path: Path) -> None:
+    folder = CheckpointFolder(tmp_path, of_each=True)
+    for step in (9, 10, 11):
+        folder.save(state_of(step), step, last=step == 11)
+    assert len(checkpoints(folder.folder)) == 2
+
+
 def test_saving_a_step_again_keeps_it_loadable(tmp_path: Path) -> None:
     save_steps(tmp_path, 10, 10)
     assert loaded_step(tmp_path) == 10
