@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from research.errors import WeakTeacher
+from research.errors import TrainingFault, WeakTeacher
 from research.evaluation.calibration import sigmoid
 from research.evaluation.efficiency import count_parameters
 from research.evaluation.metrics import compute_metrics, keep_spoken
@@ -47,7 +47,7 @@ from research.sharding import collect, shard
 from research.storage.arrays import release_pages
 from research.storage.cache import MANIFEST
 from research.storage.checkpoints import CheckpointFolder
-from research.storage.files import copy_folder
+from research.storage.files import copy_folder, remove
 from research.text.tokens import Tokens, fingerprint_tokenizer
 from research_config import ExperimentConfig, settings_that_decide
 from research_data import compute_class_weights
@@ -128,7 +128,13 @@ def get_fine_tuned(source: TeacherSource, place: Place, context: RunContext) -> 
     inputs = context.inputs
 
     def build(folder: Path, scratch: Path) -> None:
-        store_teacher(*fine_tune(source, context, scratch), source, context, folder)
+        try:
+            tuned = fine_tune(source, context, scratch)
+        except (TrainingFault, FloatingPointError) as fault:
+            if context.trial and fault.__cause__ is None:  # as `search` leaves it out: nobody will look into its checkpoints
+                remove(scratch)
+            raise
+        store_teacher(*tuned, source, context, folder)
 
     runtime = context.runtime
     name = context.name_training(source.name)

@@ -99,6 +99,15 @@ def test_a_trial_whose_validation_is_not_finite_is_told_and_left_out(lab: TinyLa
         assert trials_of(lab.folder / "results/run", model)[1] == {"settings": {"lr": 1e30}, "failed": True}
 
 
+@pytest.mark.parametrize("flags", ["--search lr=1e30,1e-3 --teacher_seeds 2", "--lr 1e30"])
+def test_checkpoints_of_a_failed_teacher_stay_where_nobody_leaves_it_out(lab: TinyLab, flags: str) -> None:
+    status, errors = lab.run(f"{flags} --pipeline baseline --checkpoint_minutes 0 --output_dir results/run")
+    searched = "--search" in flags
+    assert status == (0 if searched else 1) and (not searched or "teacher: trial 1 failed: step" in errors), errors
+    assert len(list(lab.folder.glob("cache/teachers/*.work/*.ckpt"))) == (0 if searched else 1)
+    assert len(list(lab.folder.glob("cache/teachers/*.work"))) == (not searched)
+
+
 def test_lack_of_memory_stops_the_run_and_it_goes_on_in_that_trial(lab: TinyLab, monkeypatch: pytest.MonkeyPatch) -> None:
     expected = repeated_bytes(lab.done("whole", "--search lr=1e-4,3e-3"))
     train = student_stage.train
