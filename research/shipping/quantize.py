@@ -95,7 +95,8 @@ def quantize_embeddings(graph: Any) -> None:
         graph.initializer.extend([numpy_helper.from_array(quantized, codes), numpy_helper.from_array(scales, scale)])
         for node in nodes:
             ids, result = node.input[1], node.output[0]
-            row, real, factor = (f"{result}_{part}" for part in ("int8", "real", "scale"))
+            # `{result}_scale` is the quantiser's, where a product reads the rows.
+            row, real, factor = (f"{result}_{part}" for part in ("int8", "real", "row_scale"))
             place = list(graph.node).index(node)
             graph.node.remove(node)
             built = [

@@ -20,12 +20,13 @@ from support.shipping import Exported, read_table, train_student, write_texts
 import research_export
 import research_predict
 from research.evaluation.calibration import sigmoid
-from research.models.classifiers import SequenceClassifier
-from research.models.encoders import load_tokenizer
+from research.models.classifiers import SequenceClassifier, StudentModel
+from research.models.cutting import factorise_embeddings
+from research.models.encoders import load_encoder, load_tokenizer
 from research.models.saved import load_classifier, save_classifier
 from research.shipping import export, onnx_files
 from research.shipping.onnx_files import write_exported
-from research.shipping.quantize import quantize_rows
+from research.shipping.quantize import quantize_rows, write_int8
 from research.shipping.scorers import ONNX_FILES, Usage, compute_logits, open_onnx, open_torch
 
 pytest.importorskip("onnxruntime", reason="exporting and running ONNX needs pip install onnx onnxscript onnxruntime")
@@ -194,8 +195,6 @@ def classifier_of() -> Exported:
     """Save a random classifier of an architecture, with our head (and each pooling) or with its own."""
     from transformers import AutoConfig, AutoModelForSequenceClassification
 
-    from research.models.classifiers import StudentModel
-
     def build(root: Path, kind: str, native: bool) -> Path:
         build_model_folder(kind, "wordpiece", root / "encoder", make_texts(60), layers=2, width=32)
         torch.manual_seed(0)
@@ -291,6 +290,24 @@ def test_int8_keeps_what_is_no_embedding(tmp_path: Path) -> None:
     graph = helper.make_graph(nodes, "g", [ids], [helper.make_tensor_value_info("out", TensorProto.FLOAT, None)], [table])
     quantize_embeddings(graph)
     assert [node.op_type for node in graph.node] == ["Gather", "MatMul"]
+
+
+def test_int8_takes_embeddings_that_are_a_product(tmp_path: Path) -> None:
+    """Rows that a product reads have a scale of the quantiser's beside that of each row."""
+    build_model_folder("bert", "wordpiece", tmp_path / "encoder", make_texts(60), layers=1, width=16)
+    torch.manual_seed(0)
+    encoder = factorise_embeddings(load_encoder(str(tmp_path / "encoder")), 4)
+    settings = {"labels": ["a", "b"], "thresholds": {"a": 0.4, "b": 0.6}, "max_length": 20, "text_normalization": "nfc"}
+    model = StudentModel(num_labels=2, classifier_hidden_size=8, pooling="mean", encoder=encoder).eval()
+    save_classifier(model, load_tokenizer(str(tmp_path / "encoder")), tmp_path / "saved", settings)
+    saved = load_classifier(str(tmp_path / "saved"))
+    write_exported(saved, Usage.of(saved, "saved"), tmp_path / "onnx")
+    ids, lengths = open_onnx(tmp_path / "onnx").encode(TEXTS)
+    texts = [text[None].astype(np.int64) for text in np.split(ids, np.cumsum(lengths)[:-1])]
+    feeds = [{"input_ids": text, "attention_mask": np.ones_like(text)} for text in texts]
+    write_int8(tmp_path / "onnx" / ONNX_FILES[False], tmp_path / "onnx" / ONNX_FILES[True], feeds)
+    found = compute_logits(open_onnx(tmp_path / "onnx", int8=True), TEXTS)
+    assert largest_difference(found, compute_logits(open_onnx(tmp_path / "onnx"), TEXTS)) < 0.02
 
 
 def test_a_slow_tokenizer_is_refused(run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
