@@ -93,8 +93,10 @@ def fit_labels(
         features: (N, F).
         labels, positive_weights: As for `TfidfTrainer`.
     """
-    columns = [_fit_label(features, *of_label, inverse_penalty) for of_label in zip(labels.T, positive_weights, strict=True)]
-    weights, bias = (np.array(values, dtype=np.float32) for values in zip(*columns, strict=True))
+    weights = np.empty((labels.shape[1], features.shape[1]), dtype=np.float32)
+    bias = np.empty(labels.shape[1], dtype=np.float32)
+    for label, (truth, weight) in enumerate(zip(labels.T, positive_weights, strict=True)):
+        weights[label], bias[label] = _fit_label(features, truth, weight, inverse_penalty)
     return weights, bias
 
 

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import json
 import shutil
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.sparse import csr_matrix
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
 from support.builders import KEYWORDS, make_texts
 
 from research.errors import InputError
-from research.models.tfidf import TfidfClassifier, TfidfTrainer, load_tfidf, save_tfidf
+from research.models.tfidf import TfidfClassifier, TfidfTrainer, fit_labels, load_tfidf, save_tfidf
 
 TEXTS = make_texts(120)
 TRUTH = np.array([[float(keyword in text) for keyword in KEYWORDS[:2]] for text in TEXTS], dtype=np.float32)
@@ -81,3 +83,14 @@ def test_a_damaged_model_is_one_line(tmp_path: Path, damage: str) -> None:
 def test_texts_without_n_grams_in_common_are_one_line() -> None:
     with pytest.raises(InputError, match="the 2 training texts have no n-grams in common"):
         TfidfTrainer(["ab", "cd"], TRUTH[:2], np.ones(2))
+
+
+def test_weights_of_many_labels_are_held_once_and_in_float32() -> None:
+    features, labels = csr_matrix(np.ones((4, 1))), np.zeros((4, 50), dtype=np.float32)
+    features.resize((4, 20_000))
+    tracemalloc.start()
+    try:
+        weights, _ = fit_labels(features, labels, np.ones(50), 1.0)
+        assert tracemalloc.get_traced_memory()[1] < 1.5 * weights.nbytes
+    finally:
+        tracemalloc.stop()
