@@ -6,6 +6,7 @@ V rows of validation, C labels, F n-grams.
 from __future__ import annotations
 
 import logging
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,14 +62,18 @@ def fit_ngrams(context: RunContext) -> FittedNgrams:
         )
     learned, asked = (table.weigh(*tokens.take(rows)) for rows in (split.train, split.validation))
     labels, positive_weights = inputs.comments.labels[split.train], weigh_positives(inputs)
-    found: dict[float, FittedNgrams] = {}
+    scores: dict[float, float] = {}
+    best: FittedNgrams | None = None
     for penalty in INVERSE_PENALTIES:
         if context.runtime.stop.requested:
             raise KeyboardInterrupt
         weights, bias = fit_labels(learned, labels, positive_weights, penalty)
         logits = asked @ weights.T + bias
-        found[penalty] = FittedNgrams(table, weights, bias, penalty, logits, score_validation(logits, context))
-    return found[take_best({penalty: fitted.score for penalty, fitted in found.items()})]
+        scores[penalty] = score_validation(logits, context)
+        if take_best(scores) == penalty:  # the others' weights are not needed any more
+            best = FittedNgrams(table, weights, bias, penalty, logits, scores[penalty])
+    assert best is not None
+    return best
 
 
 def score_validation(logits: NDArray[Any], context: RunContext) -> float:
@@ -87,6 +92,10 @@ def choose_share(name: str, layers: NDArray[np.float32], fitted: FittedNgrams, c
     """
     scores = {share: score_validation((1 - share) * layers + share * fitted.validation, context) for share in SHARES}
     share, num_ngrams, short = take_best(scores), len(fitted.table.codes), METRIC_OF[context.inputs.config.select_by].short
+    if math.isnan(scores[share]):
+        log.warning(
+            "warning: %s: its n-grams get no share of its logits: validation has no %s. Choose another --select_by.", name, short
+        )
     log.info(
         f"{name}: {num_ngrams:,} n-grams have a share of {share:.1f} in its logits: validation {short} {scores[share]:.4f}, "
         f"of the layers alone {scores[0.0]:.4f}, of the n-grams {fitted.score:.4f}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import research_predict
 from research.evaluation.calibration import sigmoid
 from research.evaluation.metrics import take_best
 from research.experiment import ngram_stage
+from research.models.tfidf import fit_labels
 
 PARTS = {"validation": "validation_predictions.csv", "test": "predictions.csv"}
 BOTH = ("student", "control")
@@ -112,6 +115,37 @@ def test_every_fold_and_the_best_trial_of_a_search_have_their_own(lab: TinyLab) 
 def test_two_directories_hold_the_same_bytes(lab: TinyLab) -> None:
     first = lab.done("first", "--student_ngrams 3 --with_control")
     assert repeated_bytes(lab.done("second", "--student_ngrams 3 --with_control --cache_dir another")) == repeated_bytes(first)
+
+
+def test_a_validation_part_that_has_no_score_gives_the_ngrams_no_share(lab: TinyLab) -> None:
+    rows = read_table(lab.folder / "data" / "comments.csv")
+    header = list(rows[0])
+    for part, of_part, labels in (("train", rows[:50], None), ("val", rows[50:65], "0"), ("test", rows[65:], None)):
+        written = [[row[header[0]], *(labels or row[key] for key in header[1:])] for row in of_part]
+        write_table(lab.folder / f"{part}.csv", [header, *written])
+    tables = "--dataset_path train.csv --val_path val.csv --test_path test.csv"
+    status, errors = lab.run(f"{tables} --pipeline student_only --student_ngrams 1 --output_dir results/run")
+    assert status == 0
+    said = "student: its n-grams get no share of its logits: validation has no mAP. Choose another --select_by."
+    assert f"warning: {said}" in errors
+    facts = facts_of(lab.folder / "results" / "run")
+    assert facts["share"] == 0 and set(facts["validation"].values()) == {None}  # type: ignore[attr-defined]
+
+
+def test_of_regressions_no_more_than_the_best_and_the_last_are_held(lab: TinyLab, monkeypatch: pytest.MonkeyPatch) -> None:
+    made: list[weakref.ref[np.ndarray]] = []
+    held = []
+
+    def fit(*arguments: Any) -> tuple[np.ndarray, np.ndarray]:
+        weights, bias = fit_labels(*arguments)
+        made.append(weakref.ref(weights))
+        held.append(sum(each() is not None for each in made))
+        return weights, bias
+
+    monkeypatch.setattr(ngram_stage, "fit_labels", fit)
+    lab.done("run", "--pipeline student_only --student_ngrams 1")
+    assert len(held) == len(ngram_stage.INVERSE_PENALTIES) > max(held)
+    assert max(held) <= 3  # with the one that was fitted before, whose name is not given anew until it returns
 
 
 def test_what_cannot_be_is_one_line(lab: TinyLab, monkeypatch: pytest.MonkeyPatch) -> None:
