@@ -70,6 +70,7 @@ def fit_ngrams(context: RunContext) -> FittedNgrams:
         weights, bias = fit_labels(learned, labels, positive_weights, penalty)
         logits = asked @ weights.T + bias
         scores[penalty] = score_validation(logits, context)
+        log.info("n-grams: inverse penalty %g: validation %s %.4f", penalty, inputs.config.select_by, scores[penalty])
         if take_best(scores) == penalty:  # the others' weights are not needed any more
             best = FittedNgrams(table, weights, bias, penalty, logits, scores[penalty])
     assert best is not None

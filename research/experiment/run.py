@@ -16,6 +16,7 @@ from research.evaluation.metrics import build_metrics, score_teachers
 from research.experiment.context import RunContext
 from research.experiment.dataset import load_dataset
 from research.experiment.inputs import Inputs, load_inputs
+from research.experiment.ngram_stage import fit_ngrams
 from research.experiment.runtime import Runtime
 from research.experiment.saving import first_of_texts, save_run
 from research.experiment.sources import check_models
@@ -70,9 +71,13 @@ def do_stages(context: RunContext) -> dict[str, Any]:
         if answers.complete:
             logits["teacher"] = dict(answers.together)
         training |= teachers.training
+    ngrams = None
+    if pipeline.student and inputs.config.student_ngrams is not None:
+        with runtime.timed("ngrams"):
+            ngrams = fit_ngrams(context)
     if pipeline.student:
         with runtime.timed("student"):
-            student = train_student(teachers, context)
+            student = train_student(teachers, ngrams, context)
         lead(partial(run_dir.write_history, student.history))
         logits["student"], training["student"] = student.logits, student.training
     tfidf = None
@@ -83,7 +88,7 @@ def do_stages(context: RunContext) -> dict[str, Any]:
         logits["student"], training["student"] = tfidf.logits, tfidf.training
     if inputs.config.with_control:
         with runtime.timed("control"):
-            control = train_control(teachers, context)
+            control = train_control(teachers, ngrams, context)
         lead(partial(run_dir.write_history, control.history, "history_control.csv"))
         logits["control"], training["control"] = control.logits, control.training
 

@@ -22,7 +22,7 @@ from research.evaluation.metrics import keep_spoken
 from research.evaluation.thresholds import choose_thresholds
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
-from research.experiment.ngram_stage import add_ngrams, fit_ngrams
+from research.experiment.ngram_stage import FittedNgrams, add_ngrams
 from research.experiment.search import Trial, search
 from research.experiment.teacher_stage import ask_teachers, prepare_targets
 from research.experiment.training import predict_parts, summarize, train
@@ -79,15 +79,15 @@ class Lesson:
     carried: Mapping[str, Any] = field(default_factory=dict)
 
 
-def train_student(teachers: Ensemble | None, context: RunContext) -> TrainedStudent:
-    """Build the student and train it, from its teachers or from the labels alone."""
+def train_student(teachers: Ensemble | None, ngrams: FittedNgrams | None, context: RunContext) -> TrainedStudent:
+    """Build the student and train it, from its teachers or from the labels alone, and put n-grams beside its layers."""
     inputs, folder = context.inputs, context.run_dir.path / "checkpoint"
     if teachers is None:
-        return _train("student", learn_labels(teachers, inputs), folder, context)
+        return _train("student", learn_labels(teachers, inputs), ngrams, folder, context)
     rows, turns = training_rows(inputs)
     with context.runtime.timed("teacher_outputs"):
         targets, carried = prepare_targets(teachers, rows, context)
-    return _train("student", Lesson(rows, turns, teachers, targets, carried=carried), folder, context)
+    return _train("student", Lesson(rows, turns, teachers, targets, carried=carried), ngrams, folder, context)
 
 
 def learn_labels(teachers: Ensemble | None, inputs: Inputs) -> Lesson:
@@ -96,7 +96,7 @@ def learn_labels(teachers: Ensemble | None, inputs: Inputs) -> Lesson:
     return Lesson(rows, turns, teachers, labels=label_views(inputs, inputs.comments.labels))
 
 
-def train_control(teachers: Ensemble | None, context: RunContext) -> TrainedStudent:
+def train_control(teachers: Ensemble | None, ngrams: FittedNgrams | None, context: RunContext) -> TrainedStudent:
     """Train the same student without the teacher.
 
     It starts from the same weights with the same seed and sees the same batches, as a student_only run
@@ -107,12 +107,12 @@ def train_control(teachers: Ensemble | None, context: RunContext) -> TrainedStud
     folder, inputs = context.run_dir.path / "checkpoint_control", context.inputs
     if inputs.config.control_labels == "gold":
         log.info("training the control: the same student on the labels alone")
-        return _train("control", learn_labels(teachers, inputs), folder, context)
+        return _train("control", learn_labels(teachers, inputs), ngrams, folder, context)
     assert teachers is not None
     log.info("training the control: the same student on the labels and, of unlabelled rows, the teacher's decisions")
     rows, turns = training_rows(inputs)
     labels = label_views(inputs, pseudo_label(teachers, rows, context))
-    return _train("control", Lesson(rows, turns, teachers, labels=labels), folder, context)
+    return _train("control", Lesson(rows, turns, teachers, labels=labels), ngrams, folder, context)
 
 
 def pseudo_label(teachers: Ensemble, rows: NDArray[np.int64], context: RunContext) -> NDArray[np.float32]:
@@ -135,21 +135,20 @@ def pseudo_label(teachers: Ensemble, rows: NDArray[np.int64], context: RunContex
     return labels
 
 
-def _train(name: str, lesson: Lesson, checkpoints: Path, context: RunContext) -> TrainedStudent:
+def _train(name: str, lesson: Lesson, ngrams: FittedNgrams | None, checkpoints: Path, context: RunContext) -> TrainedStudent:
     """Train it, once or in every trial of --search, and ask the one that validation chose about both parts."""
 
     def try_out(trial: RunContext) -> Trial[tuple[TextClassifier, TrainingResult]]:
         student, training = _fit(name, lesson, checkpoints / trial.trial, trial)
         return Trial((student, training), training.best_score, summarize(training))
 
-    fitted = None if context.inputs.config.student_ngrams is None else fit_ngrams(context)
     found = search(name, context, try_out)
     (student, training), tokens = found.model, context.tokens.student
     assert tokens is not None
     context.tracking.send_epochs(name, training.history)  # those of the trial that was chosen; without trials they are sent
     facts = found.facts
-    if fitted is not None:
-        facts = facts | {"ngrams": add_ngrams(name, student, fitted, context)}
+    if ngrams is not None:
+        facts = facts | {"ngrams": add_ngrams(name, student, ngrams, context)}
     return TrainedStudent(student, training.history, facts, predict_parts(name, student, tokens, context))
 
 

@@ -143,7 +143,7 @@ def test_of_regressions_no_more_than_the_best_and_the_last_are_held(lab: TinyLab
         return weights, bias
 
     monkeypatch.setattr(ngram_stage, "fit_labels", fit)
-    lab.done("run", "--pipeline student_only --student_ngrams 1")
+    lab.done("run", "--student_ngrams 1 --with_control")  # whose control has the same n-grams
     assert len(held) == len(ngram_stage.INVERSE_PENALTIES) > max(held)
     assert max(held) <= 3  # with the one that was fitted before, whose name is not given anew until it returns
 
