@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from research.errors import InputError, naming_flag
+from research.experiment.common_ngrams import check_ngrams
 from research.experiment.dataset import Dataset
 from research.experiment.pieces import Pieces, fit_tokenizer
 from research.experiment.seen_texts import Known, SeenTexts, part_from_seen, seen_by_checkpoint, seen_by_start
@@ -160,6 +161,7 @@ def load_inputs(dataset: Dataset) -> Inputs:
     for seen in starts.values():
         split, _ = part_from_seen(seen, config, comments, split)
     try_models(config, teachers, check_mapping(config, shapes), pieces)
+    check_ngrams(config, comments, split)
     table = dataset.teacher_table
     fill = find_fill(config, teachers, files.get("student")) if parts.student and config.augment else None
     return Inputs(config, comments, split, teachers, table, student_tokenizer, shapes, files, starts, pieces, fill)

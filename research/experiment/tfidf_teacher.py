@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from research.evaluation.calibration import sigmoid
 from research.evaluation.metrics import compute_metrics, take_best
 from research.evaluation.thresholds import DEFAULT_THRESHOLD
+from research.experiment.common_ngrams import MOST_PARTS, learned_without, part_texts
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs, hash_rows
 from research.models.tfidf import INVERSE_PENALTIES, MIN_TEXTS, NGRAM_OPTIONS, TfidfTrainer
@@ -29,7 +30,6 @@ from research_data import compute_class_weights
 
 log = logging.getLogger(__name__)
 FLAG = "--teacher_tfidf"
-MOST_PARTS = 5
 CHOSEN_BY = "average_precision_macro"
 ANSWERS_FILE, FACTS_FILE = "answers.npy", "facts.json"
 # Part of the cache key: raise it when the answers to the same texts change.
@@ -40,9 +40,6 @@ def get_tfidf_answers(context: RunContext) -> tuple[NDArray[np.float32], dict[st
     """Return the logits (N, C) of every row of the tables, nan for those of no part, and the facts of the fit.
 
     They come from the cache when they are there.
-
-    Raises:
-        InputError: the training texts have no n-grams in common.
     """
     inputs = context.inputs
 
@@ -81,15 +78,6 @@ def answers_key(inputs: Inputs) -> dict[str, Any]:
         "versions": {name: version(name) for name in ("numpy", "scikit-learn")},
         "format": FORMAT,
     }
-
-
-def part_texts(text_hash: NDArray[np.uint64]) -> NDArray[np.int64]:
-    """Return the part, (N,) from 0, of each row: of equal numbers of distinct texts, drawn always alike.
-
-    Rows of one text are in one part, or a fit would have seen what it answers for.
-    """
-    distinct, text_of_row = np.unique(text_hash, return_inverse=True)
-    return np.random.default_rng(0).permutation(len(distinct))[text_of_row] % min(MOST_PARTS, len(distinct))
 
 
 def part_rows(inputs: Inputs, rows: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -152,8 +140,7 @@ def hold_out(
     for part in range(num_parts):
         log.info("teacher_tfidf: fitting without part %d of %d of the training texts", part + 1, num_parts)
         asked = np.flatnonzero(parts == part)
-        # A single distinct text is answered for by itself: there is no other.
-        learned = np.flatnonzero((parts[: len(labels)] != part) | (num_parts == 1))
+        learned = learned_without(part, parts[: len(labels)])
         trainer = TfidfTrainer([texts[row] for row in learned], labels[learned], weights, FLAG)
         for penalty, answers in held_out.items():
             if context.runtime.stop.requested:

@@ -8,7 +8,7 @@ n-grams and three arrays, so that loading runs no code of the file's.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -117,6 +117,22 @@ def _fit_label(features: csr_matrix, truth: FloatArray, weight: float, inverse_p
     )
     model.fit(features[known], truth[known].astype(np.int8))
     return model.coef_[0], float(model.intercept_[0])
+
+
+def share_ngrams(texts: Iterable[str]) -> bool:
+    """Return whether an n-gram stands in two texts, without which a fit has no features; no more are read than that takes."""
+    from sklearn.feature_extraction.text import TfidfVectorizer
+
+    # The shortest alone: of a longer one in two texts, its beginning stands in both.
+    shortest = NGRAM_OPTIONS["ngram_range"][0]
+    list_ngrams = TfidfVectorizer(**NGRAM_OPTIONS | {"ngram_range": (shortest, shortest)}).build_analyzer()
+    seen: set[str] = set()
+    for text in texts:
+        ngrams = set(list_ngrams(text))
+        if not seen.isdisjoint(ngrams):
+            return True
+        seen |= ngrams
+    return False
 
 
 def save_tfidf(model: TfidfClassifier, folder: Path, settings: dict[str, Any]) -> None:

@@ -108,6 +108,17 @@ def test_labels_in_one_column_with_another_delimiter_give_the_same_run(lab: Path
     assert run(flags.format("listed")) == 2  # another config
 
 
+def test_texts_without_n_grams_in_common_are_refused_before_anything_is_written(
+    lab: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [(chr(0x4E00 + 2 * row) + chr(0x4E01 + 2 * row), row % 2, row % 3 // 2) for row in range(60)]
+    write_rows(lab / "apart.csv", [("text", "a", "b"), *((text, str(a), str(b)) for text, a, b in rows)])
+    for flags in ("", "--dry_run"):
+        assert run(f"--dataset_path apart.csv --label_columns a b --output_dir results/apart {flags}") == 2
+        assert "error: --pipeline tfidf: 48 training texts have no n-grams in common" in capsys.readouterr().err
+    assert not (lab / "results").exists()
+
+
 def write_rows(path: Path, rows: Sequence[Sequence[str]], delimiter: str = ",") -> None:
     with path.open("w", encoding="utf-8", newline="") as file:
         csv.writer(file, delimiter=delimiter).writerows(rows)

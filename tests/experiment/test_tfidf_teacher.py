@@ -149,10 +149,14 @@ def test_folds_have_a_fit_each(lab: TinyLab) -> None:
     assert len(lab.entries("tfidf_teachers")) == 2
 
 
-def test_texts_without_ngrams_in_common_are_one_line(lab: TinyLab, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("research.models.tfidf.MIN_TEXTS", 1000)
-    status, errors = lab.run("--teacher_tfidf --output_dir results/run")
-    assert status == 2 and "error: --teacher_tfidf: the " in errors and "no n-grams in common" in errors
+def test_texts_of_a_fit_without_ngrams_in_common_are_refused_before_anything_is_written(lab: TinyLab) -> None:
+    # One word that two texts share: the fit that leaves one of them out has none.
+    words = [chr(0x4E00 + 2 * row) + chr(0x4E01 + 2 * row) for row in range(60)]
+    rows = [[f"{word} shared" if row < 20 else word, row % 2, row % 3 // 2] for row, word in enumerate(words)]
+    for name, part in {"train": [*rows[:1], *rows[20:50], *rows[1:2]], "rest": rows[50:]}.items():
+        write_table(lab.folder / f"{name}.csv", [["text", "a", "b"], *part])
+    line = lab.refused("--teacher_tfidf --dataset_path train.csv --val_path rest.csv --label_columns a b")
+    assert "error: --teacher_tfidf: " in line and "those that answer for the others, have no n-grams in common" in line
 
 
 def test_a_pipeline_without_a_teacher_says_that_it_does_not_read_it(lab: TinyLab) -> None:

@@ -15,7 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from support.builders import KEYWORDS, make_texts
 
 from research.errors import InputError
-from research.models.tfidf import TfidfClassifier, TfidfTrainer, fit_labels, load_tfidf, save_tfidf
+from research.models.tfidf import TfidfClassifier, TfidfTrainer, fit_labels, load_tfidf, save_tfidf, share_ngrams
 
 TEXTS = make_texts(120)
 TRUTH = np.array([[float(keyword in text) for keyword in KEYWORDS[:2]] for text in TEXTS], dtype=np.float32)
@@ -78,6 +78,32 @@ def test_a_damaged_model_is_one_line(tmp_path: Path, damage: str) -> None:
         (folder / "tfidf.json").write_text(json.dumps(settings | {"ngrams": ngrams}), encoding="utf-8")
     with pytest.raises(InputError, match="holds no model of --pipeline tfidf"):
         load_tfidf(folder)
+
+
+@pytest.mark.parametrize(
+    ("texts", "shared"),
+    [
+        ([], False),
+        (["ab ab"], False),
+        (["ab", "cd", "ef"], False),
+        (["ab", "cd", "xb"], True),
+        (["a", "A b"], True),
+        (["", " ", ""], False),
+    ],
+)
+def test_n_grams_are_shared_where_a_fit_finds_features(texts: list[str], shared: bool) -> None:
+    assert share_ngrams(iter(texts)) is shared
+    truth = np.zeros((len(texts), 1), np.float32)
+    if shared:
+        TfidfTrainer(texts, truth, np.ones(1))
+    else:
+        with pytest.raises(InputError, match="no n-grams in common"):
+            TfidfTrainer(texts, truth, np.ones(1))
+
+
+def test_no_more_texts_are_read_than_show_it() -> None:
+    texts = iter(["ab", "ab", "cd"])
+    assert share_ngrams(texts) and next(texts) == "cd"
 
 
 def test_texts_without_n_grams_in_common_are_one_line() -> None:
