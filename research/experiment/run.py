@@ -149,7 +149,7 @@ def score(
         metrics["teachers"] = score_single_teachers(labels, answers, inputs)
     others = {"teacher", "control"} & probs.keys()
     if "student" in probs and others:
-        thresholds = {model: list(cuts.values()) for model, cuts in metrics["thresholds"].items()}
+        thresholds = {model: [cuts[label] for label in names] for model, cuts in metrics["thresholds"].items()}
         of_test = {model: parts["test"] for model, parts in probs.items()}
         clusters = first_of_texts(inputs.comments, inputs.split.test)
         resampled = resample_models([AnsweredPart(labels["test"], of_test, thresholds, clusters)])

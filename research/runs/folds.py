@@ -44,7 +44,8 @@ def pool_folds(folds: Sequence[Run]) -> dict[str, Any]:
     """
     tested, ratios = [], []
     for fold in folds:
-        thresholds = {model: list(cuts.values()) for model, cuts in fold.metrics["thresholds"].items()}
+        # In the order of the columns, which is not that of a file with sorted keys.
+        thresholds = {model: [cuts[label] for label in fold.label_names] for model, cuts in fold.metrics["thresholds"].items()}
         predictions = fold.predictions
         # A teacher that is a table may speak of all test rows of one fold and not of another's.
         probs = {model: of_model for model, of_model in predictions.probs.items() if all(model in each.models for each in folds)}
