@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
@@ -10,8 +9,8 @@ from types import ModuleType
 
 import numpy as np
 import pytest
-from support.builders import ROOT
 from support.comparison_runs import write_scored_run
+from support.scripts import load_benchmark
 
 from research.evaluation.thresholds import THRESHOLD_RULES
 from research.runs.run import load_run
@@ -19,12 +18,7 @@ from research.runs.run import load_run
 
 @pytest.fixture(scope="module")
 def thresholds() -> ModuleType:
-    """The script, which is part of no package."""
-    spec = importlib.util.spec_from_file_location("benchmark_thresholds", ROOT / "benchmarks" / "thresholds.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("thresholds")
 
 
 def test_the_rule_of_a_run_gives_the_score_in_its_metrics(

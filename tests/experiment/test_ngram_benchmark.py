@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from types import ModuleType
 
 import numpy as np
 import pytest
-from support.builders import ROOT
+from support.scripts import load_benchmark
 from support.tiny_lab import TinyLab, columns_of, read_metrics
 
 FLAGS = "--num_folds 2 --with_control"
@@ -16,12 +15,7 @@ FLAGS = "--num_folds 2 --with_control"
 
 @pytest.fixture(scope="module")
 def ngrams() -> ModuleType:
-    """The script, which is part of no package."""
-    spec = importlib.util.spec_from_file_location("benchmark_ngrams", ROOT / "benchmarks" / "ngrams.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_benchmark("ngrams")
 
 
 def test_a_finished_run_is_written_anew_as_the_flag_would_have_made_it(lab: TinyLab, ngrams: ModuleType) -> None:
