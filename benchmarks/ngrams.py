@@ -83,14 +83,14 @@ def redo_fold(fold: Run, config: ExperimentConfig, number: int, folder: Path) ->
         assert tokens is not None
         rows = {part: getattr(inputs.split, part) for part in PARTS}
         index = {part: inputs.comments.find_source_rows(of_part) for part, of_part in rows.items()}
-        features = {part: fitted.table.weigh(*tokens.take(of_part)) for part, of_part in rows.items()}
+        features = {part: fitted.model.table.weigh(*tokens.take(of_part)) for part, of_part in rows.items()}
         logits: Logits = {model: read_logits(fold, model, index) for model in fold.models}
         training = dict(fold.metrics["training"])
         for model in set(MIXED) & logits.keys():
             facts = choose_share(model, logits[model]["validation"], fitted, context)
             training[model] = training[model] | {"ngrams": facts}
             for part, layers in logits[model].items():
-                ngrams = features[part] @ fitted.weights.T + fitted.bias
+                ngrams = fitted.model.answer(features[part])
                 logits[model][part] = (1 - facts["share"]) * layers + facts["share"] * ngrams
         labels = {part: inputs.comments.labels[getattr(inputs.split, part)] for part in ("train", *PARTS)}
         for part, of_part in rows.items():

@@ -8,22 +8,23 @@ from __future__ import annotations
 import logging
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from research.errors import InputError
-from research.evaluation.calibration import sigmoid
-from research.evaluation.metrics import compute_metrics, take_best
-from research.evaluation.thresholds import DEFAULT_THRESHOLD
+from research.evaluation.metrics import take_best
 from research.experiment.context import RunContext
-from research.experiment.training import predict_rows, weigh_positives
+from research.experiment.training import Regression, choose_penalty, predict_rows, score_validation, weigh_positives
 from research.models.classifiers import EncoderClassifier, TextClassifier
 from research.models.ngram_table import LEAST_TEXTS, NgramTable, list_ngrams
 from research.models.ngrams import build_branch
-from research.models.tfidf import INVERSE_PENALTIES, fit_labels
+from research.models.tfidf import fit_labels
 from research.names import METRIC_OF
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_matrix
 
 log = logging.getLogger(__name__)
 SHARES = tuple(tenths / 10 for tenths in range(11))
@@ -31,22 +32,18 @@ SHARES = tuple(tenths / 10 for tenths in range(11))
 
 @dataclass(frozen=True)
 class FittedNgrams:
-    """A regression's `weights` (C, F) and `bias` (C,), and how it was chosen.
-
-    Attributes:
-        validation: Its logits (V, C).
-        score: Of these, by --select_by.
-    """
+    """A regression's `weights` (C, F) and `bias` (C,) on the n-grams of a table."""
 
     table: NgramTable
     weights: NDArray[np.float32]
     bias: NDArray[np.float32]
-    inverse_penalty: float
-    validation: NDArray[np.floating]
-    score: float
+
+    def answer(self, features: csr_matrix) -> NDArray[np.floating]:
+        """Return the logits (N, C) of features (N, F), as the table weighs them."""
+        return np.asarray(features @ self.weights.T + self.bias)
 
 
-def fit_ngrams(context: RunContext) -> FittedNgrams:
+def fit_ngrams(context: RunContext) -> Regression[FittedNgrams]:
     """Fit the labels of the training texts for every penalty, and take the one that is best on validation.
 
     Raises:
@@ -62,29 +59,15 @@ def fit_ngrams(context: RunContext) -> FittedNgrams:
         )
     learned, asked = (table.weigh(*tokens.take(rows)) for rows in (split.train, split.validation))
     labels, positive_weights = inputs.comments.labels[split.train], weigh_positives(inputs)
-    scores: dict[float, float] = {}
-    best: FittedNgrams | None = None
-    for penalty in INVERSE_PENALTIES:
-        if context.runtime.stop.requested:
-            raise KeyboardInterrupt
-        weights, bias = fit_labels(learned, labels, positive_weights, penalty)
-        logits = asked @ weights.T + bias
-        scores[penalty] = score_validation(logits, context)
-        log.info("n-grams: inverse penalty %g: validation %s %.4f", penalty, inputs.config.select_by, scores[penalty])
-        if take_best(scores) == penalty:  # the others' weights are not needed any more
-            best = FittedNgrams(table, weights, bias, penalty, logits, scores[penalty])
-    assert best is not None
-    return best
+
+    def fit(penalty: float) -> tuple[FittedNgrams, NDArray[np.floating]]:
+        fitted = FittedNgrams(table, *fit_labels(learned, labels, positive_weights, penalty))
+        return fitted, fitted.answer(asked)
+
+    return choose_penalty("n-grams: ", fit, context)
 
 
-def score_validation(logits: NDArray[Any], context: RunContext) -> float:
-    """Return what --select_by says of the logits of validation (V, C)."""
-    inputs = context.inputs
-    labels = inputs.comments.labels[inputs.split.validation]
-    return compute_metrics(labels, sigmoid(logits), DEFAULT_THRESHOLD, inputs.comments.label_names)[inputs.config.select_by]
-
-
-def choose_share(name: str, layers: NDArray[np.float32], fitted: FittedNgrams, context: RunContext) -> dict[str, Any]:
+def choose_share(name: str, layers: NDArray[np.float32], fitted: Regression[FittedNgrams], context: RunContext) -> dict[str, Any]:
     """Return the facts of the mixture whose `share` of n-grams is best on validation; of equal ones, the smallest.
 
     Args:
@@ -92,7 +75,7 @@ def choose_share(name: str, layers: NDArray[np.float32], fitted: FittedNgrams, c
         layers: Their logits of validation (V, C).
     """
     scores = {share: score_validation((1 - share) * layers + share * fitted.validation, context) for share in SHARES}
-    share, num_ngrams, short = take_best(scores), len(fitted.table.codes), METRIC_OF[context.inputs.config.select_by].short
+    share, num_ngrams, short = take_best(scores), len(fitted.model.table.codes), METRIC_OF[context.inputs.config.select_by].short
     if math.isnan(scores[share]):
         log.warning(
             "warning: %s: its n-grams get no share of its logits: validation has no %s. Choose another --select_by.", name, short
@@ -102,7 +85,7 @@ def choose_share(name: str, layers: NDArray[np.float32], fitted: FittedNgrams, c
         f"of the layers alone {scores[0.0]:.4f}, of the n-grams {fitted.score:.4f}"
     )
     return {
-        "longest": fitted.table.longest,
+        "longest": fitted.model.table.longest,
         "ngrams": num_ngrams,
         "inverse_penalty": fitted.inverse_penalty,
         "share": share,
@@ -110,13 +93,14 @@ def choose_share(name: str, layers: NDArray[np.float32], fitted: FittedNgrams, c
     }
 
 
-def add_ngrams(name: str, student: TextClassifier, fitted: FittedNgrams, context: RunContext) -> dict[str, Any]:
+def add_ngrams(name: str, student: TextClassifier, fitted: Regression[FittedNgrams], context: RunContext) -> dict[str, Any]:
     """Give the n-grams the share of a trained student's logits that is best on validation; return the facts of it."""
     tokens = context.tokens.student
     assert isinstance(student, EncoderClassifier) and tokens is not None
     layers = predict_rows(f"{name} without n-grams", student, context.inputs.split.validation, tokens, context)
     facts = choose_share(name, layers, fitted, context)
     if facts["share"] > 0:
-        branch = build_branch(fitted.table, fitted.weights, fitted.bias, facts["share"])
+        ngrams = fitted.model
+        branch = build_branch(ngrams.table, ngrams.weights, ngrams.bias, facts["share"])
         student.ngrams = branch.to(context.runtime.device)
     return facts

@@ -25,7 +25,7 @@ from research.experiment.inputs import Inputs, hash_rows
 from research.experiment.ngram_stage import FittedNgrams, add_ngrams
 from research.experiment.search import Trial, search
 from research.experiment.teacher_stage import ask_teachers, prepare_targets
-from research.experiment.training import predict_parts, summarize, train
+from research.experiment.training import Regression, predict_parts, summarize, train
 from research.experiment.view_stage import label_views, rows_in_turn, training_rows
 from research.kd.ensemble import Ensemble, average_logits
 from research.kd.loop import TrainingResult
@@ -79,7 +79,7 @@ class Lesson:
     carried: Mapping[str, Any] = field(default_factory=dict)
 
 
-def train_student(teachers: Ensemble | None, ngrams: FittedNgrams | None, context: RunContext) -> TrainedStudent:
+def train_student(teachers: Ensemble | None, ngrams: Regression[FittedNgrams] | None, context: RunContext) -> TrainedStudent:
     """Build the student and train it, from its teachers or from the labels alone, and put n-grams beside its layers."""
     inputs, folder = context.inputs, context.run_dir.path / "checkpoint"
     if teachers is None:
@@ -96,7 +96,7 @@ def learn_labels(teachers: Ensemble | None, inputs: Inputs) -> Lesson:
     return Lesson(rows, turns, teachers, labels=label_views(inputs, inputs.comments.labels))
 
 
-def train_control(teachers: Ensemble | None, ngrams: FittedNgrams | None, context: RunContext) -> TrainedStudent:
+def train_control(teachers: Ensemble | None, ngrams: Regression[FittedNgrams] | None, context: RunContext) -> TrainedStudent:
     """Train the same student without the teacher.
 
     It starts from the same weights with the same seed and sees the same batches, as a student_only run
@@ -135,7 +135,9 @@ def pseudo_label(teachers: Ensemble, rows: NDArray[np.int64], context: RunContex
     return labels
 
 
-def _train(name: str, lesson: Lesson, ngrams: FittedNgrams | None, checkpoints: Path, context: RunContext) -> TrainedStudent:
+def _train(
+    name: str, lesson: Lesson, ngrams: Regression[FittedNgrams] | None, checkpoints: Path, context: RunContext
+) -> TrainedStudent:
     """Train it, once or in every trial of --search, and ask the one that validation chose about both parts."""
 
     def try_out(trial: RunContext) -> Trial[tuple[TextClassifier, TrainingResult]]:

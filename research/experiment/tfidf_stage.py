@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,16 +10,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from research.evaluation.calibration import sigmoid
 from research.evaluation.efficiency import LATENCY_BATCH, MOST_ROUNDS
-from research.evaluation.metrics import compute_metrics, take_best
-from research.evaluation.thresholds import DEFAULT_THRESHOLD
 from research.experiment.context import RunContext
-from research.experiment.training import weigh_positives
-from research.models.tfidf import INVERSE_PENALTIES, TfidfClassifier, TfidfTrainer, load_tfidf, save_tfidf
+from research.experiment.training import choose_penalty, weigh_positives
+from research.models.tfidf import TfidfClassifier, TfidfTrainer, load_tfidf, save_tfidf
 from research.names import PARTS
 
-log = logging.getLogger(__name__)
 TIMED_ROWS = 8 * LATENCY_BATCH
 REMARK = "timed from text to logits, with the making of the n-grams; timings of transformers start from tokens"
 
@@ -45,23 +40,18 @@ class TrainedTfidf:
 def train_tfidf(context: RunContext) -> TrainedTfidf:
     """Fit the model on the labels for every penalty, and take the one that is best on validation by --select_by."""
     inputs = context.inputs
-    config, comments, split = inputs.config, inputs.comments, inputs.split
+    comments, split = inputs.comments, inputs.split
     texts = comments.read_texts(np.concatenate([split.train, *(getattr(split, part) for part in PARTS)]))
-    labels = comments.labels
-    trainer = TfidfTrainer([texts[row] for row in split.train.tolist()], labels[split.train], weigh_positives(inputs))
+    trainer = TfidfTrainer([texts[row] for row in split.train.tolist()], comments.labels[split.train], weigh_positives(inputs))
     of_part = {part: [texts[row] for row in getattr(split, part).tolist()] for part in PARTS}
-    found: dict[float, tuple[float, TfidfClassifier]] = {}
-    for penalty in INVERSE_PENALTIES:
-        if context.runtime.stop.requested:
-            raise KeyboardInterrupt
+
+    def fit(penalty: float) -> tuple[TfidfClassifier, NDArray[np.float32]]:
         model = trainer.fit(penalty)
-        probs = sigmoid(model.predict_logits(of_part["validation"]))
-        score = compute_metrics(labels[split.validation], probs, DEFAULT_THRESHOLD, comments.label_names)[config.select_by]
-        log.info("inverse penalty %g: validation %s %.4f", penalty, config.select_by, score)
-        found[penalty] = score, model
-    best = take_best({penalty: score for penalty, (score, _) in found.items()})
-    model = found[best][1]
-    training = {"inverse_penalty": best, "ngrams": len(model.vectorizer.vocabulary_)}
+        return model, model.predict_logits(of_part["validation"])
+
+    chosen = choose_penalty("", fit, context)
+    model = chosen.model
+    training = {"inverse_penalty": chosen.inverse_penalty, "ngrams": len(model.vectorizer.vocabulary_)}
     logits = {part: model.predict_logits(of_part[part]) for part in PARTS}
     return TrainedTfidf(model, logits, training, measure_costs(model, of_part["test"], context.runtime.extras.measure_s))
 

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from functools import partial
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import torch
@@ -12,13 +14,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from research.evaluation.calibration import sigmoid
-from research.evaluation.metrics import compute_metrics
+from research.evaluation.metrics import compute_metrics, take_best
 from research.evaluation.predict import predict_logits
 from research.evaluation.thresholds import DEFAULT_THRESHOLD
 from research.experiment.context import RunContext
 from research.experiment.inputs import Inputs
 from research.kd.loop import TrainingResult
 from research.logs import with_progress
+from research.models.tfidf import INVERSE_PENALTIES
 from research.names import PARTS, SCORES_PER_EPOCH
 from research.storage.checkpoints import CheckpointFolder
 from research.text.batches import BatchLoader
@@ -27,6 +30,7 @@ from research_data import compute_class_weights
 from research_distillation import DistillationTrainer
 
 log = logging.getLogger(__name__)
+Model = TypeVar("Model")
 
 
 def train(
@@ -83,6 +87,44 @@ def build_validation(name: str, tokens: Tokens, context: RunContext) -> Callable
         return {score: scores[score] for score in SCORES_PER_EPOCH}
 
     return validate
+
+
+def score_validation(logits: NDArray[Any], context: RunContext) -> float:
+    """Return what --select_by says of the logits of validation (V, C)."""
+    inputs = context.inputs
+    labels = inputs.comments.labels[inputs.split.validation]
+    return compute_metrics(labels, sigmoid(logits), DEFAULT_THRESHOLD, inputs.comments.label_names)[inputs.config.select_by]
+
+
+@dataclass(frozen=True)
+class Regression(Generic[Model]):
+    """A fitted model, the penalty that was chosen for it, its logits of validation (V, C) and their score by --select_by."""
+
+    model: Model
+    inverse_penalty: float
+    validation: NDArray[np.floating]
+    score: float
+
+
+def choose_penalty(name: str, fit: Callable[[float], tuple[Model, NDArray[Any]]], context: RunContext) -> Regression[Model]:
+    """Fit a regression for every penalty and return the first that is best on validation.
+
+    Args:
+        name: What goes before the penalty in log lines.
+        fit: Returns the model of an inverse penalty, and its logits of validation (V, C).
+    """
+    scores: dict[float, float] = {}
+    best: Regression[Model] | None = None
+    for penalty in INVERSE_PENALTIES:
+        if context.runtime.stop.requested:
+            raise KeyboardInterrupt
+        model, logits = fit(penalty)
+        scores[penalty] = score_validation(logits, context)
+        log.info("%sinverse penalty %g: validation %s %.4f", name, penalty, context.inputs.config.select_by, scores[penalty])
+        if take_best(scores) == penalty:  # the others' models are not needed any more
+            best = Regression(model, penalty, logits, scores[penalty])
+    assert best is not None
+    return best
 
 
 def predict_parts(name: str, model: nn.Module, tokens: Tokens, context: RunContext) -> dict[str, NDArray[np.float32]]:

@@ -14,8 +14,8 @@ from support.tiny_lab import TinyLab, columns_of, read_metrics, read_table, repe
 import research_predict
 from research.evaluation.calibration import sigmoid
 from research.evaluation.metrics import take_best
-from research.experiment import ngram_stage
-from research.models.tfidf import fit_labels
+from research.experiment import ngram_stage, training
+from research.models.tfidf import INVERSE_PENALTIES, fit_labels
 
 PARTS = {"validation": "validation_predictions.csv", "test": "predictions.csv"}
 BOTH = ("student", "control")
@@ -76,7 +76,7 @@ def test_labels_that_are_held_out_fit_nothing(lab: TinyLab, monkeypatch: pytest.
     header = list(rows[0])
     labels = header[-5:]
     with_share(1.0, monkeypatch)
-    monkeypatch.setattr(ngram_stage, "INVERSE_PENALTIES", (1.0,))
+    monkeypatch.setattr(training, "INVERSE_PENALTIES", (1.0,))
     write_table(lab.folder / "train.csv", [header, *[list(row.values()) for row in rows[:50]]])
     answers = []
     for name, turned in (("straight", False), ("turned", True)):
@@ -144,7 +144,7 @@ def test_of_regressions_no_more_than_the_best_and_the_last_are_held(lab: TinyLab
 
     monkeypatch.setattr(ngram_stage, "fit_labels", fit)
     lab.done("run", "--student_ngrams 1 --with_control")  # whose control has the same n-grams
-    assert len(held) == len(ngram_stage.INVERSE_PENALTIES) > max(held)
+    assert len(held) == len(INVERSE_PENALTIES) > max(held)
     assert max(held) <= 3  # with the one that was fitted before, whose name is not given anew until it returns
 
 
