@@ -30,13 +30,13 @@ from research.experiment.context import RunContext
 from research.experiment.ngram_stage import choose_share, fit_ngrams
 from research.experiment.run import Logits, load_fold, score
 from research.experiment.runtime import Extras, start_runtime
-from research.experiment.saving import first_of_texts
+from research.experiment.saving import write_predictions
 from research.experiment.tokenised import tokenise_comments
 from research.flags import read_config_file
 from research.names import METRIC_OF, PARTS
 from research.report.numbers import format_number
 from research.runs.directory import RunDirectory
-from research.runs.folds import aggregate_folds, pool_folds
+from research.runs.folds import combine_folds, pool_folds
 from research.runs.formats import PREDICTION_FILES, dig, read_csv
 from research.runs.run import Run, load_run
 from research_config import ExperimentConfig, saved_settings
@@ -67,8 +67,7 @@ def redo(run: Run, folder: Path, longest: int) -> dict[str, Any]:
         if run_dir.claim(saved_settings(config)) != "finished":
             for number, fold in enumerate(run.folds):
                 redo_fold(fold, config, number, run_dir.path / f"fold_{number + 1}")
-            folds = [load_run(run_dir.path / f"fold_{number + 1}") for number in range(run.num_folds)]
-            run_dir.write_metrics(aggregate_folds([fold.metrics for fold in folds]) | {"pooled": pool_folds(folds)})
+            run_dir.write_metrics(combine_folds(run_dir.path, run.num_folds))
     return describe(run, load_run(run_dir.path))
 
 
@@ -93,10 +92,7 @@ def redo_fold(fold: Run, config: ExperimentConfig, number: int, folder: Path) ->
                 ngrams = fitted.model.answer(features[part])
                 logits[model][part] = (1 - facts["share"]) * layers + facts["share"] * ngrams
         labels = {part: inputs.comments.labels[getattr(inputs.split, part)] for part in ("train", *PARTS)}
-        for part, of_part in rows.items():
-            clusters = first_of_texts(inputs.comments, of_part)
-            of_models = {model: of_model[part] for model, of_model in logits.items()}
-            fold_dir.write_predictions(part, index[part], clusters, inputs.comments.label_names, labels[part], of_models)
+        write_predictions(labels, logits, context)
         fold_dir.write_environment(fold.environment)
         fold_dir.write_metrics(score(labels, logits, training, inputs, None))
 

@@ -29,8 +29,7 @@ from research.names import PARTS, TEACHER_TABLE
 from research.report.run_page import write_report
 from research.report.trackers import following
 from research.runs.directory import RunDirectory, Status
-from research.runs.folds import aggregate_folds, pool_folds
-from research.runs.run import load_run
+from research.runs.folds import combine_folds
 from research.storage.arrays import return_free_memory
 from research_config import PIPELINES, ExperimentConfig, table_paths
 from research_data import PARTS as ALL_PARTS
@@ -193,8 +192,7 @@ def run_folds(
     return_free_memory()  # of training, before every fold's predictions are scored together
 
     def finish() -> dict[str, Any]:
-        folds = [load_run(run_dir.path / f"fold_{fold + 1}") for fold in range(config.num_folds)]
-        total = aggregate_folds([fold.metrics for fold in folds]) | {"pooled": pool_folds(folds)}
+        total = combine_folds(run_dir.path, config.num_folds)
         write_report(run_dir.path, total, plots=runtime.extras.plots)
         run_dir.write_metrics(total)
         return total

@@ -55,11 +55,7 @@ def save_run(
         logits: {model: {part: (N, C)}}.
     """
     inputs, run_dir = context.inputs, context.run_dir
-    for part in PARTS:
-        rows = getattr(inputs.split, part)
-        index, clusters = inputs.comments.find_source_rows(rows), first_of_texts(inputs.comments, rows)
-        of_part = {model: parts[part] for model, parts in logits.items()}
-        run_dir.write_predictions(part, index, clusters, inputs.comments.label_names, labels[part], of_part)
+    write_predictions(labels, logits, context)
     members = {} if teachers is None else teachers.members
     run_dir.write_efficiency(measure_costs(members, student, context))
     # Those of one teacher; several have thresholds together only.
@@ -82,6 +78,18 @@ def save_run(
     context.tracking.finish()
     # Only now: a run killed before metrics.json resumes from its last checkpoint.
     run_dir.drop_leavings()
+
+
+def write_predictions(
+    labels: Mapping[str, NDArray[np.float32]], logits: Mapping[str, Mapping[str, NDArray[np.float32]]], context: RunContext
+) -> None:
+    """Write the predictions of validation and test; the arguments are those of `save_run`."""
+    comments = context.inputs.comments
+    for part in PARTS:
+        rows = getattr(context.inputs.split, part)
+        index, clusters = comments.find_source_rows(rows), first_of_texts(comments, rows)
+        of_part = {model: parts[part] for model, parts in logits.items()}
+        context.run_dir.write_predictions(part, index, clusters, comments.label_names, labels[part], of_part)
 
 
 def store_student(student: TextClassifier | TrainedTfidf, settings: dict[str, Any], inputs: Inputs) -> Callable[[Path], None]:

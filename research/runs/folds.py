@@ -5,16 +5,23 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from research.evaluation.gain import AnsweredPart, measure_gain, measure_gap, measure_keeping, measure_scores, resample_models
-from research.runs.run import Run
+from research.runs.run import Run, load_run
+
+
+def combine_folds(path: Path, num_folds: int) -> dict[str, Any]:
+    """Return the whole metrics.json of a cross-validation whose folds are finished below a directory."""
+    folds = [load_run(path / f"fold_{fold + 1}") for fold in range(num_folds)]
+    return aggregate_folds([fold.metrics for fold in folds]) | {"pooled": pool_folds(folds)}
 
 
 def aggregate_folds(fold_metrics: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
-    """Return the metrics.json of a cross-validation: mean and sample standard deviation of every number.
+    """Return the scores of a cross-validation: mean and sample standard deviation of every number.
 
     A number that is null in some folds (an average precision without positives) is averaged over the
     others; the deviation of fewer than two numbers is null. Texts and flags are left out.
