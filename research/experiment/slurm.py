@@ -22,20 +22,26 @@ WARNING_S = 60  # before the time limit, for a checkpoint
 MOST_TASKS = 1000  # of an array, as Slurm is set up unless told otherwise; a task may do several runs
 # The batch shell hands signals on, also one that comes before there is a command to hand it to. Of a command that stopped for
 # the warning (130, or 138 before it could catch it) it puts the job back into the queue; after a SIGTERM Slurm does, if it was
-# no scancel.
+# no scancel. A signal ends `wait` with a status that is not the command's, so it waits again; 127 says that there is nothing
+# more to wait for.
 SCRIPT = """#!/bin/sh
 child=
 early=
 warned=no
-hand_on() {{ if [ "$child" ]; then kill -$1 $child; else early=$1; fi; }}
+caught=yes
+status=127
+hand_on() {{ caught=yes; if [ "$child" ]; then kill -$1 $child; else early=$1; fi; }}
 trap 'warned=yes; hand_on USR1' USR1
 trap 'hand_on TERM' TERM
 {command} &
 child=$!
 [ -z "$early" ] || kill -$early $child
-wait $child
-status=$?
-while kill -0 $child 2> /dev/null; do wait $child; status=$?; done
+while [ $caught = yes ]; do
+    caught=no
+    wait $child
+    ended=$?
+    [ $ended = 127 ] || status=$ended
+done
 case $warned$status in yes130 | yes138) scontrol requeue $SLURM_JOB_ID ;; esac
 exit $status
 """
